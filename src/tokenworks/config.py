@@ -1,0 +1,56 @@
+"""The one configuration file, factory.yaml: its schema, its defaults, and where the factory keeps its data."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+
+
+class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model the factory serves."""
+
+    source: str
+    """A catalogue name, a path, `pypi:PACKAGE` or `hf:ORG/NAME`."""
+    name: str | None = None
+    """The name clients ask for; by default the catalogue's, the folder's or the file's own."""
+    start: Literal["now", "on_demand"] = "now"
+    """Start its worker with the factory, or with the first request for it."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one worker may use."""
+
+    threads: Positive | None = None
+    """Default: the cores this process may run on."""
+    context_tokens: Positive | None = None
+    """Default: the model's own, as far as the cache reaches."""
+    cache_mb: Positive = 1024
+    """KV cache of a worker, MiB; memory is touched only as it fills."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    block_tokens: Positive = 16
+    step_tokens: Positive = 512
+    """The most tokens one step computes: a long prompt delays running requests by no more than this."""
+    sequences: Positive = 64
+    """The most sequences that run at once; more wait."""
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    max_body_mb: Positive = 16
+    max_waiting: Positive = 1024
+    """Requests beyond this many in flight are answered 503 at once."""
+
+
+class Factory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file. Every key has a default, so the file itself is optional."""
+
+    models: tuple[ServedModel, ...] = (
+        ServedModel(source="smollm2-135m"),
+        ServedModel(source="minilm-l6", start="on_demand"),
+    )
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()

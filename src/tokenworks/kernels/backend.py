@@ -1,0 +1,91 @@
+"""What a chip must offer to run the factory: compile a Program, run steps, sample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.program import Program
+from tokenworks.kernels.tensor import Tensor
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest step a backend must be ready for, and the cache it keeps. All buffers are sized from this, once."""
+
+    step_tokens: int
+    sequences: int
+    logit_rows: int
+    blocks: int
+    block_tokens: int
+    cache_dtype: Literal["float16", "float32"]
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step's tokens, sequence after sequence; each sequence's rows are consecutive positions.
+
+    T tokens, S sequences, B block-table columns, R rows whose logits are wanted. All int32, C-contiguous.
+    """
+
+    tokens: Int32
+    """[T]"""
+    positions: Int32
+    """[T] position of each token in its sequence."""
+    row_starts: Int32
+    """[S + 1] sequence s has rows row_starts[s] .. row_starts[s + 1]."""
+    block_tables: Int32
+    """[S, B] block number of each block_tokens positions of sequence s; unused entries are -1."""
+    logit_rows: Int32
+    """[R] rows, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """How to draw a token from each row of logits; R rows.
+
+    Per row: divide by temperature; keep the top_k likeliest (0: all); of these the smallest set whose probability
+    reaches top_p; of these the ones with at least min_p times the likeliest one's probability; renormalise; take the
+    token where the cumulative probability, in order of falling probability with ties by token id, passes `uniform`.
+    Temperature 0 takes the likeliest (lowest id wins a tie).
+    """
+
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    min_p: Float32
+    uniform: Float32
+    """[R] in [0, 1)."""
+
+
+class Executable(Protocol):
+    """A loaded model: weights packed, cache allocated."""
+
+    weight_bytes: int
+    cache_bytes: int
+
+    def run(self, batch: StepBatch) -> Float32:
+        """One step. Returns the program's result, [R, vocabulary] or [S, width]; valid until the next run."""
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
+
+    def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+        """Of log_softmax(logits): the chosen tokens' values [R] and ranks [R] (1 is best), the `top` likeliest token
+        ids [R, top] and their values [R, top], best first, ties by lower id. Does not change `logits`."""
+
+
+class Backend(Protocol):
+    """A kind of chip."""
+
+    name: str
+
+    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> Executable:
+        """Packs the weights for this chip and gets ready to run. Raises ModelError naming a weight that is missing,
+        of the wrong shape, or of a format it cannot run."""

@@ -1,0 +1,292 @@
+"""The table of operations, as data.
+
+A model architecture describes one step as a Program: a straight list of instructions over activation matrices.
+Every value is a float32 matrix with one row per token of the step ([T, width]), or per selected row after
+`select_rows` / `pool` ([R, width]). The program is built once, when a model is loaded; a backend compiles it and runs
+it for every step, whatever the batch. The numpy reference, the C++ backend and a cost model all read the same list.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Columns [offset, offset + width) of buffer number `buffer`, which is `stride` wide."""
+
+    buffer: int
+    offset: int
+    width: int
+    stride: int
+
+    def columns(self, start: int, width: int) -> "Value":
+        """A view of some columns; no copy."""
+        assert 0 <= start and start + width <= self.width
+        return replace(self, offset=self.offset + start, width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """out[t] = table[index of t] * scale; `index` is the token id, the token's position, or always row 0."""
+
+    output: Value
+    table: str
+    index: Literal["token", "position", "zero"]
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    """Each group of `group` columns: x / sqrt(mean(x²) + epsilon) * weight (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    `group` is the whole width, or the head size for per-head norms (QK-norm). `weight` has `group` elements.
+    """
+
+    output: Value
+    x: Value
+    weight: str
+    epsilon: float
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """(x - mean) / sqrt(var + epsilon) * weight + bias over the whole width (arXiv 1607.06450)."""
+
+    output: Value
+    x: Value
+    weight: str
+    bias: str
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """out = x @ concat(weights).T + concat(biases); a weight is [out_features, in_features] in any format.
+
+    Several weights stack along their output features, so that Q, K, V or gate, up run as one product.
+    `biases` is empty, or has one name or None for each weight.
+    """
+
+    output: Value
+    x: Value
+    weights: tuple[str, ...]
+    biases: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotates pairs (i, i + head_size/2) of every head by position * inverse_frequencies[i] (arXiv 2104.09864).
+
+    `inverse_frequencies` names a float32 weight of head_size/2 elements. In place when output is x.
+    """
+
+    output: Value
+    x: Value
+    head_size: int
+    inverse_frequencies: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """Grouped-query attention. softmax(softcap(scale * q·k)) v, heads share K/V in groups of heads / kv_heads.
+
+    With `cache_layer` set, the step's K and V are first written to that layer's cache through the block tables, and a
+    token at position p sees positions (p - window, p], or [0, p] when `window` is 0. With `cache_layer` None (encoders)
+    every token sees all tokens of its own sequence in this step.
+    `softcap` 0 is off, else softcap * tanh(s / softcap).
+    """
+
+    output: Value
+    q: Value
+    k: Value
+    v: Value
+    cache_layer: int | None
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """out = activation(gate) * up (arXiv 2002.05202)."""
+
+    output: Value
+    gate: Value
+    up: Value
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """out = activation(x)."""
+
+    output: Value
+    x: Value
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """out = a + b."""
+
+    output: Value
+    a: Value
+    b: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Softcap:
+    """out = cap * tanh(x / cap)."""
+
+    output: Value
+    x: Value
+    cap: float
+
+
+@dataclass(frozen=True, slots=True)
+class SelectRows:
+    """Keeps the rows whose logits are wanted (StepBatch.logit_rows): [T, width] -> [R, width]."""
+
+    output: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One row per sequence of the step, from its rows: their mean, or the first; then / l2 norm if `normalise`."""
+
+    output: Value
+    x: Value
+    how: Literal["mean", "first"]
+    normalise: bool
+
+
+Instruction = (
+    Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Softcap | SelectRows | Pool
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What one attention layer keeps between steps: K and V of every token."""
+
+    kv_heads: int
+    head_size: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One step of a model. `result` is the logits [R, vocabulary], or the vectors [sequences, width] of an encoder."""
+
+    instructions: tuple[Instruction, ...]
+    result: Value
+    buffer_widths: tuple[int, ...]
+    cache_layers: tuple[CacheLayer, ...]
+
+
+@dataclass(slots=True)
+class ProgramBuilder:
+    """Writes a Program down while a model describes its step: the only thing that `models/` needs to know."""
+
+    _instructions: list[Instruction] = field(default_factory=list)
+    _widths: list[int] = field(default_factory=list)
+    _cache_layers: list[CacheLayer] = field(default_factory=list)
+
+    def _new(self, width: int) -> Value:
+        self._widths.append(width)
+        return Value(len(self._widths) - 1, 0, width, width)
+
+    def embed(
+        self, table: str, width: int, *, index: Literal["token", "position", "zero"] = "token", scale: float = 1.0
+    ) -> Value:
+        out = self._new(width)
+        self._instructions.append(Embed(out, table, index, scale))
+        return out
+
+    def rmsnorm(self, x: Value, weight: str, epsilon: float, *, group: int | None = None) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(RmsNorm(out, x, weight, epsilon, group or x.width))
+        return out
+
+    def layernorm(self, x: Value, weight: str, bias: str, epsilon: float) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(LayerNorm(out, x, weight, bias, epsilon))
+        return out
+
+    def linear(
+        self, x: Value, weights: Iterable[str], width: int, *, biases: Iterable[str | None] | None = None
+    ) -> Value:
+        """`width` is the sum of the weights' output features."""
+        out = self._new(width)
+        self._instructions.append(Linear(out, x, tuple(weights), tuple(biases or ())))
+        return out
+
+    def rope(self, x: Value, head_size: int, inverse_frequencies: str) -> Value:
+        self._instructions.append(Rope(x, x, head_size, inverse_frequencies))
+        return x
+
+    def attend(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        cached: bool = True,
+    ) -> Value:
+        """Each cached call takes the next cache layer."""
+        layer = None
+        if cached:
+            layer = len(self._cache_layers)
+            self._cache_layers.append(CacheLayer(kv_heads, head_size, window))
+        out = self._new(heads * head_size)
+        self._instructions.append(
+            Attend(out, q, k, v, layer, heads, kv_heads, head_size, scale, window, softcap)
+        )
+        return out
+
+    def gate(self, gate: Value, up: Value, activation: Activation) -> Value:
+        out = self._new(up.width)
+        self._instructions.append(Gate(out, gate, up, activation))
+        return out
+
+    def activate(self, x: Value, activation: Activation) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Activate(out, x, activation))
+        return out
+
+    def add(self, a: Value, b: Value) -> Value:
+        out = self._new(a.width)
+        self._instructions.append(Add(out, a, b))
+        return out
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Softcap(out, x, cap))
+        return out
+
+    def select_rows(self, x: Value) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(SelectRows(out, x))
+        return out
+
+    def pool(self, x: Value, how: Literal["mean", "first"], *, normalise: bool) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Pool(out, x, how, normalise))
+        return out
+
+    def finish(self, result: Value) -> Program:
+        return Program(tuple(self._instructions), result, tuple(self._widths), tuple(self._cache_layers))

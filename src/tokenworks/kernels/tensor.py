@@ -1,0 +1,19 @@
+"""A weight as it lies in its file: bytes and a number format. Backends pack it; nobody blows it up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`data` is uint8, flat, row-major in `format` (a name in kernels/formats.py); usually a view of a mapped file.
+
+    `shape` is in elements, outermost first: [out_features, in_features] for a linear weight.
+    """
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]

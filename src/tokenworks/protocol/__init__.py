@@ -1,0 +1,1 @@
+"""The ground every room stands on: messages, sampling options, errors, the clock."""

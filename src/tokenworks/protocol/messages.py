@@ -1,0 +1,135 @@
+"""What passes between the gateway and a worker. A worker speaks token ids, never text.
+
+Frozen structs, validated when decoded; `ToWorker` and `ToGateway` are the explicit wire tables.
+Encoding: MessagePack, one message per frame (framing: fleet/link.py).
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from tokenworks.protocol.sampling import Sampling
+
+
+class Finish(StrEnum):
+    """Why a sequence ended. Every request ends exactly once, with exactly one of these."""
+
+    STOP = "stop"
+    """An end-of-sequence or stop token, or the grammar is complete."""
+    LENGTH = "length"
+    """max_tokens or the context limit."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities at one position, natural logarithm, of the model's distribution before any sampling option."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 for the likeliest token of the vocabulary."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens, best first."""
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Start, or carry on, one output sequence.
+
+    `output_ids` are tokens that an earlier worker already made: they count towards max_tokens, penalties, the
+    grammar and the random stream, and are not sent again.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    output_ids: tuple[int, ...] = ()
+    priority: int = 0
+    """Lower runs first; equal priorities in order of arrival."""
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Encode inputs to vectors (pooled and normalised as the checkpoint's own files say)."""
+
+    request_id: str
+    inputs: tuple[tuple[int, ...], ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """The client is gone: free everything of this request by the next step. Answered by a chunk with CANCELLED."""
+
+    request_id: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what is running, take nothing new, then exit with status 0."""
+
+
+ToWorker = Generate | Embed | Cancel | Drain
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """First message of a worker: the model is loaded."""
+
+    kind: Literal["generate", "embed"]
+    context_tokens: int
+    vocabulary: int
+    weight_bytes: int
+    kv_bytes: int
+    load_s: dict[str, float]
+    """Where the start-up time went: phase -> seconds, in order."""
+
+
+class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
+    """What one step made for one request; the one that has `finish` is the last."""
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token in `token_ids` when asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """On the first chunk, when asked for: one per prompt token but the first."""
+    cached_tokens: int = 0
+    """On the first chunk: prompt tokens that came from the prefix cache."""
+    finish: Finish | None = None
+    stop_token_id: int | None = None
+    """The token of a STOP (the last of `token_ids`)."""
+    error: str | None = None
+    """With FAILED: what went wrong, for people."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The engine's state after a step; totals count from the worker's start."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    """Blocks that running sequences hold (shared ones once)."""
+    kv_blocks_cached: int = 0
+    """Blocks only the prefix cache holds: given up when needed."""
+    kv_blocks_total: int = 0
+    prompt_tokens_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    output_tokens_total: int = 0
+    preemptions_total: int = 0
+    steps_total: int = 0
+
+
+class StepDone(msgspec.Struct, frozen=True, tag="step"):
+    """One engine step: everything it made, in one message."""
+
+    chunks: tuple[TokenChunk, ...]
+    stats: EngineStats
+
+
+class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
+    """Vectors for one Embed request: float32, little-endian, row after row, `width` numbers a row."""
+
+    request_id: str
+    width: int = 0
+    vectors: bytes = b""
+    error: str | None = None
+
+
+ToGateway = Ready | StepDone | Embedded
