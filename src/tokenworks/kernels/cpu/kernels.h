@@ -1,0 +1,213 @@
+// The table of operations as the CPU runs it: one argument struct per instruction of kernels/program.py, and one table
+// of kernels per instruction set. dispatch.cpp fills the tables and is the only place that chooses one.
+//
+// Rules for a kernel
+// - It is called by every thread of the team with its own Share and does that thread's part of the work. Row-wise
+//   kernels split by share.rows(n); others may use share.take() or share.rows() over whatever they like.
+// - Each output element is computed by the same arithmetic in the same order whatever the number of rows, the row's
+//   place, or the number of threads, bit for bit, within one instruction set.
+// - Files for one instruction set are compiled with its flags: everything in them but the one fill function lives in an
+//   anonymous namespace, and they use no std templates or inline functions that the linker could share with other files
+//   (it would keep one copy, maybe the one that older machines cannot run).
+#pragma once
+
+#include <cstdint>
+
+#include "team.h"
+
+namespace tokenworks::cpu {
+
+// Some columns of a matrix of activations: row r begins at data + r * stride.
+struct Columns {
+    float* data;
+    int64_t stride;
+    float* row(int64_t r) const { return data + r * stride; }
+};
+
+enum class Activation { silu, gelu_tanh, gelu };
+
+struct PackedMatrix;  // linear/packed.h; weights, [out_features, in_features]
+
+// Writes row `row` of a packed weight, in_features floats. Any instruction set.
+void dequantise_row(const PackedMatrix& matrix, int64_t row, float* out);
+
+// Row-wise. Rows beyond the table are the caller's mistake: ids are checked before a step.
+struct EmbedArgs {
+    int rows;
+    Columns output;
+    const PackedMatrix* table;
+    int width;
+    const int32_t* index;  // [rows] table row of each row; null: always row 0
+    float scale;
+};
+
+// Row-wise.
+struct RmsNormArgs {
+    int rows;
+    Columns output, x;  // may be the same columns
+    int width;          // a multiple of group
+    int group;
+    const float* weight;  // [group]
+    float epsilon;
+};
+
+// Row-wise.
+struct LayerNormArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    const float *weight, *bias;  // [width]
+    float epsilon;
+};
+
+// Row-wise. width is a multiple of head_size; pairs are (i, i + head_size / 2).
+struct RopeArgs {
+    int rows;
+    Columns output, x;  // may be the same columns
+    int width;
+    int head_size;
+    const float* inverse_frequencies;  // [head_size / 2]
+    const int32_t* positions;          // [rows]
+};
+
+// One layer's part of the KV cache. Block b's K begins at k + b * block_stride bytes and is kv_heads * block_tokens *
+// head_size elements, V likewise; their inner order belongs to attend/ alone.
+struct Cache {
+    char *k, *v;  // null: no cache (encoders)
+    int64_t block_stride;
+    int block_tokens;
+    bool half;  // elements are float16, else float32
+};
+
+struct AttendArgs {
+    int rows;
+    int sequences;
+    Columns output, q, k, v;
+    int heads, kv_heads, head_size;
+    float scale;
+    int window;     // 0: none
+    float softcap;  // 0: none
+    Cache cache;
+    const int32_t* positions;     // [rows]
+    const int32_t* row_starts;    // [sequences + 1]
+    const int32_t* block_tables;  // [sequences, table_width]
+    int table_width;
+};
+
+// Row-wise.
+struct GateArgs {
+    int rows;
+    Columns output, gate, up;
+    int width;
+    Activation activation;
+};
+
+// Row-wise.
+struct ActivateArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    Activation activation;
+};
+
+// Row-wise; output may be a or b.
+struct AddArgs {
+    int rows;
+    Columns output, a, b;
+    int width;
+};
+
+// Row-wise.
+struct SoftcapArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    float cap;
+};
+
+// Row r of the output is row index[r] of x. Row-wise in the output.
+struct SelectRowsArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    const int32_t* index;  // [rows]
+};
+
+// Row s of the output is made from rows row_starts[s] .. row_starts[s + 1] of x. Row-wise in the output.
+struct PoolArgs {
+    int sequences;
+    Columns output, x;
+    int width;
+    const int32_t* row_starts;  // [sequences + 1]
+    bool mean;                  // else the first row
+    bool normalise;
+};
+
+// kernels/backend.py says what each field of SampleBatch means.
+struct SampleArgs {
+    int rows;
+    int vocabulary;
+    float* logits;  // [rows, vocabulary]; may be overwritten
+    const float* temperature;
+    const int32_t* top_k;
+    const float *top_p, *min_p, *uniform;
+    int32_t* token;  // [rows]
+};
+
+struct LogprobsArgs {
+    int rows;
+    int vocabulary;
+    const float* logits;  // [rows, vocabulary]
+    const int32_t* chosen;
+    int top;
+    float* chosen_logprob;  // [rows]
+    int32_t* rank;          // [rows]
+    int32_t* top_token;     // [rows, top]
+    float* top_logprob;     // [rows, top]
+};
+
+struct PrepareArgs;  // linear/linear.h
+struct LinearArgs;
+
+struct Kernels {
+    const char* name;
+    void (*embed)(const EmbedArgs&, Share&);
+    void (*rmsnorm)(const RmsNormArgs&, Share&);
+    void (*layernorm)(const LayerNormArgs&, Share&);
+    void (*rope)(const RopeArgs&, Share&);
+    void (*store)(const AttendArgs&, Share&);   // row-wise: writes the step's K and V to the cache
+    void (*attend)(const AttendArgs&, Share&);  // after store and a barrier; may call share.barrier() itself
+    void (*gate)(const GateArgs&, Share&);
+    void (*activate)(const ActivateArgs&, Share&);
+    void (*add)(const AddArgs&, Share&);
+    void (*softcap)(const SoftcapArgs&, Share&);
+    void (*select_rows)(const SelectRowsArgs&, Share&);
+    void (*pool)(const PoolArgs&, Share&);
+    void (*sample)(const SampleArgs&, Share&);      // may call share.barrier()
+    void (*logprobs)(const LogprobsArgs&, Share&);  // may call share.barrier()
+    void (*prepare)(const PrepareArgs&, Share&);    // row-wise: a linear product's input in the form it multiplies
+    void (*linear)(const LinearArgs&, Share&);
+};
+
+// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512).
+// Throws std::runtime_error for a set that is unknown or that this machine lacks.
+const Kernels& kernels();
+
+// What each operation's folder gives: one function per instruction set it has, which puts its kernels in the table. A
+// table begins with all scalar kernels; avx2 overwrites some of them, avx512 some more.
+#define TOKENWORKS_FILL(operation)           \
+    void operation##_scalar(Kernels& table); \
+    void operation##_avx2(Kernels& table);   \
+    void operation##_avx512(Kernels& table);
+TOKENWORKS_FILL(linear)
+TOKENWORKS_FILL(embed)
+TOKENWORKS_FILL(norm)
+TOKENWORKS_FILL(rope)
+TOKENWORKS_FILL(attend)
+TOKENWORKS_FILL(gate)         // gate, activate, softcap: functions of an element
+TOKENWORKS_FILL(elementwise)  // add
+TOKENWORKS_FILL(rows)         // select_rows, pool
+TOKENWORKS_FILL(sample)       // sample, logprobs
+#undef TOKENWORKS_FILL
+
+}  // namespace tokenworks::cpu
