@@ -1,5 +1,7 @@
 """The one configuration file, factory.yaml: its schema, its defaults, and where the factory keeps its data."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -54,3 +56,10 @@ class Factory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     )
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
+
+
+def data_directory() -> Path:
+    """Where the factory keeps what it makes and fetches: $TOKENWORKS_HOME, else the XDG data folder's `tokenworks`."""
+    if home := os.environ.get("TOKENWORKS_HOME"):
+        return Path(home).expanduser().resolve()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "tokenworks"
