@@ -1,0 +1,66 @@
+"""Do these weights fit this program? Every backend asks before it packs anything: a bad file gets one clear error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tokenworks.kernels.program import Embed, LayerNorm, Linear, Program, RmsNorm, Rope
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One use of a weight: its shape, outermost first, with None where the program does not say."""
+
+    weight: str
+    shape: tuple[int | None, ...]
+
+
+def needs(program: Program) -> list[Need]:
+    """Every use of a weight, in the order of the instructions."""
+    found: list[Need] = []
+    for instruction in program.instructions:
+        match instruction:
+            case Embed(output=output, table=table):
+                found.append(Need(table, (None, output.width)))
+            case RmsNorm(weight=weight, group=group):
+                found.append(Need(weight, (group,)))
+            case LayerNorm(x=x, weight=weight, bias=bias):
+                found += [Need(weight, (x.width,)), Need(bias, (x.width,))]
+            case Linear(x=x, weights=weights, biases=biases):
+                found += [Need(weight, (None, x.width)) for weight in weights]
+                found += [Need(bias, (None,)) for bias in biases if bias is not None]
+            case Rope(head_size=head_size, inverse_frequencies=inverse_frequencies):
+                found.append(Need(inverse_frequencies, (head_size // 2,)))
+            case _:
+                pass
+    return found
+
+
+def check_weights(program: Program, weights: Mapping[str, Tensor]) -> None:
+    """Raises ModelError naming the first weight that is missing or of the wrong shape."""
+    for need in needs(program):
+        tensor = weights.get(need.weight)
+        if tensor is None:
+            raise ModelError(f"The checkpoint has no weight {need.weight!r}, which its architecture needs.")
+        fits = len(tensor.shape) == len(need.shape) and all(
+            wanted is None or wanted == got for wanted, got in zip(need.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in need.shape)
+            raise ModelError(f"The weight {need.weight!r} has shape {list(tensor.shape)}; expected [{wanted}].")
+    for instruction in program.instructions:
+        if isinstance(instruction, Linear):
+            _check_linear(instruction, weights)
+
+
+def _check_linear(linear: Linear, weights: Mapping[str, Tensor]) -> None:
+    features = [weights[name].shape[0] for name in linear.weights]
+    if sum(features) != linear.output.width:
+        raise ModelError(
+            f"The weights {', '.join(linear.weights)} make {sum(features)} output features; "
+            f"expected {linear.output.width}."
+        )
+    for weight, bias, width in zip(linear.weights, linear.biases, features, strict=False):
+        if bias is not None and weights[bias].shape != (width,):
+            raise ModelError(f"The bias {bias!r} has shape {list(weights[bias].shape)}; {weight!r} needs [{width}].")

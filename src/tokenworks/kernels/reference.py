@@ -1,0 +1,287 @@
+"""The slow, obvious backend: the living definition of every operation, and the oracle of every other backend.
+
+Values between instructions are float32, as the program says; inside an instruction everything is computed in
+float64, so that what a fast backend is held against has no rounding worth mentioning of its own. K and V are rounded
+to the cache's dtype when they are written. Weights are blown up to float32: this backend is for tests.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
+from tokenworks.kernels.check import check_weights, needs
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.program import (
+    Activate,
+    Activation,
+    Add,
+    Attend,
+    Embed,
+    Gate,
+    LayerNorm,
+    Linear,
+    Pool,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Softcap,
+    Value,
+)
+from tokenworks.kernels.tensor import Tensor
+
+Float64 = npt.NDArray[np.float64]
+
+LINEAR_SLAB = 4096
+"""Output features of a linear layer that are widened to float64 at a time, so that a large head needs little memory."""
+
+
+class ReferenceBackend:
+    """Runs any program, in numpy."""
+
+    name = "reference"
+
+    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> "ReferenceExecutable":
+        check_weights(program, weights)
+        names = {need.weight for need in needs(program)}
+        return ReferenceExecutable(program, {name: dequantise(weights[name]) for name in names}, limits)
+
+
+class ReferenceExecutable:
+    """A model and its cache: K and V of a layer are [blocks, block_tokens, kv_heads, head_size]."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Float32], limits: Limits) -> None:
+        self._program = program
+        self._weights = weights
+        self._caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = []
+        for layer in program.cache_layers:
+            shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
+            self._caches.append((np.zeros(shape, limits.cache_dtype), np.zeros(shape, limits.cache_dtype)))
+        self.weight_bytes = sum(weight.nbytes for weight in weights.values())
+        self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
+
+    def run(self, batch: StepBatch) -> Float32:
+        step = _Step(batch, self._weights, self._caches, {})
+        for instruction in self._program.instructions:
+            compute = _COMPUTE[type(instruction)]
+            step.store(instruction.output, compute(step, instruction))
+        return np.ascontiguousarray(step.buffers[self._program.result.buffer][:, _columns(self._program.result)])
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        chosen = [
+            sample_row(
+                row, float(how.temperature[r]), int(how.top_k[r]), float(how.top_p[r]), float(how.min_p[r]),
+                float(how.uniform[r]),
+            )
+            for r, row in enumerate(logits)
+        ]  # fmt: skip
+        return np.array(chosen, np.int32)
+
+    def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+        rows = logits.astype(np.float64)
+        values = rows - _log_sum_exp(rows)
+        order = np.argsort(-rows, axis=1, kind="stable")
+        of_chosen = np.take_along_axis(values, chosen[:, None].astype(np.int64), axis=1)[:, 0]
+        ranks = (order == chosen[:, None]).argmax(axis=1) + 1
+        best = order[:, :top]
+        return (
+            of_chosen.astype(np.float32),
+            ranks.astype(np.int32),
+            best.astype(np.int32),
+            np.take_along_axis(values, best, axis=1).astype(np.float32),
+        )
+
+
+def sample_row(logits: Float32, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    """The token that SampleBatch defines for one row. top_p reads the probabilities after top_k, renormalised."""
+    order = np.argsort(-logits, kind="stable")
+    if temperature == 0.0:
+        return int(order[0])
+    ordered = logits[order].astype(np.float64)
+    if top_k > 0:
+        ordered = ordered[:top_k]
+    weights = np.exp((ordered - ordered[0]) / temperature)
+    if top_p < 1.0:
+        reached = np.cumsum(weights) >= top_p * weights.sum()
+        weights = weights[: int(reached.argmax()) + 1]
+    weights = weights[weights >= min_p * weights[0]]
+    weights = weights[weights > 0.0]
+    passed = np.cumsum(weights) > uniform * weights.sum()
+    return int(order[int(passed.argmax()) if passed.any() else len(weights) - 1])
+
+
+@dataclass(slots=True)
+class _Step:
+    """What the operations of one step read and write; buffers are [rows, stride] float32, made when first written."""
+
+    batch: StepBatch
+    weights: Mapping[str, Float32]
+    caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
+    buffers: dict[int, Float32]
+
+    def load(self, value: Value) -> Float64:
+        return self.buffers[value.buffer][:, _columns(value)].astype(np.float64)
+
+    def store(self, value: Value, rows: Float64) -> None:
+        if value.buffer not in self.buffers:
+            self.buffers[value.buffer] = np.zeros((len(rows), value.stride), np.float32)
+        self.buffers[value.buffer][:, _columns(value)] = rows
+
+    def weight(self, name: str) -> Float64:
+        return self.weights[name].astype(np.float64)
+
+
+def _columns(value: Value) -> slice:
+    return slice(value.offset, value.offset + value.width)
+
+
+def _log_sum_exp(rows: Float64) -> Float64:
+    largest = rows.max(axis=1, keepdims=True)
+    return np.asarray(largest + np.log(np.exp(rows - largest).sum(axis=1, keepdims=True)), np.float64)
+
+
+def _embed(step: _Step, op: Embed) -> Float64:
+    batch = step.batch
+    index = {"token": batch.tokens, "position": batch.positions, "zero": np.zeros_like(batch.tokens)}[op.index]
+    return np.asarray(step.weights[op.table][index].astype(np.float64) * op.scale, np.float64)
+
+
+def _rmsnorm(step: _Step, op: RmsNorm) -> Float64:
+    x = step.load(op.x)
+    groups = x.reshape(len(x), -1, op.group)
+    scaled = groups / np.sqrt((groups**2).mean(axis=2, keepdims=True) + op.epsilon) * step.weight(op.weight)
+    return np.asarray(scaled.reshape(x.shape), np.float64)
+
+
+def _layernorm(step: _Step, op: LayerNorm) -> Float64:
+    x = step.load(op.x)
+    centred = x - x.mean(axis=1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + op.epsilon)
+    return np.asarray(scaled * step.weight(op.weight) + step.weight(op.bias), np.float64)
+
+
+def _linear(step: _Step, op: Linear) -> Float64:
+    x = step.load(op.x)
+    biases = op.biases or (None,) * len(op.weights)
+    parts: list[Float64] = []
+    for name, bias in zip(op.weights, biases, strict=True):
+        weight = step.weights[name]
+        slabs = [x @ weight[at : at + LINEAR_SLAB].T.astype(np.float64) for at in range(0, len(weight), LINEAR_SLAB)]
+        product = np.concatenate(slabs, axis=1)
+        parts.append(product if bias is None else product + step.weight(bias))
+    return np.concatenate(parts, axis=1)
+
+
+def _rope(step: _Step, op: Rope) -> Float64:
+    x = step.load(op.x)
+    heads = x.reshape(len(x), -1, op.head_size)
+    first, second = np.split(heads, 2, axis=2)
+    angles = step.batch.positions[:, None, None].astype(np.float64) * step.weight(op.inverse_frequencies)
+    cos, sin = np.cos(angles), np.sin(angles)
+    rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
+    return np.asarray(rotated.reshape(x.shape), np.float64)
+
+
+def _attend(step: _Step, op: Attend) -> Float64:
+    tokens = len(step.batch.tokens)
+    q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
+    k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
+    v = step.load(op.v).reshape(tokens, op.kv_heads, op.head_size)
+    out = np.zeros_like(q)
+    for s, (start, stop) in enumerate(_sequences(step.batch)):
+        if op.cache_layer is None:
+            for row in range(start, stop):
+                out[row] = _attend_one(op, q[row], k[start:stop], v[start:stop])
+            continue
+        keys, values = step.caches[op.cache_layer]
+        block_tokens = keys.shape[1]
+        table = step.batch.block_tables[s]
+        positions = step.batch.positions[start:stop]
+        blocks = table[positions // block_tokens]
+        keys[blocks, positions % block_tokens] = k[start:stop]
+        values[blocks, positions % block_tokens] = v[start:stop]
+        for row in range(start, stop):
+            position = int(step.batch.positions[row])
+            first = max(0, position - op.window + 1) if op.window else 0
+            seen = np.arange(first, position + 1)
+            where = (table[seen // block_tokens], seen % block_tokens)
+            out[row] = _attend_one(op, q[row], keys[where].astype(np.float64), values[where].astype(np.float64))
+    return np.asarray(out.reshape(tokens, -1), np.float64)
+
+
+def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64) -> Float64:
+    """One token's q [heads, head_size] over the n positions it sees: k and v [n, kv_heads, head_size]."""
+    shared = op.heads // op.kv_heads
+    scores = op.scale * np.einsum("hd,nhd->hn", q, k.repeat(shared, axis=1))
+    if op.softcap:
+        scores = op.softcap * np.tanh(scores / op.softcap)
+    weights = np.exp(scores - _log_sum_exp(scores))
+    return np.asarray(np.einsum("hn,nhd->hd", weights, v.repeat(shared, axis=1)), np.float64)
+
+
+def _sequences(batch: StepBatch) -> list[tuple[int, int]]:
+    return list(zip(batch.row_starts[:-1].tolist(), batch.row_starts[1:].tolist(), strict=True))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def activation(kind: Activation, x: Float64) -> Float64:
+    """silu and the exact gelu of arXiv 1702.03118 and 1606.08415, and the latter's approximation through tanh."""
+    match kind:
+        case "silu":
+            return np.asarray(x * (0.5 + 0.5 * np.tanh(0.5 * x)), np.float64)
+        case "gelu_tanh":
+            return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))), np.float64)
+        case "gelu":
+            return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))), np.float64)
+
+
+def _gate(step: _Step, op: Gate) -> Float64:
+    return activation(op.activation, step.load(op.gate)) * step.load(op.up)
+
+
+def _activate(step: _Step, op: Activate) -> Float64:
+    return activation(op.activation, step.load(op.x))
+
+
+def _add(step: _Step, op: Add) -> Float64:
+    return step.load(op.a) + step.load(op.b)
+
+
+def _softcap(step: _Step, op: Softcap) -> Float64:
+    return np.asarray(op.cap * np.tanh(step.load(op.x) / op.cap), np.float64)
+
+
+def _select_rows(step: _Step, op: SelectRows) -> Float64:
+    return step.load(op.x)[step.batch.logit_rows]
+
+
+def _pool(step: _Step, op: Pool) -> Float64:
+    x = step.load(op.x)
+    pooled = [x[start:stop].mean(axis=0) if op.how == "mean" else x[start] for start, stop in _sequences(step.batch)]
+    rows = np.stack(pooled)
+    if op.normalise:
+        rows = rows / np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.asarray(rows, np.float64)
+
+
+# Each entry takes the instruction type it is filed under, which a dict's type cannot say.
+_COMPUTE: dict[type, Callable[..., Float64]] = {
+    Embed: _embed,
+    RmsNorm: _rmsnorm,
+    LayerNorm: _layernorm,
+    Linear: _linear,
+    Rope: _rope,
+    Attend: _attend,
+    Gate: _gate,
+    Activate: _activate,
+    Add: _add,
+    Softcap: _softcap,
+    SelectRows: _select_rows,
+    Pool: _pool,
+}
