@@ -1,0 +1,1 @@
+"""Worker processes: the loop each runs, who spawns and restarts them, the link that carries messages."""

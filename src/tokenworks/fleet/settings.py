@@ -1,0 +1,17 @@
+"""What a worker process is told on its command line."""
+
+from typing import Literal
+
+import msgspec
+
+from tokenworks.config import EngineSettings
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model, and what its worker may use."""
+
+    path: str
+    """The checkpoint: a folder or a file."""
+    engine: EngineSettings = EngineSettings()
+    backend: Literal["cpu", "reference"] = "cpu"
+    """Which table of operations runs it; the reference is slow and needs no compiled code."""
