@@ -57,7 +57,8 @@ class OwnServer:
 def listening_process(port: int) -> psutil.Process | None:
     """The local process that listens on `port`, if we may see it."""
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
+        local = connection.laddr
+        if local and local.port == port and connection.status == psutil.CONN_LISTEN and connection.pid:
             return psutil.Process(connection.pid)
     return None
 
