@@ -1,0 +1,179 @@
+"""The one core under every text API: prompts in, a stream of text deltas out, each sequence ended exactly once.
+
+Whole replies are this stream collected. Leaving the stream early, in any way, cancels what still runs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenworks.gateway.detokenise import Detokeniser, Vocabulary
+from tokenworks.gateway.stops import StopStrings
+from tokenworks.protocol.errors import EngineError, InvalidRequest, WorkerLost
+from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
+
+if TYPE_CHECKING:
+    from tokenworks.fleet.pool import Pool
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request, all its sequences together; a prompt shared by n sequences counts once."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One request as the core takes it."""
+
+    model: str
+    vocabulary: Vocabulary
+    sequences: tuple[Generate, ...]
+    """Sequences of one prompt lie side by side."""
+    per_prompt: int = 1
+    """n: sequences per prompt."""
+    stops: tuple[str, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+class Delta(NamedTuple):
+    """What one step added to one sequence."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """Tokens without the stop token."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: Finish | None = None
+    """STOP or LENGTH, on the last delta."""
+    stop: str | int | None = None
+    """The stop string, or the stop token, that ended it."""
+
+
+async def generate(pool: "Pool", ticket: Ticket) -> AsyncIterator[Delta]:
+    """Every sequence's deltas as they come; `ticket.usage` is complete when this ends.
+
+    Raises EngineError or WorkerLost when a sequence fails; the others of the request are then cancelled.
+    """
+    ticket.usage.prompt_tokens = sum(len(s.prompt_ids) for s in ticket.sequences[:: ticket.per_prompt])
+    if len(ticket.sequences) == 1:
+        async with aclosing(_sequence(pool, ticket, 0)) as deltas:
+            async for delta in deltas:
+                yield delta
+        return
+    # The first of n goes ahead: when it has spoken, its prompt is in the prefix cache and the others share the blocks.
+    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=4 * len(ticket.sequences))
+    spoke = [asyncio.Event() for _ in ticket.sequences[:: ticket.per_prompt]]
+
+    async def pump(index: int) -> None:
+        group, place = divmod(index, ticket.per_prompt)
+        try:
+            if place:
+                await spoke[group].wait()
+            async with aclosing(_sequence(pool, ticket, index)) as deltas:
+                async for delta in deltas:
+                    spoke[group].set()
+                    await queue.put(delta)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+        finally:
+            spoke[group].set()
+
+    tasks = [asyncio.create_task(pump(index)) for index in range(len(ticket.sequences))]
+    try:
+        open_sequences = len(tasks)
+        while open_sequences:
+            item = await queue.get()
+            if item is None:
+                open_sequences -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncIterator[Delta]:
+    generate_message = ticket.sequences[index]
+    min_tokens = generate_message.sampling.min_tokens
+    counts_prompt = index % ticket.per_prompt == 0
+    detokeniser, stops, usage = Detokeniser(ticket.vocabulary), StopStrings(ticket.stops), ticket.usage
+    output_tokens = 0
+    async with aclosing(pool.generate(ticket.model, generate_message)) as chunks:
+        async for chunk in chunks:
+            if counts_prompt:
+                usage.cached_tokens += chunk.cached_tokens
+            if chunk.finish is Finish.FAILED:
+                raise _failure(chunk)
+            if chunk.finish is Finish.CANCELLED:
+                raise WorkerLost("the request was cancelled inside the factory")
+            output_tokens += len(chunk.token_ids)
+            usage.completion_tokens += len(chunk.token_ids)
+            token_ids, logprobs = chunk.token_ids, chunk.logprobs
+            if chunk.stop_token_id is not None and token_ids and token_ids[-1] == chunk.stop_token_id:
+                token_ids, logprobs = token_ids[:-1], logprobs[: len(token_ids) - 1]
+            text = detokeniser.push(token_ids)
+            if chunk.finish is not None:
+                text += detokeniser.flush()
+            text = stops.push(text, armed=output_tokens >= min_tokens)
+            finish, stop = chunk.finish, chunk.stop_token_id
+            if stops.matched is not None:
+                finish, stop = Finish.STOP, stops.matched
+            elif finish is not None:
+                text += stops.flush()
+            yield Delta(index, text, token_ids, logprobs, chunk.prompt_logprobs, finish, stop)
+            if finish is not None:
+                return
+    raise EngineError("the engine ended the sequence without saying why")
+
+
+def _failure(chunk: TokenChunk) -> EngineError:
+    return EngineError(chunk.error or "the engine failed without saying why")
+
+
+@dataclass(slots=True)
+class Whole:
+    """One sequence, collected."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: Finish = Finish.STOP
+    stop: str | int | None = None
+
+
+async def collect(pool: "Pool", ticket: Ticket) -> list[Whole]:
+    """Run to the end: one Whole per sequence, in order."""
+    texts: list[list[str]] = [[] for _ in ticket.sequences]
+    wholes = [Whole() for _ in ticket.sequences]
+    async with aclosing(generate(pool, ticket)) as deltas:
+        async for delta in deltas:
+            whole = wholes[delta.index]
+            texts[delta.index].append(delta.text)
+            whole.token_ids.extend(delta.token_ids)
+            whole.logprobs.extend(delta.logprobs)
+            if delta.prompt_logprobs:
+                whole.prompt_logprobs = delta.prompt_logprobs
+            if delta.finish is not None:
+                whole.finish, whole.stop = delta.finish, delta.stop
+    for whole, parts in zip(wholes, texts, strict=True):
+        whole.text = "".join(parts)
+    return wholes
+
+
+def check_count(sequences: Sequence[object], most: int) -> None:
+    """InvalidRequest when one request asks for more sequences than the whole factory may hold."""
+    if len(sequences) > most:
+        raise InvalidRequest(f"one request may ask for at most {most} sequences (prompts times n)", param="n")

@@ -1,0 +1,91 @@
+"""Messages to prompt token ids: the model's own chat template, with the tools it is offered."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tokenworks.gateway.serving import TextModel
+from tokenworks.gateway.tools import Tool
+from tokenworks.protocol.errors import InvalidRequest
+
+Message = dict[str, Any]
+"""As chat templates take it: role, content (text), tool_calls with arguments as an object, name."""
+
+
+async def chat_prompt(
+    model: TextModel, messages: Sequence[Message], tools: Sequence[Tool] = (), template_values: dict[str, Any] | None = None
+) -> list[int]:
+    """Prompt ids up to where the assistant goes on. A last message of the assistant's is continued, not answered.
+
+    Raises InvalidRequest for what the template refuses, ContextTooLong for what cannot fit.
+    """
+    text = chat_text(model, messages, tools, template_values)
+    return await model.encode(text, special=False, param="messages")
+
+
+def chat_text(
+    model: TextModel, messages: Sequence[Message], tools: Sequence[Tool] = (), template_values: dict[str, Any] | None = None
+) -> str:
+    """The rendered template."""
+    from tokenworks.models.chat_template import render
+
+    template = model.tokenizer.chat_template
+    if template is None:
+        raise InvalidRequest(f"the model {model.name!r} has no chat template; use /v1/completions", param="messages")
+    messages = list(messages)
+    prefill = ""
+    if messages and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        prefill = messages.pop()["content"]
+    if "tools" not in template:
+        messages = _without_tools(model, messages, tools)
+        tools = ()
+    return (
+        render(
+            template,
+            messages,
+            tools=[_as_function(tool) for tool in tools] or None,
+            bos_token=model.tokenizer.bos_token,
+            eos_token=model.tokenizer.eos_token,
+            **(template_values or {}),
+        )
+        + prefill
+    )
+
+
+def _as_function(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def _without_tools(model: TextModel, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """For templates that know no tools: what they are stands in the system message, calls and results in plain turns."""
+    before, after = model.tool_format.wrap
+    key = model.tool_format.arguments_key
+    result: list[Message] = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        calls = message.get("tool_calls") or ()
+        if calls:
+            written = (
+                before + json.dumps({"name": call["function"]["name"], key: call["function"]["arguments"]}) + after
+                for call in calls
+            )
+            content = "\n".join([*([content] if content else []), *written])
+        elif role == "tool":
+            role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
+        if result and role == "user" == result[-1]["role"]:  # some templates insist on turns that alternate
+            result[-1] = {"role": role, "content": result[-1]["content"] + "\n" + content}
+        else:
+            result.append({"role": role, "content": content})
+    if tools:
+        listed = "\n".join(json.dumps(_as_function(tool)) for tool in tools)
+        example = before + json.dumps({"name": "<function name>", key: {"<parameter>": "<value>"}}) + after
+        how = (
+            "You can call these functions; each line describes one as JSON:\n"
+            f"{listed}\n\nTo call a function, reply with nothing but:\n{example}"
+        )
+        if result and result[0]["role"] == "system":
+            result[0] = {"role": "system", "content": result[0]["content"] + "\n\n" + how}
+        else:
+            result.insert(0, {"role": "system", "content": how})
+    return result

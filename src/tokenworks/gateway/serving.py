@@ -1,0 +1,163 @@
+"""What every route shares: the models served, with the text side of each loaded once, and the bound on what is in
+flight."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenworks.config import ServerSettings
+from tokenworks.gateway.detokenise import Vocabulary
+from tokenworks.gateway.tools import ToolFormat, format_of
+from tokenworks.protocol.clock import wall_time_s
+from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, ModelNotFound, Overloaded
+
+if TYPE_CHECKING:
+    from tokenworks.fleet.pool import Pool
+    from tokenworks.gateway.responses_store import ResponsesStore
+    from tokenworks.models.tokenizer import ModelTokenizer
+
+_TOKEN_CHARACTERS_MAX = 256
+"""No token of the vocabularies we serve is longer: text beyond this per token of context is refused unread."""
+_THREAD_FROM_CHARACTERS = 16_384
+"""Longer texts are tokenised off the event loop (a few milliseconds each), so that streams go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model the factory serves, as the gateway needs it."""
+
+    name: str
+    path: Path
+    starts_now: bool = True
+
+
+class TextModel:
+    """One served model's text side, and its worker's limits."""
+
+    def __init__(self, name: str, tokenizer: "ModelTokenizer", context_tokens: int, vocabulary_tokens: int) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.context_tokens = context_tokens
+        self.vocabulary_tokens = vocabulary_tokens
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer.tokenizer)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        return format_of(self.tokenizer.chat_template or "")
+
+    async def encode(self, text: str, *, special: bool, param: str) -> list[int]:
+        """Token ids. Raises ContextTooLong for a text that cannot fit however it is cut."""
+        if len(text) > self.context_tokens * _TOKEN_CHARACTERS_MAX:
+            raise ContextTooLong(-(-len(text) // _TOKEN_CHARACTERS_MAX), 1, self.context_tokens)
+        try:
+            if len(text) < _THREAD_FROM_CHARACTERS:
+                return self.tokenizer.encode(text, special=special)
+            return await asyncio.to_thread(self.tokenizer.encode, text, special=special)
+        except UnicodeEncodeError:
+            raise InvalidRequest("the text is not valid Unicode", param=param) from None
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """InvalidRequest for an id that the model does not have."""
+        if token_ids and max(token_ids) >= self.vocabulary_tokens:
+            raise InvalidRequest(f"{max(token_ids)} is no token id: they end at {self.vocabulary_tokens - 1}", param=param)
+
+    def room(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        """How many tokens may follow: what was asked for, or all that is left. Raises ContextTooLong."""
+        left = self.context_tokens - prompt_tokens
+        if left < (1 if max_tokens is None else max_tokens) or prompt_tokens > self.context_tokens:
+            raise ContextTooLong(prompt_tokens, 1 if max_tokens is None else max_tokens, self.context_tokens)
+        return left if max_tokens is None else max_tokens
+
+
+class Serving:
+    """The state behind the routes."""
+
+    def __init__(
+        self, pool: "Pool", models: Sequence[ModelFiles], settings: ServerSettings, store: "ResponsesStore"
+    ) -> None:
+        self.pool = pool
+        self.models = {model.name: model for model in models}
+        self.store = store
+        self.max_body_bytes = settings.max_body_mb * 2**20
+        self.max_waiting = settings.max_waiting
+        self.created_s = int(wall_time_s())
+        self._in_flight = 0
+        self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
+
+    @property
+    def default_model(self) -> str:
+        return next(iter(self.models))
+
+    def find(self, name: str) -> ModelFiles:
+        model = self.models.get(name)
+        if model is None:
+            raise ModelNotFound(name[:200], list(self.models))
+        return model
+
+    def warm(self) -> None:
+        """Start loading the tokenizers of the models that start now, while their workers load weights."""
+        for model in self.models.values():
+            if model.starts_now:
+                self._tokenizer_task(model)
+
+    def ready(self) -> dict[str, bool]:
+        """Model -> its worker and its tokenizer are loaded; models started on demand are left out."""
+        return {
+            model.name: self.pool.is_ready(model.name)
+            and (task := self._tokenizers.get(model.name)) is not None
+            and task.done()
+            for model in self.models.values()
+            if model.starts_now
+        }
+
+    async def generator(self, name: str) -> TextModel:
+        """The text side of a model that generates; starts its worker when that is not done yet."""
+        return await self._text_model(name, "generate")
+
+    async def embedder(self, name: str) -> TextModel:
+        return await self._text_model(name, "embed")
+
+    async def any_text_model(self, name: str | None) -> TextModel:
+        return await self._text_model(name or self.default_model, None)
+
+    async def _text_model(self, name: str, kind: str | None) -> TextModel:
+        model = self.find(name)
+        tokenizer_task = self._tokenizer_task(model)
+        ready = await self.pool.ready(name)
+        if kind is not None and ready.kind != kind:
+            does = "generate text" if kind == "generate" else "make embeddings"
+            raise InvalidRequest(f"the model {name!r} does not {does}", param="model")
+        tokenizer = await asyncio.shield(tokenizer_task)
+        return TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary)
+
+    def _tokenizer_task(self, model: ModelFiles) -> "asyncio.Task[ModelTokenizer]":
+        task = self._tokenizers.get(model.name)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._tokenizers[model.name] = asyncio.create_task(asyncio.to_thread(_load_tokenizer, model.path))
+        return task
+
+    @contextlib.contextmanager
+    def admitted(self, sequences: int) -> Iterator[None]:
+        """Holds room for so many sequences. Raises InvalidRequest (never possible) or Overloaded (not now)."""
+        if sequences > self.max_waiting:
+            raise InvalidRequest(f"one request may ask for at most {self.max_waiting} sequences (prompts times n)")
+        if self._in_flight + sequences > self.max_waiting:
+            raise Overloaded(f"{self._in_flight} sequences are in flight, the most this server takes; try again soon")
+        self._in_flight += sequences
+        try:
+            yield
+        finally:
+            self._in_flight -= sequences
+
+
+def _load_tokenizer(path: Path) -> "ModelTokenizer":
+    from tokenworks.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(path)

@@ -1,0 +1,283 @@
+"""Tool calls in text: written by models in one of a few formats, parsed whole or as a stream, forced by a grammar.
+
+The format is chosen by what the model's chat template itself contains, never by the model's name.
+"""
+
+import ast
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.sampling import Grammar
+
+
+class Tool(NamedTuple):
+    """A function the client offers."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    """A JSON schema."""
+
+
+class ToolCall(NamedTuple):
+    """A call the model made."""
+
+    name: str
+    arguments: str
+    """JSON, as the API wants it."""
+    id: str
+
+
+Parse = Callable[[str], list[tuple[str, dict[str, Any]]] | None]
+
+
+class Span(NamedTuple):
+    """Where calls stand in a model's text."""
+
+    opening: str
+    closing: str | None
+    """None: the rest of the text."""
+    parse: Parse
+    only_at_start: bool = False
+    """Only as the first thing said: elsewhere the opening is too common to mean a call."""
+    keep_opening: bool = False
+    """The opening is part of what is parsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """One way of writing calls."""
+
+    name: str
+    marks: tuple[str, ...]
+    """A chat template that contains one of these belongs to this format."""
+    spans: tuple[Span, ...]
+    wrap: tuple[str, str]
+    """Text before and after the JSON of one forced call."""
+    arguments_key: str
+    """What the JSON of a call names its arguments."""
+
+
+def _parse_json(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+    """`{"name", "arguments" or "parameters"}`, a list of them, or several with `;` or a line break between."""
+    decoder, calls, at, text = json.JSONDecoder(), [], 0, text.strip()
+    try:
+        while at < len(text):
+            value, end = decoder.raw_decode(text, at)
+            calls.extend(value if isinstance(value, list) else [value])
+            at = end
+            while at < len(text) and text[at] in "; \r\n\t":
+                at += 1
+    except (ValueError, RecursionError):
+        return None
+    result = []
+    for call in calls:
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return None
+        arguments = call.get("arguments", call.get("parameters", {}))
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return None
+        if not isinstance(arguments, dict):
+            return None
+        result.append((call["name"], arguments))
+    return result or None
+
+
+def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+    """`f(a=1)`, `[f(a=1), g()]` or one call a line; values are literals. Also takes the JSON form."""
+    if (as_json := _parse_json(text)) is not None:
+        return as_json
+    if len(text) > 65_536:  # ast's own bounds are those of the C stack
+        return None
+    try:
+        body = ast.parse(text.strip()).body
+        expressions = [statement.value for statement in body if isinstance(statement, ast.Expr)]
+        if len(expressions) != len(body):
+            return None
+        if len(expressions) == 1 and isinstance(expressions[0], ast.List):
+            expressions = expressions[0].elts
+        result = []
+        for call in expressions:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print" and call.args:
+                call = call.args[0]  # Gemma likes to print what it calls
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+                return None
+            result.append((call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}))
+        json.dumps(result)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+    return result or None
+
+
+HERMES = ToolFormat(
+    name="hermes",
+    marks=("<tool_call>",),
+    spans=(Span("<tool_call>", "</tool_call>", _parse_json),),
+    wrap=("<tool_call>\n", "\n</tool_call>"),
+    arguments_key="arguments",
+)
+LLAMA = ToolFormat(
+    name="llama",
+    marks=("<|python_tag|>", "<|start_header_id|>"),
+    spans=(
+        Span("<|python_tag|>", None, _parse_json),
+        Span("{", None, _parse_json, only_at_start=True, keep_opening=True),
+        Span("[", None, _parse_python, only_at_start=True, keep_opening=True),
+    ),
+    wrap=("", ""),
+    arguments_key="parameters",
+)
+GEMMA = ToolFormat(
+    name="gemma",
+    marks=("<start_of_turn>",),
+    spans=(
+        Span("```tool_code", "```", _parse_python),
+        Span("```json", "```", _parse_json, only_at_start=True),
+        Span("{", None, _parse_json, only_at_start=True, keep_opening=True),
+        Span("[", None, _parse_python, only_at_start=True, keep_opening=True),
+    ),
+    wrap=("", ""),
+    arguments_key="parameters",
+)
+FORMATS = (HERMES, LLAMA, GEMMA)
+
+
+def format_of(chat_template: str) -> ToolFormat:
+    """The format whose mark the template contains; Hermes for a template that knows no tools (SmolLM2, plain ChatML)."""
+    for tool_format in FORMATS:
+        if any(mark in chat_template for mark in tool_format.marks):
+            return tool_format
+    return HERMES
+
+
+class ToolParser:
+    """Splits a model's text, as it comes, into text to show and calls. What may yet be a call is held back."""
+
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Tool]) -> None:
+        self._spans = tool_format.spans
+        self._names = {tool.name for tool in tools}
+        self._held = ""
+        self._inside: Span | None = None
+        self._at_start = True
+
+    def push(self, text: str, *, last: bool = False) -> list[str | ToolCall]:
+        """Text and calls that `text` completes, in order; with `last`, everything that was held back."""
+        self._held += text
+        parts: list[str | ToolCall] = []
+        while self._inside is not None or self._open(parts, last):
+            if not self._close(parts, last):
+                break
+        if last and self._held:
+            parts.append(self._held)
+            self._held = ""
+        return parts
+
+    def _open(self, parts: list[str | ToolCall], last: bool) -> bool:
+        """Show the text before the next opening and step inside it; False when there is none yet."""
+        held = self._held
+        start = len(held) - len(held.lstrip())
+        best: tuple[int, Span] | None = None
+        keep_from = len(held)
+        for span in self._spans:
+            if span.only_at_start:
+                if not self._at_start:
+                    continue
+                at = start if held.startswith(span.opening, start) else -1
+                partial = start if at < 0 and span.opening.startswith(held[start:]) else len(held)
+            else:
+                at = held.find(span.opening)
+                partial = _partial_tail(held, span.opening)
+            if at >= 0 and (best is None or at < best[0]):
+                best = (at, span)
+            keep_from = min(keep_from, partial)
+        shown_to = best[0] if best else (len(held) if last else keep_from)
+        shown = held[:shown_to]
+        if shown.strip() or (shown and not self._at_start):
+            parts.append(shown)
+            self._at_start = False
+            self._held = held[shown_to:]
+        if best is None:
+            return False
+        self._held = held[shown_to:]
+        self._inside = best[1]
+        return True
+
+    def _close(self, parts: list[str | ToolCall], last: bool) -> bool:
+        """Turn what is inside into calls, or into text when it is not one; False when its end has not come yet."""
+        span = self._inside
+        assert span is not None
+        body_from = 0 if span.keep_opening else len(span.opening)
+        end = -1 if span.closing is None else self._held.find(span.closing, body_from)
+        if end < 0 and not last:
+            return False
+        whole_to = len(self._held) if end < 0 or span.closing is None else end + len(span.closing)
+        whole, self._held = self._held[:whole_to], self._held[whole_to:]
+        self._inside = None
+        self._at_start = False
+        calls = span.parse(whole[body_from : end if end >= 0 else len(whole)])
+        if calls and all(name in self._names for name, _ in calls):
+            parts.extend(ToolCall(name, json.dumps(arguments), new_call_id()) for name, arguments in calls)
+            self._held = self._held.lstrip() if self._held.strip() else self._held
+        else:
+            parts.append(whole)
+        return bool(self._held) and not last or bool(self._held.strip())
+
+
+def _partial_tail(text: str, opening: str) -> int:
+    """Where a cut-off `opening` may begin at the end of `text`; its length when nowhere."""
+    for start in range(max(0, len(text) - len(opening) + 1), len(text)):
+        if opening.startswith(text[start:]):
+            return start
+    return len(text)
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def forced_grammar(tool_format: ToolFormat, tools: Sequence[Tool], *, parallel: bool) -> Grammar:
+    """Text that is one call (or, in parallel, several) of these tools and nothing else."""
+    rules = []
+    for index, tool in enumerate(tools):
+        schema = {
+            "x-guidance": {"whitespace_flexible": False},
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                tool_format.arguments_key: _moved(tool.parameters, f"#/properties/{tool_format.arguments_key}"),
+            },
+            "required": ["name", tool_format.arguments_key],
+            "additionalProperties": False,
+        }
+        rules.append(f"call_{index}: %json {json.dumps(schema)}")
+    before, after = (f"{json.dumps(text)} " if text else "" for text in tool_format.wrap)
+    any_call = " | ".join(f"call_{index}" for index in range(len(tools)))
+    several = parallel and tool_format.wrap[1]
+    start = 'start: call ("\\n" call)*' if several else "start: call"
+    return Grammar("lark", "\n".join([start, f"call: {before}({any_call}) {after}", *rules]))
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """The schema with its local references pointing to where it now hangs."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: root + value[1:] if key == "$ref" and isinstance(value, str) and value.startswith("#") else _moved(value, root)
+        for key, value in schema.items()
+    }
+
+
+def named_tool(tools: Sequence[Tool], name: str) -> Tool:
+    for tool in tools:
+        if tool.name == name:
+            return tool
+    raise InvalidRequest(f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
