@@ -15,3 +15,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     engine: EngineSettings = EngineSettings()
     backend: Literal["cpu", "reference"] = "cpu"
     """Which table of operations runs it; the reference is slow and needs no compiled code."""
+
+
+UNUSABLE_STATUS = 2
+"""A worker's exit status when its model cannot be used and another try would end the same way; the reason is what it
+wrote to its standard error."""

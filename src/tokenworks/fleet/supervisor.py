@@ -300,7 +300,9 @@ class Supervisor:
             if request.strikes >= STRIKES:
                 del self._requests[request_id]
                 actions.append(
-                    Fail(request_id, f"The worker died {STRIKES} times while it ran this request. {self.reason}")
+                    Fail(
+                        request_id, f"The worker died {STRIKES} times in a row while it ran this request. {self.reason}"
+                    )
                 )
         return actions
 

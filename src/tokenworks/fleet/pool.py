@@ -1,0 +1,139 @@
+"""The factory's workers as one object: who wants tokens names a model and reads a stream."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenworks.fleet.handle import WorkerHandle
+from tokenworks.fleet.host import Command, worker_command
+from tokenworks.fleet.settings import WorkerSettings
+from tokenworks.fleet.stream import EmbedCall, TokenStream
+from tokenworks.fleet.supervisor import START_LIMIT_S, Phase, Supervisor
+from tokenworks.protocol.errors import EngineError, ModelNotFound, Overloaded
+from tokenworks.protocol.messages import Embed, Embedded, EngineStats, Generate, Ready, TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class PoolModel:
+    """One model to serve."""
+
+    name: str
+    settings: WorkerSettings
+    start: Literal["now", "on_demand"] = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """How one model's worker is, for /metrics, /ready and people."""
+
+    name: str
+    phase: Phase
+    pid: int | None
+    restarts: int
+    in_flight: int
+    stats: EngineStats
+
+
+class Pool:
+    """Worker processes by model name. All methods belong to one event loop.
+
+    A worker that dies is replaced, and its requests are carried on from the tokens already received: a stream simply
+    goes on. A request that cannot be carried on ends with WorkerLost.
+    """
+
+    def __init__(self, *, command: Command = worker_command, start_limit_s: float = START_LIMIT_S) -> None:
+        """`command` makes a worker's command line; a worker that is not ready after `start_limit_s` is replaced."""
+        self._command = command
+        self._start_limit_s = start_limit_s
+        self._handles: dict[str, WorkerHandle] = {}
+        self._draining = False
+
+    async def start(self, models: Iterable[PoolModel]) -> None:
+        """Spawns the workers that start now, and returns at once: wait with `ready`."""
+        for model in models:
+            supervisor = Supervisor(on_demand=model.start == "on_demand", start_limit_s=self._start_limit_s)
+            handle = WorkerHandle(model.name, model.settings, self._command, supervisor)
+            self._handles[model.name] = handle
+            if model.start == "now":
+                handle.want()
+
+    @property
+    def names(self) -> list[str]:
+        """The models served, in the order given to `start`."""
+        return list(self._handles)
+
+    async def ready(self, name: str) -> Ready:
+        """What the worker says about its model; starts it if need be.
+
+        Raises ModelNotFound; ModelError when the files cannot be used; WorkerLost when the worker was given up.
+        """
+        return await self._handle(name).ready()
+
+    async def generate(self, name: str, request: Generate) -> AsyncIterator[TokenChunk]:
+        """The output of one request; the chunk with `finish` is the last. Closing the iterator cancels the request.
+
+        Raises ModelNotFound, Overloaded while draining, WorkerLost.
+        """
+        handle = self._open_handle(name)
+        stream = TokenStream(request)
+        handle.submit(request.request_id, stream)
+        try:
+            while True:
+                chunk = await stream.next()
+                yield chunk
+                if chunk.finish is not None:
+                    return
+        finally:
+            handle.leave(request.request_id)
+
+    async def embed(self, name: str, inputs: Sequence[Sequence[int]]) -> Embedded:
+        """One vector for each input. Raises ModelNotFound, Overloaded while draining, WorkerLost, EngineError."""
+        handle = self._open_handle(name)
+        request = Embed(uuid.uuid4().hex, tuple(tuple(token_ids) for token_ids in inputs))
+        call = EmbedCall(request)
+        handle.submit(request.request_id, call)
+        try:
+            embedded = await call.result
+        finally:
+            handle.leave(request.request_id)
+        if embedded.error is not None:
+            raise EngineError(embedded.error)
+        return embedded
+
+    def stats(self, name: str) -> EngineStats:
+        """The engine's state after its latest step."""
+        return self._handle(name).stats
+
+    def statuses(self) -> list[WorkerStatus]:
+        """Of every model, in the order given to `start`."""
+        return [
+            WorkerStatus(name, handle.phase, handle.pid, handle.restarts, handle.in_flight, handle.stats)
+            for name, handle in self._handles.items()
+        ]
+
+    async def drain(self, limit_s: float) -> bool:
+        """Takes no more requests, and waits for those in flight; True when all have ended in time."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*(handle.idle() for handle in self._handles.values()))
+                return True
+        return False
+
+    async def close(self) -> None:
+        """Ends every worker; requests in flight end with WorkerLost. No process is left when this returns."""
+        await asyncio.gather(*(handle.close() for handle in self._handles.values()))
+
+    def _handle(self, name: str) -> WorkerHandle:
+        handle = self._handles.get(name)
+        if handle is None:
+            raise ModelNotFound(name, self.names)
+        return handle
+
+    def _open_handle(self, name: str) -> WorkerHandle:
+        if self._draining:
+            raise Overloaded("The factory is shutting down and takes no new requests.")
+        return self._handle(name)
