@@ -2,10 +2,9 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace tokenworks::cpu {
@@ -21,7 +20,6 @@ struct Share {
     int part;   // 0 .. parts - 1
     int parts;  // threads in the team
     Team* team;
-    bool sense;  // barrier bookkeeping
 
     // Contiguous even split of n rows. Row-wise kernels (a row's output needs that row's input only) all use this split,
     // so the executor needs no barrier between two of them.
@@ -57,19 +55,18 @@ class Team {
 
   private:
     friend struct Share;
-    void work(int part, int cpu);
+    void work(int part);
 
     int size_;
     Job job_ = nullptr;
     void* context_ = nullptr;
-    alignas(64) std::atomic<uint32_t> generation_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<bool> sense_{false};
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> sleepers_{0};
     bool stop_ = false;
-    std::mutex mutex_;
-    std::condition_variable wake_;
+    std::vector<int> cpus_;  // where each part is pinned; empty: nowhere
+    // Each on a cache line of its own: they are what the threads watch.
+    alignas(64) std::atomic<uint32_t> generation_{0};  // runs begun
+    alignas(64) std::atomic<uint32_t> phase_{0};       // barriers passed
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<int> next_{0};
     std::vector<std::thread> threads_;
 };
 

@@ -1,0 +1,1 @@
+"""The C++ backend: packed weights, one parallel region per step."""

@@ -1,0 +1,108 @@
+"""The extension module (module.cpp). `Place`: floats from the arena's begin, floats from one row to the next.
+`Raw`: a weight's name, format, out_features, in_features and bytes. Wrong sizes and unknown formats raise ValueError."""
+
+from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Place: TypeAlias = tuple[int, int]
+Raw: TypeAlias = tuple[str, str, int, int, npt.NDArray[np.uint8]]
+
+class Rows(Enum):
+    tokens = 0
+    selected = 1
+    sequences = 2
+
+class Index(Enum):
+    token = 0
+    position = 1
+    zero = 2
+
+class Activation(Enum):
+    silu = 0
+    gelu_tanh = 1
+    gelu = 2
+
+def isa() -> str: ...
+
+class Executor:
+    def __init__(self, threads: int) -> None: ...
+    def pack(self, weights: list[Raw], /) -> list[int]: ...
+    def vector(self, weight: Raw, /) -> int: ...
+    def allocate(
+        self,
+        arena_floats: int,
+        prepared_rows: int,
+        prepared_width: int,
+        blocks: int,
+        block_tokens: int,
+        half: bool,
+        layers: list[tuple[int, int]],
+    ) -> None: ...
+    def barrier(self) -> None: ...
+    def embed(self, rows: Rows, output: Place, matrix: int, width: int, index: Index, scale: float, /) -> None: ...
+    def rmsnorm(
+        self, rows: Rows, output: Place, x: Place, width: int, group: int, weight: int, epsilon: float, /
+    ) -> None: ...
+    def layernorm(
+        self, rows: Rows, output: Place, x: Place, width: int, weight: int, bias: int, epsilon: float, /
+    ) -> None: ...
+    def prepare(self, rows: Rows, x: Place, width: int, quantised: bool, floats: bool, /) -> None: ...
+    def linear(self, rows: Rows, output: Place, residual: Place | None, segments: list[tuple[int, int]]) -> None: ...
+    def rope(
+        self, rows: Rows, output: Place, x: Place, width: int, head_size: int, inverse_frequencies: int, /
+    ) -> None: ...
+    def store(self, k: Place, v: Place, layer: int, /) -> None: ...
+    def attend(
+        self,
+        output: Place,
+        q: Place,
+        k: Place,
+        v: Place,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        /,
+    ) -> None: ...
+    def gate(self, rows: Rows, output: Place, gate: Place, up: Place, width: int, activation: Activation, /) -> None: ...
+    def activate(self, rows: Rows, output: Place, x: Place, width: int, activation: Activation, /) -> None: ...
+    def add(self, rows: Rows, output: Place, a: Place, b: Place, width: int, /) -> None: ...
+    def softcap(self, rows: Rows, output: Place, x: Place, width: int, cap: float, /) -> None: ...
+    def select_rows(self, output: Place, x: Place, width: int, /) -> None: ...
+    def pool(self, output: Place, x: Place, width: int, mean: bool, normalise: bool, /) -> None: ...
+    def run(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        row_starts: npt.NDArray[np.int32],
+        block_tables: npt.NDArray[np.int32],
+        logit_rows: npt.NDArray[np.int32],
+        /,
+    ) -> None: ...
+    def values(self, place: Place, rows: int, width: int, /) -> npt.NDArray[np.float32]: ...
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        temperature: npt.NDArray[np.float32],
+        top_k: npt.NDArray[np.int32],
+        top_p: npt.NDArray[np.float32],
+        min_p: npt.NDArray[np.float32],
+        uniform: npt.NDArray[np.float32],
+        /,
+    ) -> npt.NDArray[np.int32]: ...
+    def logprobs(
+        self, logits: npt.NDArray[np.float32], chosen: npt.NDArray[np.int32], top: int, /
+    ) -> tuple[
+        npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]
+    ]: ...
+    def quantised(self, matrix: int, /) -> bool: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def cache_bytes(self) -> int: ...

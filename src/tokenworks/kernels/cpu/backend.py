@@ -1,0 +1,209 @@
+"""The C++ backend behind kernels/backend.py: hands a plan, the weights and each step to the executor in executor.cpp."""
+
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
+
+from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
+from tokenworks.kernels.check import check_weights, needs
+from tokenworks.kernels.cpu import _cpu
+from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, Product, Store, make_plan
+from tokenworks.kernels.program import (
+    Activate,
+    Add,
+    Attend,
+    Embed,
+    Gate,
+    LayerNorm,
+    Linear,
+    Pool,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Softcap,
+    Value,
+)
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
+
+PACK_BATCH_BYTES = 32 * 1024 * 1024
+"""Weights packed between two releases of file pages: bounds what lies in memory twice."""
+
+
+class CpuBackend:
+    """Runs programs on this machine's CPU, with the best instruction set it has (see `isa`)."""
+
+    name = "cpu"
+
+    @property
+    def isa(self) -> str:
+        """scalar, avx2 or avx512; TOKENWORKS_FORCE_ISA chooses, and an unusable choice raises RuntimeError."""
+        return _cpu.isa()
+
+    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> "CpuExecutable":
+        check_weights(program, weights)
+        return CpuExecutable(program, weights, limits)
+
+
+class CpuExecutable:
+    """A model ready to run: weights packed, buffers and cache reserved (memory is taken as it is touched)."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> None:
+        self._executor = _cpu.Executor(limits.threads)
+        self._plan = make_plan(program, limits)
+        self._result = program.result
+        self._limits = limits
+        matrices, vectors = _load(self._executor, program, weights)
+        self._executor.allocate(
+            self._plan.arena_floats,
+            max(limits.step_tokens, limits.logit_rows, limits.sequences),
+            self._plan.prepared_width,
+            limits.blocks,
+            limits.block_tokens,
+            limits.cache_dtype == "float16",
+            [(layer.kv_heads, layer.head_size) for layer in program.cache_layers],
+        )
+        writer = _Writer(self._executor, self._plan, matrices, vectors)
+        for planned in self._plan.calls:
+            writer.write(planned)
+        self.weight_bytes = self._executor.weight_bytes
+        self.cache_bytes = self._executor.cache_bytes
+
+    def run(self, batch: StepBatch) -> Float32:
+        rows = {
+            "tokens": len(batch.tokens),
+            "selected": len(batch.logit_rows),
+            "sequences": len(batch.row_starts) - 1,
+        }
+        if (
+            rows["tokens"] > self._limits.step_tokens
+            or rows["selected"] > self._limits.logit_rows
+            or rows["sequences"] > self._limits.sequences
+        ):
+            raise ValueError(f"A step of {rows} is larger than the limits it was compiled for: {self._limits}.")
+        self._executor.run(batch.tokens, batch.positions, batch.row_starts, batch.block_tables, batch.logit_rows)
+        return self._executor.values(
+            _place(self._plan, self._result), rows[self._plan.buffer_rows[self._result.buffer]], self._result.width
+        )
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        return self._executor.sample(logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
+
+    def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+        return self._executor.logprobs(logits, chosen, top)
+
+
+def _place(plan: Plan, value: Value) -> tuple[int, int]:
+    return plan.buffer_offsets[value.buffer] + value.offset, value.stride
+
+
+def _load(
+    executor: _cpu.Executor, program: Program, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Packs every weight once: numbers of matrices and of vectors, by name. Gives the file's pages back as it goes."""
+    tables = {i.table for i in program.instructions if isinstance(i, Embed)}
+    tables |= {name for i in program.instructions if isinstance(i, Linear) for name in i.weights}
+    names = list(dict.fromkeys(need.weight for need in needs(program)))
+    try:
+        vectors = {name: executor.vector(_raw(name, weights[name])) for name in names if name not in tables}
+        matrices: dict[str, int] = {}
+        for batch in _batches({name: weights[name] for name in names if name in tables}):
+            numbers = executor.pack([_raw(name, tensor) for name, tensor in batch.items()])
+            matrices.update(zip(batch, numbers, strict=True))
+            _release_pages(batch.values())
+    except ValueError as error:
+        raise ModelError(f"This checkpoint cannot run on the CPU backend: {error}.") from None
+    return matrices, vectors
+
+
+def _raw(name: str, tensor: Tensor) -> _cpu.Raw:
+    return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    batch: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        batch[name] = tensor
+        if sum(each.data.nbytes for each in batch.values()) >= PACK_BATCH_BYTES:
+            yield batch
+            batch = {}
+    yield batch
+
+
+def _release_pages(tensors: Iterable[Tensor]) -> None:
+    """Drops packed tensors' file pages from this process; they stay in the system's file cache."""
+    for mapping in {id(m): m for tensor in tensors if (m := _mapping_of(tensor.data)) is not None}.values():
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping_of(array: object) -> mmap.mmap | None:
+    """The mapped file that an array is a view of, if it is one."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    return array
+
+
+class _Writer:
+    """Tells the executor the plan's calls."""
+
+    def __init__(
+        self, executor: _cpu.Executor, plan: Plan, matrices: Mapping[str, int], vectors: Mapping[str, int]
+    ) -> None:
+        self._executor, self._plan, self._matrices, self._vectors = executor, plan, matrices, vectors
+
+    def write(self, planned: PlannedCall) -> None:
+        if planned.barrier:
+            self._executor.barrier()
+        self._write(planned.call, _cpu.Rows[planned.rows])
+
+    def _write(self, call: Call, rows: _cpu.Rows) -> None:
+        to, at, vectors = self._executor, self._at, self._vectors
+        match call:
+            case Embed(output=out):
+                to.embed(rows, at(out), self._matrices[call.table], out.width, _cpu.Index[call.index], call.scale)
+            case RmsNorm(output=out):
+                to.rmsnorm(rows, at(out), at(call.x), out.width, call.group, vectors[call.weight], call.epsilon)
+            case LayerNorm(output=out):
+                weight, bias = vectors[call.weight], vectors[call.bias]
+                to.layernorm(rows, at(out), at(call.x), out.width, weight, bias, call.epsilon)
+            case Prepare(x=x):
+                forms = {to.quantised(self._matrices[name]) for name in call.weights}
+                to.prepare(rows, at(x), x.width, True in forms, False in forms)
+            case Product(linear=linear):
+                residual = None if call.residual is None else at(call.residual)
+                biases = linear.biases or (None,) * len(linear.weights)
+                segments = [
+                    (self._matrices[weight], -1 if bias is None else vectors[bias])
+                    for weight, bias in zip(linear.weights, biases, strict=True)
+                ]
+                to.linear(rows, at(call.output), residual, segments)
+            case Rope(output=out):
+                frequencies = vectors[call.inverse_frequencies]
+                to.rope(rows, at(out), at(call.x), out.width, call.head_size, frequencies)
+            case Store(attend=attend):
+                assert attend.cache_layer is not None
+                to.store(at(attend.k), at(attend.v), attend.cache_layer)
+            case Attend(output=out):
+                layer = -1 if call.cache_layer is None else call.cache_layer
+                shape = (call.heads, call.kv_heads, call.head_size)
+                to.attend(
+                    at(out), at(call.q), at(call.k), at(call.v), layer, *shape, call.scale, call.window, call.softcap
+                )
+            case Gate(output=out):
+                to.gate(rows, at(out), at(call.gate), at(call.up), out.width, _cpu.Activation[call.activation])
+            case Activate(output=out):
+                to.activate(rows, at(out), at(call.x), out.width, _cpu.Activation[call.activation])
+            case Add(output=out):
+                to.add(rows, at(out), at(call.a), at(call.b), out.width)
+            case Softcap(output=out):
+                to.softcap(rows, at(out), at(call.x), out.width, call.cap)
+            case SelectRows(output=out):
+                to.select_rows(at(out), at(call.x), out.width)
+            case Pool(output=out):
+                to.pool(at(out), at(call.x), out.width, call.how == "mean", call.normalise)
+            case Linear():
+                raise AssertionError("the plan turns every Linear into a Product")
+
+    def _at(self, value: Value) -> tuple[int, int]:
+        return _place(self._plan, value)

@@ -1,0 +1,330 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <tuple>
+
+namespace tokenworks::cpu {
+namespace {
+
+constexpr int64_t line = 64;
+
+int64_t to_line(int64_t bytes) { return (bytes + line - 1) / line * line; }
+
+// Throws std::invalid_argument, with the weight's name, if it cannot be read.
+FileFormat checked_format(const RawWeight& weight) {
+    try {
+        const FileFormat format = file_format(weight.format);
+        const size_t expected = file_bytes(format, weight.in_features) * static_cast<size_t>(weight.out_features);
+        if (weight.bytes != expected)
+            throw std::invalid_argument("it has " + std::to_string(weight.bytes) +
+                                        " bytes where its shape and format need " + std::to_string(expected));
+        return format;
+    } catch (const std::invalid_argument& error) {
+        throw std::invalid_argument("weight '" + weight.name + "': " + error.what());
+    }
+}
+
+}  // namespace
+
+std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
+    struct Task {
+        size_t weight;
+        int begin, end;  // panels
+    };
+    std::vector<int> numbers;
+    std::vector<FileFormat> formats;
+    std::vector<PackedMatrix> shapes;
+    std::vector<Task> tasks;
+    int64_t bytes = 0;
+    for (const RawWeight& weight : weights) {
+        formats.push_back(checked_format(weight));
+        shapes.push_back(packed_shape(formats.back(), weight.out_features, weight.in_features));
+        bytes += shapes.back().bytes();
+    }
+    Region region(static_cast<size_t>(bytes), true);
+    uint8_t* data = region.data();
+    for (size_t w = 0; w < weights.size(); w++) {
+        shapes[w].data = data;
+        data += shapes[w].bytes();
+        for (int p = 0; p < shapes[w].panels(); p += 16) tasks.push_back({w, p, std::min(p + 16, shapes[w].panels())});
+        numbers.push_back(static_cast<int>(matrices_.size()));
+        matrices_.push_back(shapes[w]);
+    }
+    team_.run([&](Share& share) {
+        for (size_t t; (t = static_cast<size_t>(share.take())) < tasks.size();) {
+            const Task& task = tasks[t];
+            for (int p = task.begin; p < task.end; p++)
+                pack_panel(formats[task.weight], weights[task.weight].data, shapes[task.weight], p);
+        }
+    });
+    weights_.push_back(std::move(region));
+    weight_bytes_ += bytes;
+    return numbers;
+}
+
+int Executor::vector(const RawWeight& weight) {
+    const FileFormat format = checked_format(weight);
+    const int64_t elements = weight.out_features * weight.in_features;
+    std::vector<float> values(static_cast<size_t>(elements));
+    decode(format, weight.data, elements, values.data());
+    vectors_.push_back(std::move(values));
+    weight_bytes_ += elements * static_cast<int64_t>(sizeof(float));
+    return static_cast<int>(vectors_.size()) - 1;
+}
+
+void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, const CacheShape& cache) {
+    arena_ = Region(static_cast<size_t>(arena_floats) * sizeof(float), true);
+    const int64_t blocks = prepared_rows * ((prepared_width + 31) / 32);
+    const int64_t codes = blocks * 32, facts = to_line(blocks * static_cast<int64_t>(sizeof(BlockFacts)));
+    prepared_ = Region(static_cast<size_t>(codes + facts + codes * static_cast<int64_t>(sizeof(float))), true);
+    uint8_t* data = prepared_.data();
+    prepared_input_ = {reinterpret_cast<int8_t*>(data), reinterpret_cast<BlockFacts*>(data + codes),
+                       reinterpret_cast<float*>(data + codes + facts)};
+
+    // Block after block, and in each all layers: a block is one piece, so a cache in use touches no more than it fills.
+    cache_shape_ = cache;
+    for (auto [kv_heads, head_size] : cache.layers) {
+        layer_offsets_.push_back(block_bytes_);
+        block_bytes_ += 2 * to_line(int64_t{kv_heads} * head_size * cache.block_tokens * (cache.half ? 2 : 4));
+    }
+    cache_ = Region(static_cast<size_t>(block_bytes_ * cache.blocks), false);
+}
+
+Cache Executor::cache_of(int layer) const {
+    if (layer < 0) return {nullptr, nullptr, 0, 0, false};
+    const auto index = static_cast<size_t>(layer);
+    const int64_t end = index + 1 < layer_offsets_.size() ? layer_offsets_[index + 1] : block_bytes_;
+    char* k = reinterpret_cast<char*>(cache_.data()) + layer_offsets_[index];
+    return {k, k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens, cache_shape_.half};
+}
+
+void Executor::barrier() {
+    calls_.push_back([](const Step&, Share& share) { share.barrier(); });
+}
+
+void Executor::embed(Rows rows, Place output, int matrix, int width, Index index, float scale) {
+    const PackedMatrix& table = matrices_[static_cast<size_t>(matrix)];
+    if (index == Index::token) token_limit_ = std::min(token_limit_, table.out_features);
+    if (index == Index::position) position_limit_ = std::min(position_limit_, table.out_features);
+    EmbedArgs args{0, at(output), &table, width, nullptr, scale};
+    calls_.push_back([this, rows, args, index](const Step& step, Share& share) {
+        EmbedArgs now = args;
+        now.rows = step.rows(rows);
+        now.index = index == Index::token ? step.token_ids : index == Index::position ? step.positions : nullptr;
+        kernels_.embed(now, share);
+    });
+}
+
+void Executor::rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon) {
+    const RmsNormArgs args{0, at(output), at(x), width, group, vectors_[static_cast<size_t>(weight)].data(), epsilon};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        RmsNormArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.rmsnorm(now, share);
+    });
+}
+
+void Executor::layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon) {
+    const LayerNormArgs args{0,
+                             at(output),
+                             at(x),
+                             width,
+                             vectors_[static_cast<size_t>(weight)].data(),
+                             vectors_[static_cast<size_t>(bias)].data(),
+                             epsilon};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        LayerNormArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.layernorm(now, share);
+    });
+}
+
+void Executor::prepare(Rows rows, Place x, int width, bool quantised, bool floats) {
+    const PrepareArgs args{0, at(x), width, quantised, floats, prepared_input_};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        PrepareArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.prepare(now, share);
+    });
+}
+
+void Executor::linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments) {
+    std::vector<Segment>& stacked = segments_.emplace_back();
+    int64_t column = 0;
+    for (auto [matrix, bias] : segments) {
+        const PackedMatrix& weight = matrices_[static_cast<size_t>(matrix)];
+        stacked.push_back({&weight, bias < 0 ? nullptr : vectors_[static_cast<size_t>(bias)].data(), column});
+        column += weight.out_features;
+    }
+    const LinearArgs args{0,
+                          at(output),
+                          residual ? at(*residual).data : nullptr,
+                          residual ? residual->second : 0,
+                          prepared_input_,
+                          stacked.data(),
+                          static_cast<int>(stacked.size())};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        LinearArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.linear(now, share);
+    });
+}
+
+void Executor::rope(Rows rows, Place output, Place x, int width, int head_size, int inverse_frequencies) {
+    const RopeArgs args{
+        0, at(output), at(x), width, head_size, vectors_[static_cast<size_t>(inverse_frequencies)].data(), nullptr};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        RopeArgs now = args;
+        now.rows = step.rows(rows);
+        now.positions = step.positions;
+        kernels_.rope(now, share);
+    });
+}
+
+namespace {
+
+void fill(AttendArgs& args, const Step& step) {
+    args.rows = step.tokens;
+    args.sequences = step.sequences;
+    args.positions = step.positions;
+    args.row_starts = step.row_starts;
+    args.block_tables = step.block_tables;
+    args.table_width = step.table_width;
+}
+
+}  // namespace
+
+void Executor::store(Place k, Place v, int layer) {
+    AttendArgs args{};
+    args.k = at(k);
+    args.v = at(v);
+    args.cache = cache_of(layer);
+    std::tie(args.kv_heads, args.head_size) = cache_shape_.layers[static_cast<size_t>(layer)];
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        AttendArgs now = args;
+        fill(now, step);
+        kernels_.store(now, share);
+    });
+}
+
+void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
+                      float scale, int window, float softcap) {
+    AttendArgs args{};
+    args.output = at(output);
+    args.q = at(q);
+    args.k = at(k);
+    args.v = at(v);
+    args.heads = heads;
+    args.kv_heads = kv_heads;
+    args.head_size = head_size;
+    args.scale = scale;
+    args.window = window;
+    args.softcap = softcap;
+    args.cache = cache_of(layer);
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        AttendArgs now = args;
+        fill(now, step);
+        kernels_.attend(now, share);
+    });
+}
+
+void Executor::gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation) {
+    const GateArgs args{0, at(output), at(gate), at(up), width, activation};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        GateArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.gate(now, share);
+    });
+}
+
+void Executor::activate(Rows rows, Place output, Place x, int width, Activation activation) {
+    const ActivateArgs args{0, at(output), at(x), width, activation};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        ActivateArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.activate(now, share);
+    });
+}
+
+void Executor::add(Rows rows, Place output, Place a, Place b, int width) {
+    const AddArgs args{0, at(output), at(a), at(b), width};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        AddArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.add(now, share);
+    });
+}
+
+void Executor::softcap(Rows rows, Place output, Place x, int width, float cap) {
+    const SoftcapArgs args{0, at(output), at(x), width, cap};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        SoftcapArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.softcap(now, share);
+    });
+}
+
+void Executor::select_rows(Place output, Place x, int width) {
+    const SelectRowsArgs args{0, at(output), at(x), width, nullptr};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        SelectRowsArgs now = args;
+        now.rows = step.selected;
+        now.index = step.logit_rows;
+        kernels_.select_rows(now, share);
+    });
+}
+
+void Executor::pool(Place output, Place x, int width, bool mean, bool normalise) {
+    const PoolArgs args{0, at(output), at(x), width, nullptr, mean, normalise};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        PoolArgs now = args;
+        now.sequences = step.sequences;
+        now.row_starts = step.row_starts;
+        kernels_.pool(now, share);
+    });
+}
+
+void Executor::check(const Step& step) const {
+    const auto require = [](bool holds, const char* what) {
+        if (!holds) throw std::invalid_argument(what);
+    };
+    require(step.row_starts[0] == 0 && step.row_starts[step.sequences] == step.tokens,
+            "row_starts must go from 0 to the number of tokens");
+    for (int t = 0; t < step.tokens; t++) {
+        require(step.token_ids[t] >= 0 && step.token_ids[t] < token_limit_, "a token id is outside the vocabulary");
+        require(step.positions[t] >= 0 && step.positions[t] < position_limit_, "a position is outside the model's range");
+    }
+    for (int r = 0; r < step.selected; r++)
+        require(step.logit_rows[r] >= 0 && step.logit_rows[r] < step.tokens, "a logit row is outside the step");
+    for (int s = 0; s < step.sequences; s++) {
+        const int begin = step.row_starts[s], end = step.row_starts[s + 1];
+        require(begin < end, "a sequence without rows");
+        for (int t = begin + 1; t < end; t++)
+            require(step.positions[t] == step.positions[t - 1] + 1, "a sequence's positions must be consecutive");
+        if (layer_offsets_.empty()) continue;
+        const int last = step.positions[end - 1] / cache_shape_.block_tokens;
+        require(last < step.table_width, "a position is beyond its block table");
+        for (int i = 0; i <= last; i++) {
+            const int32_t block = step.block_tables[int64_t{s} * step.table_width + i];
+            require(block >= 0 && block < cache_shape_.blocks, "a block table entry is outside the cache");
+        }
+    }
+}
+
+void Executor::run(const Step& step) {
+    check(step);
+    team_.run([&](Share& share) {
+        for (const Call& call : calls_) call(step, share);
+    });
+}
+
+void Executor::sample(const SampleArgs& args) {
+    team_.run([&](Share& share) { kernels_.sample(args, share); });
+}
+
+void Executor::logprobs(const LogprobsArgs& args) {
+    team_.run([&](Share& share) { kernels_.logprobs(args, share); });
+}
+
+}  // namespace tokenworks::cpu

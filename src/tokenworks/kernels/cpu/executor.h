@@ -1,0 +1,112 @@
+// A compiled program: packed weights, buffers, cache, and the list of kernel calls that is one step.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "linear/linear.h"
+#include "memory.h"
+#include "team.h"
+
+namespace tokenworks::cpu {
+
+// What a matrix of activations has a row for.
+enum class Rows { tokens, selected, sequences };
+
+// Columns of a buffer before the buffers have an address: floats from the arena's begin, floats from row to row.
+using Place = std::pair<int64_t, int64_t>;
+
+enum class Index { token, position, zero };
+
+struct RawWeight {
+    std::string name, format;
+    int64_t out_features, in_features;
+    const uint8_t* data;
+    size_t bytes;
+};
+
+// kernels/backend.py: StepBatch.
+struct Step {
+    int tokens, sequences, selected;
+    const int32_t *token_ids, *positions, *row_starts, *block_tables, *logit_rows;
+    int table_width;
+
+    int rows(Rows kind) const {
+        return kind == Rows::tokens ? tokens : kind == Rows::selected ? selected : sequences;
+    }
+};
+
+struct CacheShape {
+    int blocks, block_tokens;
+    bool half;
+    std::vector<std::pair<int, int>> layers;  // kv_heads, head_size
+};
+
+class Executor {
+  public:
+    explicit Executor(int threads) : team_(threads) {}
+
+    // Weights. Both copy what they need; throw std::invalid_argument, with the
+    // weight's name, on an unknown format or a wrong size.
+    std::vector<int> pack(const std::vector<RawWeight>& weights);  // matrix numbers
+    int vector(const RawWeight& weight);                           // vector number; decoded to float32
+
+    // Buffers and cache, before any instruction.
+    void allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, const CacheShape& cache);
+
+    // Instructions, in order.
+    void barrier();
+    void embed(Rows rows, Place output, int matrix, int width, Index index, float scale);
+    void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon);
+    void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);
+    void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
+    // Segments: matrix number, vector number of the bias or -1. residual: null for none.
+    void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
+    void rope(Rows rows, Place output, Place x, int width, int head_size, int inverse_frequencies);
+    void store(Place k, Place v, int layer);
+    void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
+                int window, float softcap);
+    void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation);
+    void activate(Rows rows, Place output, Place x, int width, Activation activation);
+    void add(Rows rows, Place output, Place a, Place b, int width);
+    void softcap(Rows rows, Place output, Place x, int width, float cap);
+    void select_rows(Place output, Place x, int width);
+    void pool(Place output, Place x, int width, bool mean, bool normalise);
+
+    // Throws std::invalid_argument if a number in `step` points outside the model or the cache.
+    void run(const Step& step);
+    void sample(const SampleArgs& args);
+    void logprobs(const LogprobsArgs& args);
+
+    float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
+    int64_t weight_bytes() const { return weight_bytes_; }
+    int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size()); }
+    bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].block != 0; }
+
+  private:
+    using Call = std::function<void(const Step&, Share&)>;
+
+    Columns at(Place place) const { return {arena() + place.first, place.second}; }
+    Cache cache_of(int layer) const;
+    void check(const Step& step) const;
+
+    const Kernels& kernels_ = kernels();
+    Team team_;
+    std::vector<Region> weights_;
+    std::deque<PackedMatrix> matrices_;
+    std::deque<std::vector<float>> vectors_;
+    int64_t weight_bytes_ = 0;
+    Region arena_, prepared_, cache_;
+    Prepared prepared_input_{};
+    CacheShape cache_shape_{};
+    int64_t block_bytes_ = 0;
+    std::vector<int64_t> layer_offsets_;  // of K within a block; V follows
+    int64_t token_limit_ = INT64_MAX, position_limit_ = INT64_MAX;
+    std::deque<std::vector<Segment>> segments_;
+    std::vector<Call> calls_;
+};
+
+}  // namespace tokenworks::cpu

@@ -1,0 +1,113 @@
+#include <algorithm>
+#include <cstring>
+
+#include "linear.h"
+
+namespace tokenworks::cpu {
+namespace {
+
+struct Tile {
+    int begin, height, log2_height;
+};
+
+// The tile that begins at `row`, of `rows`.
+Tile tile_at(int row, int rows) {
+    int log2_height = 4;
+    while (rows - row < tile_heights[log2_height]) log2_height--;
+    return {row, tile_heights[log2_height], log2_height};
+}
+
+// The tile that holds `row`.
+Tile tile_of(int row, int rows) {
+    const int full = rows / 16 * 16;
+    Tile tile = tile_at(row < full ? row / 16 * 16 : full, rows);
+    while (row >= tile.begin + tile.height) tile = tile_at(tile.begin + tile.height, rows);
+    return tile;
+}
+
+TileKernel choose(const LinearKernels& kernels, const PackedMatrix& weight, int log2_height) {
+    switch (weight.layout) {
+        case Layout::u4: return kernels.u4[weight.minimums][log2_height];
+        case Layout::i8:
+            return weight.block == 16 ? kernels.i8_16[log2_height] : kernels.i8[weight.minimums][log2_height];
+        case Layout::f16: return kernels.f16[log2_height];
+        case Layout::bf16: return kernels.bf16[log2_height];
+        case Layout::f32: return kernels.f32[log2_height];
+    }
+    return nullptr;
+}
+
+void finish_tile(const LinearArgs& args, const Segment& segment, int panel, const Tile& tile, const float* sums) {
+    const int64_t first = int64_t{panel} * panel_width;
+    const int columns = static_cast<int>(std::min<int64_t>(panel_width, segment.weight->out_features - first));
+    for (int r = 0; r < tile.height; r++) {
+        float* out = args.output.row(tile.begin + r) + segment.column + first;
+        float values[panel_width];
+        std::memcpy(values, sums + r * panel_width, sizeof values);
+        if (segment.bias)
+            for (int c = 0; c < columns; c++) values[c] += segment.bias[first + c];
+        if (args.residual) {
+            const float* residual = args.residual + (tile.begin + r) * args.residual_stride + segment.column + first;
+            for (int c = 0; c < columns; c++) values[c] += residual[c];
+        }
+        std::memcpy(out, values, static_cast<size_t>(columns) * sizeof(float));
+    }
+}
+
+void run_panel(const LinearArgs& args, const Segment& segment, int panel, const LinearKernels& kernels) {
+    const PackedMatrix& weight = *segment.weight;
+    const int64_t k = weight.in_features, blocks = (k + 31) / 32;
+    const uint8_t* data = weight.panel(panel);
+    alignas(64) float sums[16 * panel_width];
+    for (int row = 0; row < args.rows;) {
+        const Tile tile = tile_at(row, args.rows);
+        choose(kernels, weight, tile.log2_height)(weight, data, args.x.codes + row * blocks * 32,
+                                                  args.x.facts + row * blocks, args.x.floats + row * k, sums);
+        finish_tile(args, segment, panel, tile, sums);
+        row += tile.height;
+    }
+}
+
+// Enough work in a task to make taking it cheap, few enough bytes to share out evenly.
+int64_t panels_per_task(const PackedMatrix& weight, int rows) {
+    constexpr int64_t task_bytes = 32768;
+    return std::max<int64_t>(1, task_bytes / (weight.panel_bytes * std::max(rows, 1)));
+}
+
+}  // namespace
+
+void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels) {
+    const Range range = share.rows(args.rows);
+    const int64_t k = args.width, blocks = (k + 31) / 32;
+    for (int row = range.begin; row < range.end; row++) {
+        const float* x = args.x.row(row);
+        const Tile tile = tile_of(row, args.rows);
+        const int in_tile = row - tile.begin;
+        if (args.quantised)
+            for (int64_t b = 0; b < blocks; b++) {
+                const int64_t at = tile.begin * blocks + b * tile.height + in_tile;
+                kernels.quantise_block(x + b * 32, args.prepared.codes + at * 32, args.prepared.facts + at);
+            }
+        if (args.floats) {
+            float* out = args.prepared.floats + tile.begin * k + in_tile;
+            for (int64_t i = 0; i < k; i++) out[i * tile.height] = x[i];
+        }
+    }
+}
+
+void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels) {
+    if (args.rows == 0) return;
+    int64_t task = share.take(), first_task = 0;
+    for (int s = 0; s < args.segment_count; s++) {
+        const Segment& segment = args.segments[s];
+        const int64_t panels = segment.weight->panels(), step = panels_per_task(*segment.weight, args.rows);
+        const int64_t tasks = (panels + step - 1) / step;
+        for (; task < first_task + tasks; task = share.take()) {
+            const int64_t begin = (task - first_task) * step, end = std::min(begin + step, panels);
+            for (int64_t p = begin; p < end; p++) run_panel(args, segment, static_cast<int>(p), kernels);
+        }
+        first_task += tasks;
+    }
+}
+
+}  // namespace tokenworks::cpu

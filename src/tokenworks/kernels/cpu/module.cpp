@@ -1,0 +1,167 @@
+// The Python face of the backend: kernels/cpu/backend.py is its only caller.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "executor.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace tokenworks::cpu {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using WritableTable = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Raw = std::tuple<std::string, std::string, int64_t, int64_t, Bytes>;
+
+RawWeight raw(const Raw& weight) {
+    const auto& [name, format, out_features, in_features, data] = weight;
+    return {name, format, out_features, in_features, data.data(), data.size()};
+}
+
+// A new numpy array that owns its numbers.
+template <typename T, typename... Sizes>
+auto array(T*& data, Sizes... sizes) {
+    data = new T[(static_cast<size_t>(sizes) * ... * 1)];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T, nb::ndim<sizeof...(Sizes)>>(data, {static_cast<size_t>(sizes)...}, owner);
+}
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTable block_tables, Ints logit_rows) {
+    require(row_starts.size() >= 1, "row_starts has no entries");
+    const size_t sequences = row_starts.size() - 1;
+    require(positions.size() == tokens.size(), "tokens and positions differ in length");
+    require(block_tables.shape(0) == sequences, "block_tables needs a row for each sequence");
+    const Step step{static_cast<int>(tokens.size()),
+                    static_cast<int>(sequences),
+                    static_cast<int>(logit_rows.size()),
+                    tokens.data(),
+                    positions.data(),
+                    row_starts.data(),
+                    block_tables.data(),
+                    logit_rows.data(),
+                    static_cast<int>(block_tables.shape(1))};
+    nb::gil_scoped_release unlocked;
+    executor.run(step);
+}
+
+auto sample(Executor& executor, WritableTable logits, Floats temperature, Ints top_k, Floats top_p, Floats min_p,
+            Floats uniform) {
+    const size_t rows = logits.shape(0);
+    require(temperature.size() == rows && top_k.size() == rows && top_p.size() == rows && min_p.size() == rows &&
+                uniform.size() == rows,
+            "each sampling option needs one value for each row of logits");
+    int32_t* token;
+    auto result = array(token, rows);
+    const SampleArgs args{static_cast<int>(rows), static_cast<int>(logits.shape(1)), logits.data(),
+                          temperature.data(),     top_k.data(),                     top_p.data(),
+                          min_p.data(),           uniform.data(),                   token};
+    {
+        nb::gil_scoped_release unlocked;
+        executor.sample(args);
+    }
+    return result;
+}
+
+auto logprobs(Executor& executor, FloatTable logits, Ints chosen, int top) {
+    const size_t rows = logits.shape(0);
+    require(chosen.size() == rows, "one chosen token for each row of logits");
+    require(top >= 0 && static_cast<size_t>(top) <= logits.shape(1), "top is larger than the vocabulary");
+    for (size_t r = 0; r < rows; r++)
+        require(chosen.data()[r] >= 0 && static_cast<size_t>(chosen.data()[r]) < logits.shape(1),
+                "a chosen token is outside the vocabulary");
+    float *values, *top_values;
+    int32_t *ranks, *top_tokens;
+    auto result = std::make_tuple(array(values, rows), array(ranks, rows), array(top_tokens, rows, top),
+                                  array(top_values, rows, top));
+    const LogprobsArgs args{static_cast<int>(rows), static_cast<int>(logits.shape(1)), logits.data(), chosen.data(), top,
+                            values,                 ranks,                            top_tokens,    top_values};
+    {
+        nb::gil_scoped_release unlocked;
+        executor.logprobs(args);
+    }
+    return result;
+}
+
+}  // namespace
+}  // namespace tokenworks::cpu
+
+NB_MODULE(_cpu, m) {
+    using namespace tokenworks::cpu;
+    nb::enum_<Rows>(m, "Rows")
+        .value("tokens", Rows::tokens)
+        .value("selected", Rows::selected)
+        .value("sequences", Rows::sequences);
+    nb::enum_<Index>(m, "Index")
+        .value("token", Index::token)
+        .value("position", Index::position)
+        .value("zero", Index::zero);
+    nb::enum_<Activation>(m, "Activation")
+        .value("silu", Activation::silu)
+        .value("gelu_tanh", Activation::gelu_tanh)
+        .value("gelu", Activation::gelu);
+
+    m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2 or avx512.");
+
+    nb::class_<Executor>(m, "Executor")
+        .def(nb::init<int>(), "threads"_a)
+        .def("pack",
+             [](Executor& executor, const std::vector<Raw>& weights) {
+                 std::vector<RawWeight> raws;
+                 for (const Raw& weight : weights) raws.push_back(raw(weight));
+                 nb::gil_scoped_release unlocked;
+                 return executor.pack(raws);
+             })
+        .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
+        .def("allocate",
+             [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,
+                int block_tokens, bool half, const std::vector<std::pair<int, int>>& layers) {
+                 executor.allocate(arena_floats, prepared_rows, prepared_width, {blocks, block_tokens, half, layers});
+             },
+             "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "half"_a, "layers"_a)
+        .def("barrier", &Executor::barrier)
+        .def("embed", &Executor::embed)
+        .def("rmsnorm", &Executor::rmsnorm)
+        .def("layernorm", &Executor::layernorm)
+        .def("prepare", &Executor::prepare)
+        .def("linear",
+             [](Executor& executor, Rows rows, Place output, std::optional<Place> residual,
+                const std::vector<std::pair<int, int>>& segments) {
+                 executor.linear(rows, output, residual ? &*residual : nullptr, segments);
+             },
+             "rows"_a, "output"_a, "residual"_a.none(), "segments"_a)
+        .def("rope", &Executor::rope)
+        .def("store", &Executor::store)
+        .def("attend", &Executor::attend)
+        .def("gate", &Executor::gate)
+        .def("activate", &Executor::activate)
+        .def("add", &Executor::add)
+        .def("softcap", &Executor::softcap)
+        .def("select_rows", &Executor::select_rows)
+        .def("pool", &Executor::pool)
+        .def("run", &run)
+        .def("values",
+             // Rows of a buffer as they are after a run; a view.
+             [](nb::handle self, Place place, size_t rows, size_t width) {
+                 float* data = nb::cast<Executor&>(self).arena() + place.first;
+                 return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, width}, self, {place.second, 1});
+             })
+        .def("sample", &sample)
+        .def("logprobs", &logprobs)
+        .def("quantised", &Executor::quantised)
+        .def_prop_ro("weight_bytes", &Executor::weight_bytes)
+        .def_prop_ro("cache_bytes", &Executor::cache_bytes);
+}

@@ -1,0 +1,221 @@
+"""From a Program to the list of kernel calls that is one step: pure, before any memory or weight is touched.
+
+It decides where each buffer lies (buffers whose lives do not meet share memory), where the threads must wait for each
+other, where a linear product's input is brought into the form its weights multiply, and which sums a product takes over.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tokenworks.kernels.backend import Limits
+from tokenworks.kernels.program import (
+    Add,
+    Attend,
+    Embed,
+    Gate,
+    Instruction,
+    Linear,
+    Pool,
+    Program,
+    SelectRows,
+    Value,
+)
+
+RowKind = Literal["tokens", "selected", "sequences"]
+"""What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step."""
+
+LINE_FLOATS = 16
+"""Buffers begin on cache lines, so that threads do not share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Brings `x` into the form that the weights of the products after it multiply."""
+
+    x: Value
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Writes the step's K and V to the cache of `attend`."""
+
+    attend: Attend
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A Linear whose output is `residual`, if any, plus the product."""
+
+    linear: Linear
+    output: Value
+    residual: Value | None
+
+
+Call = Instruction | Prepare | Store | Product
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    call: Call
+    rows: RowKind
+    barrier: bool
+    """All threads wait here before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    calls: tuple[PlannedCall, ...]
+    buffer_offsets: tuple[int, ...]
+    """Floats from the arena's begin, by buffer number."""
+    buffer_rows: tuple[RowKind, ...]
+    arena_floats: int
+    prepared_width: int
+    """Of the widest input of a product."""
+
+
+def make_plan(program: Program, limits: Limits) -> Plan:
+    kinds = _row_kinds(program)
+    calls = _place_barriers(_lower(program), kinds)
+    rows: dict[RowKind, int] = {
+        "tokens": limits.step_tokens,
+        "selected": limits.logit_rows,
+        "sequences": limits.sequences,
+    }
+    sizes = [width * rows[kind] for width, kind in zip(program.buffer_widths, kinds, strict=True)]
+    offsets, arena_floats = _place_buffers(calls, sizes, program.result.buffer)
+    prepared_width = max((planned.call.x.width for planned in calls if isinstance(planned.call, Prepare)), default=0)
+    return Plan(tuple(calls), tuple(offsets), tuple(kinds), arena_floats, prepared_width)
+
+
+def reads(call: Call) -> tuple[Value, ...]:
+    match call:
+        case Embed():
+            return ()
+        case Attend(q=q, k=k, v=v):
+            return (q, k, v)
+        case Store(attend=attend):
+            return (attend.k, attend.v)
+        case Gate(gate=gate, up=up):
+            return (gate, up)
+        case Add(a=a, b=b):
+            return (a, b)
+        case Product(linear=linear, residual=residual):
+            return (linear.x,) if residual is None else (linear.x, residual)
+        case _:
+            return (call.x,)
+
+
+def written(call: Call) -> Value | None:
+    return None if isinstance(call, Prepare | Store) else call.output
+
+
+def _row_kinds(program: Program) -> list[RowKind]:
+    kinds: list[RowKind] = ["tokens"] * len(program.buffer_widths)
+    for instruction in program.instructions:
+        match instruction:
+            case SelectRows(output=output):
+                kinds[output.buffer] = "selected"
+            case Pool(output=output):
+                kinds[output.buffer] = "sequences"
+            case Embed():
+                pass
+            case _:
+                kinds[instruction.output.buffer] = kinds[reads(instruction)[0].buffer]
+    return kinds
+
+
+def _lower(program: Program) -> list[Call]:
+    """Instructions to calls: products get their input prepared, once for neighbours with the same input, and take over
+    the sum that follows them; attention with a cache is preceded by storing K and V."""
+    uses = Counter(value.buffer for instruction in program.instructions for value in reads(instruction))
+    uses[program.result.buffer] += 1
+    calls: list[Call] = []
+    prepared: Value | None = None
+    last_prepare = -1
+    for instruction in program.instructions:
+        match instruction:
+            case Linear():
+                if prepared == instruction.x:
+                    prepare = calls[last_prepare]
+                    assert isinstance(prepare, Prepare)
+                    calls[last_prepare] = replace(prepare, weights=prepare.weights + instruction.weights)
+                else:
+                    prepared, last_prepare = instruction.x, len(calls)
+                    calls.append(Prepare(instruction.x, instruction.weights))
+                calls.append(Product(instruction, instruction.output, None))
+            case Add(output=output, a=a, b=b) if (residual := _sum_to_take_over(calls, a, b, uses)) is not None:
+                product = calls[-1]
+                assert isinstance(product, Product)
+                calls[-1] = Product(product.linear, output, residual)
+            case Attend() if instruction.cache_layer is not None:
+                calls += [Store(instruction), instruction]
+            case _:
+                calls.append(instruction)
+        output = written(calls[-1])
+        if prepared is not None and output is not None and output.buffer == prepared.buffer:
+            prepared = None
+    return calls
+
+
+def _sum_to_take_over(calls: list[Call], a: Value, b: Value, uses: Counter[int]) -> Value | None:
+    """The other addend, if one of them is the whole output of the product just before and nobody else reads it."""
+    last = calls[-1] if calls else None
+    if not isinstance(last, Product) or last.residual is not None or uses[last.output.buffer] != 1:
+        return None
+    for addend, other in ((a, b), (b, a)):
+        if addend == last.output and addend.width == addend.stride:
+            return other
+    return None
+
+
+def _row_wise(call: Call) -> bool:
+    return not isinstance(call, Product | Attend)
+
+
+def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall]:
+    """Row-wise calls split rows among the threads in the same way, so one that follows another over the same rows
+    reads what its own thread wrote. Everything else waits."""
+    planned: list[PlannedCall] = []
+    for call in calls:
+        output = written(call)
+        rows = kinds[output.buffer if output is not None else reads(call)[0].buffer]
+        together = (
+            bool(planned)
+            and _row_wise(call)
+            and _row_wise(planned[-1].call)
+            and rows == planned[-1].rows
+            and not isinstance(call, SelectRows | Pool)
+        )
+        planned.append(PlannedCall(call, rows, bool(planned) and not together))
+    return planned
+
+
+def _place_buffers(calls: list[PlannedCall], sizes: list[int], result: int) -> tuple[list[int], int]:
+    """Offsets and the arena's size. A buffer's memory is free again after the first barrier past its last use: until
+    then another thread may still be reading its rows."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {result: len(calls)}
+    for i, planned in enumerate(calls):
+        output = written(planned.call)
+        for value in (*reads(planned.call), *(() if output is None else (output,))):
+            first.setdefault(value.buffer, i)
+            last[value.buffer] = max(last.get(value.buffer, 0), i)
+    barriers = [i for i, planned in enumerate(calls) if planned.barrier]
+    ends = {buffer: next((b for b in barriers if b > use), len(calls) + 1) for buffer, use in last.items()}
+
+    offsets = [0] * len(sizes)
+    arena_floats = 0
+    live: list[int] = []
+    for buffer in sorted(first, key=lambda buffer: first[buffer]):
+        live = sorted((other for other in live if ends[other] > first[buffer]), key=lambda other: offsets[other])
+        offset = 0
+        for other in live:
+            if offset + sizes[buffer] <= offsets[other]:
+                break
+            offset = max(offset, -(-(offsets[other] + sizes[other]) // LINE_FLOATS) * LINE_FLOATS)
+        offsets[buffer] = offset
+        live.append(buffer)
+        arena_floats = max(arena_floats, offset + sizes[buffer])
+    return offsets, arena_floats
