@@ -1,0 +1,151 @@
+"""Opens a model on disk: its config, its weights under canonical names, its program.
+
+Only headers are read here. A weight stays a view of the mapped file until a backend packs it; the few that a file
+stores in another order or form are converted when they are looked up, one at a time.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from tokenworks.kernels.formats import FORMATS, dequantise
+from tokenworks.kernels.program import Program
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES, FileNames
+from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from tokenworks.models.decoder import decoder_program, decoder_shapes
+from tokenworks.models.encoder import encoder_program, encoder_shapes
+from tokenworks.models.fields import Fields
+from tokenworks.models.gguf import open_gguf
+from tokenworks.models.safetensors import open_safetensors, read_json
+from tokenworks.protocol.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An open model; `tensors` holds what `program()` reads, by canonical name."""
+
+    path: Path
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+
+    def program(self) -> Program:
+        match self.config:
+            case DecoderConfig():
+                return decoder_program(self.config)
+            case EncoderConfig():
+                return encoder_program(self.config)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a GGUF file, or a folder with config.json and safetensors weights.
+
+    Raises ModelError naming the file and the cause: not a model, truncated, an architecture or tensor type that is
+    not supported, a tensor that is missing, unexpected, or of another shape than the config says.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        file = open_gguf(path)
+        name = str(file.metadata.get("general.architecture"))
+        if name not in GGUF_ARCHITECTURES:
+            raise _unknown_architecture(path, name, list(GGUF_ARCHITECTURES))
+        row = GGUF_ARCHITECTURES[name]
+        return _checkpoint(path, row.read(file), file.tensors, row.files)
+    raise ModelError(f"{path}: no such file or folder.")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config_path = folder / "config.json"
+    if not config_path.exists():
+        raise ModelError(f"{folder}: not a model folder: it has no config.json.")
+    fields = Fields(config_path, read_json(config_path))
+    name = str(fields.table.get("model_type"))
+    if name not in HF_ARCHITECTURES:
+        raise _unknown_architecture(config_path, name, list(HF_ARCHITECTURES))
+    fields.refuse("quantization_config", (), "quantised safetensors checkpoints are not supported; use a GGUF file")
+    row = HF_ARCHITECTURES[name]
+    return _checkpoint(folder, row.read(fields), open_safetensors(folder), row.files)
+
+
+def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError:
+    return ModelError(f"{path}: architecture {name!r} is not supported. Supported here: {', '.join(known)}.")
+
+
+def _checkpoint(path: Path, config: ModelConfig, found: Mapping[str, Tensor], names: FileNames) -> Checkpoint:
+    shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
+    sources = {canonical: names.of(canonical) for canonical in shapes}
+    for canonical, shape in shapes.items():
+        tensor = found.get(sources[canonical])
+        if tensor is None:
+            raise ModelError(f"{path}: tensor {sources[canonical]!r} is missing.")
+        if tensor.shape != shape:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}; "
+                f"by the model's config it should have {list(shape)}."
+            )
+        if tensor.format not in FORMATS:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} has type {tensor.format}, which is not supported. "
+                f"Supported: {', '.join(FORMATS)}."
+            )
+    expected = set(sources.values())
+    for name in found:
+        if name not in expected and not any(fnmatchcase(name, pattern) for pattern in names.unused):
+            raise ModelError(
+                f"{path}: tensor {name!r} is unexpected: a {config.architecture} model has no place for it."
+            )
+    computed = {}
+    if isinstance(config, DecoderConfig):
+        for rope, how in config.ropes.items():
+            frequencies = how.inverse_frequencies(config.head_size)
+            computed["rope." + rope] = _float32(f"rope.{rope}", frequencies)
+    return Checkpoint(path, config, _Weights(config, found, sources, names, computed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights(Mapping[str, Tensor]):
+    """Weights by canonical name, as programs want them: vectors as F32, rotary pairs as (i, i + head_size / 2)."""
+
+    config: ModelConfig
+    found: Mapping[str, Tensor]
+    sources: Mapping[str, str]
+    names: FileNames
+    computed: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.computed:
+            return self.computed[name]
+        tensor = self.found[self.sources[name]]
+        if self.names.interleaved_rotary and isinstance(self.config, DecoderConfig):
+            leaf = name.split(".", 2)[-1]
+            if leaf in ("q", "q.bias", "k", "k.bias"):
+                tensor = _halves(tensor, self.config.heads if leaf[0] == "q" else self.config.kv_heads)
+        if len(tensor.shape) == 1:
+            offset = self.names.norm_offset if name.endswith("norm") else 0.0
+            if offset or tensor.format != "F32":
+                return _float32(name, dequantise(tensor) + np.float32(offset))
+        return Tensor(name, tensor.format, tensor.shape, tensor.data)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.sources
+        yield from self.computed
+
+    def __len__(self) -> int:
+        return len(self.sources) + len(self.computed)
+
+
+def _halves(tensor: Tensor, heads: int) -> Tensor:
+    """Reorders each head's rows from pairs (0, 1), (2, 3), ... to all first members, then all second ones.
+
+    Rows move whole, so any format can be reordered.
+    """
+    rows = tensor.data.reshape(heads, tensor.shape[0] // heads // 2, 2, -1)
+    return Tensor(tensor.name, tensor.format, tensor.shape, np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))
+
+
+def _float32(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
+    return Tensor(name, "F32", values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(-1))
