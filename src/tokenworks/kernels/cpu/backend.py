@@ -117,7 +117,7 @@ def _load(
     return matrices, vectors
 
 
-def _raw(name: str, tensor: Tensor) -> _cpu.Raw:
+def _raw(name: str, tensor: Tensor) -> "_cpu.Raw":
     return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data
 
 

@@ -1,3 +1,4 @@
+// One copy for every instruction set: the work is dequantise_row, a row of memory per token.
 #include "../kernels.h"
 
 namespace tokenworks::cpu {
@@ -9,7 +10,7 @@ void embed(const EmbedArgs& args, Share& share) {
         float* out = args.output.row(r);
         dequantise_row(*args.table, args.index ? args.index[r] : 0, out);
         if (args.scale != 1.0f)
-            for (int c = 0; c < args.width; c++) out[c] *= args.scale;
+            for (int i = 0; i < args.width; i++) out[i] *= args.scale;
     }
 }
 

@@ -1,0 +1,5 @@
+#include "elementwise.h"
+
+namespace tokenworks::cpu {
+void elementwise_avx512(Kernels& table) { fill(table); }
+}  // namespace tokenworks::cpu

@@ -1,0 +1,22 @@
+// add.
+#pragma once
+
+#include "../kernels.h"
+#include "../vector.h"
+
+namespace tokenworks::cpu {
+namespace {
+
+void add(const AddArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    for (int r = range.begin; r < range.end; r++) {
+        const float *a = args.a.row(r), *b = args.b.row(r);
+        float* out = args.output.row(r);
+        each(args.width, [&](int at, auto get, auto put) { put(out + at, get(a + at) + get(b + at)); });
+    }
+}
+
+void fill(Kernels& table) { table.add = add; }
+
+}  // namespace
+}  // namespace tokenworks::cpu

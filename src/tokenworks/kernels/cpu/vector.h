@@ -1,0 +1,134 @@
+// A register of floats, whatever the instruction set: the same source is compiled once for each (see kernels.h on why
+// everything is in an anonymous namespace). GCC's and Clang's vector types give + - * / and comparisons.
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace tokenworks::cpu {
+namespace {
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(lanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(lanes * 4)));
+
+INLINE Floats all(float value) { return value - Floats{}; }
+
+INLINE Floats load(const float* p) {
+    Floats v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The first n < lanes of them; the rest are zero, or left alone in memory.
+INLINE Floats load_some(const float* p, int n) {
+    Floats v{};
+    __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+    return v;
+}
+
+INLINE void store_some(float* p, Floats v, int n) { __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
+
+// Calls body(at, load, store) for every register's worth of `width` columns, the last one maybe partial.
+template <typename Body>
+INLINE void each(int width, const Body& body) {
+    int at = 0;
+    for (; at + lanes <= width; at += lanes)
+        body(at, [](const float* p) { return load(p); }, [](float* p, Floats v) { store(p, v); });
+    const int rest = width - at;
+    if (rest)
+        body(at, [rest](const float* p) { return load_some(p, rest); },
+             [rest](float* p, Floats v) { store_some(p, v, rest); });
+}
+
+INLINE Floats load(const uint16_t* halves) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+#elif defined(__AVX2__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+#else
+    Floats v;
+    for (int i = 0; i < lanes; i++) v[i] = half_to_float(halves[i]);
+    return v;
+#endif
+}
+
+INLINE void store(uint16_t* halves, Floats v) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < lanes; i++) halves[i] = float_to_half(v[i]);
+#endif
+}
+
+// a * b + c; one rounding where the processor has it.
+INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+INLINE Floats magnitude(Floats a) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) & 0x7fffffff); }
+INLINE Floats square_root(Floats a) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(a);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(a);
+#else
+    for (int i = 0; i < lanes; i++) a[i] = __builtin_sqrtf(a[i]);
+    return a;
+#endif
+}
+
+// Across the register, always in the same order.
+INLINE float sum(Floats v) {
+    float parts[lanes];
+    store(parts, v);
+    for (int n = lanes / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+    return parts[0];
+}
+
+INLINE float largest(Floats v) {
+    float parts[lanes];
+    store(parts, v);
+    for (int n = lanes / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) parts[i] = parts[i] > parts[i + n] ? parts[i] : parts[i + n];
+    return parts[0];
+}
+
+INLINE float sum_of_squares(const float* x, int n) {
+    Floats total{};
+    each(n, [&](int at, auto get, auto) {
+        const Floats v = get(x + at);
+        total = multiply_add(v, v, total);
+    });
+    return sum(total);
+}
+
+}  // namespace
+}  // namespace tokenworks::cpu
