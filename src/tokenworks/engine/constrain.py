@@ -1,0 +1,118 @@
+"""Grammars to token masks, by llguidance.
+
+Loading the library, the tokenizer and a grammar takes from a millisecond to a second, so it happens on a thread of its
+own, on first use, while other requests go on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.protocol.errors import EngineError, InvalidRequest
+from tokenworks.protocol.sampling import Grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+GRAMMAR_CHARACTERS = 256 * 1024
+"""The longest grammar taken."""
+KEPT = 32
+"""So many compiled grammars are kept for the next request that brings the same."""
+
+
+class Matcher:
+    """Where one sequence stands in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, mask_tokens: int, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros((mask_tokens + 31) // 32, np.int32)
+        self._forbidden = np.ones(vocabulary, np.bool_)
+        self._known = min(mask_tokens, vocabulary)
+
+    def forbidden(self) -> npt.NDArray[np.bool_]:
+        """[vocabulary] true for each token that cannot come next; valid until the next call."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        np.equal(allowed[: self._known], 0, out=self._forbidden[: self._known])
+        return self._forbidden
+
+    def take(self, token: int) -> bool:
+        """The next output token; true when nothing more can follow. Raises EngineError if it does not fit."""
+        if not self._matcher.consume_token(token):
+            raise EngineError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+        return bool(self._matcher.is_stopped())
+
+
+class GrammarCompiler:
+    """Compiles the grammars of one model, one at a time."""
+
+    def __init__(self, tokenizer_json: Callable[[], str], eos_token_ids: frozenset[int], vocabulary: int) -> None:
+        """`tokenizer_json` gives the text of a Hugging Face tokenizer.json; `vocabulary` is the logits' width."""
+        self._tokenizer_json = tokenizer_json
+        self._eos_token_ids = sorted(eos_token_ids)
+        self._vocabulary = vocabulary
+        self._thread: ThreadPoolExecutor | None = None
+        self._tokenizer: LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> Future[Matcher]:
+        """Starts compiling. The future raises InvalidRequest when the grammar cannot be used."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "grammar")
+        return self._thread.submit(self._compile, grammar)
+
+    def close(self) -> None:
+        """Waits for the grammar being compiled, drops those that wait."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _compile(self, grammar: Grammar) -> Matcher:
+        from llguidance import LLMatcher, LLTokenizer  # on first use: start-up time is a feature
+
+        if len(grammar.text) > GRAMMAR_CHARACTERS:
+            raise InvalidRequest(f"the grammar has {len(grammar.text)} characters; at most {GRAMMAR_CHARACTERS}")
+        if self._tokenizer is None:
+            self._tokenizer = LLTokenizer(self._tokenizer_json(), eos_token=self._eos_token_ids)
+        matcher = self._compiled.get(grammar)
+        if matcher is None:
+            matcher = LLMatcher(self._tokenizer, _to_llguidance(grammar), log_level=0)
+            if matcher.is_error():
+                raise InvalidRequest(f"the {grammar.syntax} cannot be used: {_first_line(matcher.get_error())}")
+            self._compiled[grammar] = matcher
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return Matcher(matcher.deep_copy(), self._tokenizer.vocab_size, self._vocabulary)
+
+
+def _to_llguidance(grammar: Grammar) -> str:
+    """The library's own notation."""
+    from llguidance import LLMatcher
+
+    try:
+        match grammar.syntax:
+            case "json_schema":
+                return LLMatcher.grammar_from_json_schema(grammar.text)
+            case "regex":
+                return LLMatcher.grammar_from_regex(grammar.text)
+            case "lark":
+                return LLMatcher.grammar_from_lark(grammar.text)
+            case "choice":
+                choices = json.loads(grammar.text)
+                if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+                    raise ValueError("expected a JSON array of strings, at least one, none empty")
+                return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in choices))
+    except ValueError as error:
+        raise InvalidRequest(f"the {grammar.syntax} cannot be used: {_first_line(str(error))}") from error
+
+
+def _first_line(message: str) -> str:
+    return message.strip().partition("\n")[0]

@@ -1,0 +1,137 @@
+"""One worker's mind: scheduler, runner, sampler and grammars tied together. No sockets, no clock: time is given."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+
+from tokenworks.engine.constrain import GrammarCompiler, Matcher
+from tokenworks.engine.plan import StepResult
+from tokenworks.engine.runner import Runner
+from tokenworks.engine.sampler import Sampler
+from tokenworks.engine.scheduler import Scheduler
+from tokenworks.kernels.backend import Executable, Limits
+from tokenworks.protocol.errors import TokenworksError
+from tokenworks.protocol.messages import Finish, Generate, StepDone, TokenChunk
+
+GRAMMAR_WAIT_S = 0.01
+"""With nothing else to do, a step waits so long for a grammar, then returns, so that its caller can hear messages."""
+
+
+class Engine:
+    """`add` requests, call `step` while `busy`; every request ends once, in a chunk with `finish`.
+
+    What is wrong with one request ends that one with FAILED; an exception from `step` means that the worker is broken.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        limits: Limits,
+        *,
+        eos_token_ids: frozenset[int],
+        context_tokens: int,
+        vocabulary: int,
+        tokenizer_json: Callable[[], str],
+    ) -> None:
+        """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes."""
+        self._vocabulary = vocabulary
+        self._scheduler = Scheduler(limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens)
+        self._sampler = Sampler(executable, limits.sequences, eos_token_ids)
+        self._runner = Runner(executable, limits.block_tokens, self._sampler)
+        self._grammars = GrammarCompiler(tokenizer_json, eos_token_ids, vocabulary)
+        self._compiling: dict[str, tuple[Generate, float, Future[Matcher]]] = {}
+        """Requests that wait for their grammar, with the time they came."""
+        self._chunks: list[TokenChunk] = []
+        """Endings that the scheduler has no part in, for the next step."""
+        self._draining = False
+
+    @property
+    def busy(self) -> bool:
+        """`step` has something to do or to tell."""
+        return bool(self._compiling or self._chunks) or self._scheduler.busy
+
+    def add(self, request: Generate, now_s: float) -> None:
+        """Takes a request, or ends it with FAILED at the next step. An id in use is ignored: the first runs on."""
+        if request.request_id in self._scheduler or request.request_id in self._compiling:
+            return
+        error = self._objection(request)
+        if error is not None:
+            self._end(request.request_id, Finish.FAILED, error)
+        elif request.sampling.grammar is not None:
+            compiled = self._grammars.compile(request.sampling.grammar)
+            self._compiling[request.request_id] = (request, now_s, compiled)
+        else:
+            self._open(request, now_s, None)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request with CANCELLED and frees what it holds by the next step. One that has ended is ignored."""
+        if request_id in self._compiling:
+            self._compiling.pop(request_id)[2].cancel()
+            self._end(request_id, Finish.CANCELLED)
+        else:
+            self._scheduler.cancel(request_id)
+
+    def drain(self) -> None:
+        """Finishes what it has; requests added from now on end with FAILED."""
+        self._draining = True
+
+    def close(self) -> None:
+        """Ends the thread that compiles grammars."""
+        self._grammars.close()
+
+    def step(self, now_s: float) -> StepDone:
+        """Runs one step, if there is anything to run, and tells everything that has happened since the last one."""
+        self._take_compiled()
+        plan = self._scheduler.plan()
+        result = self._runner.run(plan) if plan.pieces else StepResult()
+        chunks = self._scheduler.commit(plan, result)
+        for chunk in chunks:
+            if chunk.finish is not None:
+                self._sampler.close(chunk.request_id)
+        if self._chunks:
+            chunks += self._chunks
+            self._chunks = []
+        return StepDone(tuple(chunks), self._scheduler.stats())
+
+    def _objection(self, request: Generate) -> str | None:
+        """What makes a request impossible, whatever else is going on."""
+        if self._draining:
+            return "this worker is shutting down"
+        for token in (*request.prompt_ids, *request.output_ids):
+            if not 0 <= token < self._vocabulary:
+                return f"token id {token} is not in the model's vocabulary of {self._vocabulary}"
+        sampling = request.sampling
+        for token in (*sampling.logit_bias, *sampling.stop_token_ids):
+            if not 0 <= token < self._vocabulary:
+                return f"logit_bias or stop_token_ids: token id {token} is not in the vocabulary of {self._vocabulary}"
+        return None
+
+    def _open(self, request: Generate, now_s: float, matcher: Matcher | None) -> None:
+        try:
+            complete = self._sampler.open(request, matcher)
+        except TokenworksError as error:
+            self._end(request.request_id, Finish.FAILED, error.message)
+            return
+        if complete:
+            self._sampler.close(request.request_id)
+            self._end(request.request_id, Finish.STOP)
+        else:
+            self._scheduler.add(request, now_s)
+
+    def _take_compiled(self) -> None:
+        """Starts the requests whose grammar is ready, fails those whose grammar is not one."""
+        if not self._compiling:
+            return
+        if not self._scheduler.busy and not self._chunks:
+            wait([compiled for _, _, compiled in self._compiling.values()], GRAMMAR_WAIT_S, "FIRST_COMPLETED")
+        for request_id, (request, since_s, compiled) in tuple(self._compiling.items()):
+            if compiled.done():
+                del self._compiling[request_id]
+                error = compiled.exception()
+                if error is None:
+                    self._open(request, since_s, compiled.result())
+                else:
+                    message = error.message if isinstance(error, TokenworksError) else f"the grammar failed: {error}"
+                    self._end(request_id, Finish.FAILED, message)
+
+    def _end(self, request_id: str, finish: Finish, error: str | None = None) -> None:
+        self._chunks.append(TokenChunk(request_id, finish=finish, error=error))

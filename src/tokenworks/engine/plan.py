@@ -1,0 +1,56 @@
+"""A step as data: what the scheduler asks for, and what the runner answers."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.engine.sequence import Sequence
+from tokenworks.protocol.messages import TokenLogprobs
+
+
+class Piece(NamedTuple):
+    """Consecutive tokens of one sequence that run in a step."""
+
+    sequence: Sequence
+    start: int
+    """Position of the first token."""
+    end: int
+    """Position after the last token."""
+    logits_from: int
+    """Logits are wanted from this position to `end`; none when it is `end` itself."""
+    samples: bool
+    """The last token's logits give the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. `pieces` may be empty: then there is nothing to run, but still something to commit."""
+
+    pieces: tuple[Piece, ...]
+    tokens: int
+    """How many tokens run."""
+    admitted: tuple[Sequence, ...]
+    """Sequences that have just been given their slot."""
+    preempted: tuple[Sequence, ...]
+    """Sequences that have just lost their slot and blocks."""
+    block_tables: npt.NDArray[np.int32]
+    """[slots, blocks of the longest sequence] row `sequence.slot` has the sequence's blocks in order, then -1.
+    The scheduler's own table: to be read until the plan is committed, never written."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step made; keys are indices into the plan's `pieces`."""
+
+    tokens: list[int] = field(default_factory=list)
+    """For each piece that samples, in order."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Of the sampled token, where asked for."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """Of the prompt tokens that follow the piece's tokens."""
+    complete: set[int] = field(default_factory=set)
+    """The sampled token completes the sequence's grammar: nothing can follow."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """Why the piece's sequence cannot go on; its entry in `tokens` means nothing."""

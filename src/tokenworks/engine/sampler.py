@@ -1,0 +1,144 @@
+"""From logits to tokens: each sequence's options, its own random numbers, log-probabilities.
+
+A sequence's parameters lie in arrays by slot, so that a step gathers them in a few array operations; only rows with
+options that change the logits (engine/adjust.py) are touched one by one.
+"""
+
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.engine.adjust import Adjustment
+from tokenworks.engine.constrain import Matcher
+from tokenworks.engine.sequence import Sequence
+from tokenworks.kernels.backend import Executable, Float32, SampleBatch
+from tokenworks.protocol.errors import EngineError
+from tokenworks.protocol.messages import Generate, TokenLogprobs
+
+UInt64 = npt.NDArray[np.uint64]
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: UInt64) -> UInt64:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def uniforms(streams: UInt64, counters: npt.NDArray[np.int64]) -> Float32:
+    """Number `counters[i]` of stream `streams[i]`: in [0, 1), 24 bits, whatever was drawn before."""
+    bits = mix(streams + _GAMMA * counters.astype(np.uint64))
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def stream_of(seed: int) -> np.uint64:
+    """The stream of a seed: mixed once, so that neighbouring seeds have nothing in common."""
+    return np.uint64(mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64) + _GAMMA)[0])
+
+
+class Sampler:
+    """`open` a request, `load` it when it gets a slot, `sample` its rows, `close` it."""
+
+    def __init__(self, executable: Executable, slots: int, eos_token_ids: frozenset[int]) -> None:
+        self._executable = executable
+        self._eos_token_ids = eos_token_ids
+        self._temperature = np.zeros(slots, np.float32)
+        self._top_k = np.zeros(slots, np.int32)
+        self._top_p = np.ones(slots, np.float32)
+        self._min_p = np.zeros(slots, np.float32)
+        self._streams = np.zeros(slots, np.uint64)
+        self._adjustments: dict[str, Adjustment] = {}
+
+    def open(self, request: Generate, matcher: Matcher | None) -> bool:
+        """Prepares a request; true when its grammar is complete already. Raises EngineError if its tokens break it."""
+        sampling = request.sampling
+        if (
+            matcher is None
+            and sampling.repetition_penalty == 1
+            and sampling.presence_penalty == sampling.frequency_penalty == 0
+            and not sampling.logit_bias
+            and sampling.min_tokens == 0
+        ):
+            return False
+        ends = self._eos_token_ids | set(sampling.stop_token_ids)
+        adjustment = Adjustment(sampling, request.prompt_ids, request.output_ids, ends, matcher)
+        self._adjustments[request.request_id] = adjustment
+        return adjustment.complete
+
+    def close(self, request_id: str) -> None:
+        self._adjustments.pop(request_id, None)
+
+    def load(self, sequence: Sequence) -> None:
+        """The sequence has got its slot."""
+        sampling, slot = sequence.request.sampling, sequence.slot
+        self._temperature[slot] = sampling.temperature
+        self._top_k[slot] = sampling.top_k
+        self._top_p[slot] = sampling.top_p
+        self._min_p[slot] = sampling.min_p
+        self._streams[slot] = stream_of(sampling.seed)
+
+    def sample(
+        self, logits: Float32, sequences: SequenceOf[Sequence]
+    ) -> tuple[list[int], dict[int, TokenLogprobs], set[int], dict[int, str]]:
+        """Draws a token from each row; row i of `logits` [R, vocabulary] is of `sequences[i]`, and may be overwritten.
+
+        Returns the tokens, and by row: log-probabilities where asked for, whose grammar is complete, who failed why.
+        """
+        asked = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
+        raw = logits[asked] if asked else None
+        failed: dict[int, str] = {}
+        adjusted: list[tuple[int, Adjustment]] = []
+        if self._adjustments:
+            for row, sequence in enumerate(sequences):
+                adjustment = self._adjustments.get(sequence.request.request_id)
+                if adjustment is not None:
+                    adjusted.append((row, adjustment))
+                    adjustment.apply(logits[row], sequence.output_tokens)
+                    if logits[row].max() == -np.inf:
+                        failed[row] = "the grammar and the logit bias leave no token to choose"
+                        logits[row] = 0
+        slots = np.array([sequence.slot for sequence in sequences])
+        positions = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
+        how = SampleBatch(
+            temperature=self._temperature[slots],
+            top_k=self._top_k[slots],
+            top_p=self._top_p[slots],
+            min_p=self._min_p[slots],
+            uniform=uniforms(self._streams[slots], positions),
+        )
+        chosen = self._executable.sample(logits, how)
+        tokens: list[int] = chosen.tolist()
+        complete: set[int] = set()
+        for row, adjustment in adjusted:
+            if row in failed:
+                continue
+            try:
+                adjustment.take(tokens[row])
+            except EngineError as error:
+                failed[row] = error.message
+            if adjustment.complete:
+                complete.add(row)
+        logprobs: dict[int, TokenLogprobs] = {}
+        if raw is not None:
+            tops = [sequences[row].request.sampling.logprobs or 0 for row in asked]
+            logprobs = dict(zip(asked, self.logprobs(raw, chosen[asked], tops), strict=True))
+        return tokens, logprobs, complete, failed
+
+    def logprobs(self, logits: Float32, chosen: npt.NDArray[np.int32], tops: list[int]) -> list[TokenLogprobs]:
+        """Of each row's chosen token, with the `tops[row]` likeliest ones; of the model's own distribution."""
+        values, ranks, top_ids, top_values = self._executable.logprobs(logits, chosen, max(tops))
+        return [
+            TokenLogprobs(token, value, rank, tuple(zip(ids[:top], likeliest[:top], strict=True)))
+            for token, value, rank, ids, likeliest, top in zip(
+                chosen.tolist(),
+                values.tolist(),
+                ranks.tolist(),
+                top_ids.tolist(),
+                top_values.tolist(),
+                tops,
+                strict=True,
+            )
+        ]

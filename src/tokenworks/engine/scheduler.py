@@ -1,0 +1,283 @@
+"""Decides what runs in each step. A pure state machine: no clock, no arrays of numbers, no model.
+
+    add, cancel  ->  plan() -> StepPlan  ->  (someone runs it)  ->  commit(plan, result) -> what to tell the caller
+
+The rules, in the order in which `plan` applies them:
+1. Every decoding sequence runs one token. When blocks are short, the sequence of the last rank gives up its own: it
+   goes back to waiting with its output, and is computed again later (as far as the prefix tree forgets it).
+2. What is left of `step_tokens` goes to prefills in order of rank, in chunks, so a long prompt delays the decoding ones
+   by no more than one step's budget.
+3. Waiting sequences are admitted by rank while there is budget, a slot, and room for all their tokens. One that does
+   not fit holds up those after it, so large requests are not starved by small ones. One whose next block is just being
+   computed by another sequence waits for that block, and lets others pass.
+
+Rank: by arrival, moved back by PRIORITY_S for each level of priority. So lower priorities go first, and yet nobody
+waits for ever: a request is overtaken only by those that arrive within a minute per level after it.
+"""
+
+from bisect import insort
+from operator import attrgetter
+
+from tokenworks.engine.plan import Piece, StepPlan, StepResult
+from tokenworks.engine.sequence import Sequence, State
+from tokenworks.engine.space import CacheSpace
+from tokenworks.kernels.backend import Limits
+from tokenworks.protocol.messages import EngineStats, Finish, Generate, TokenChunk
+
+PRIORITY_S = 60.0
+_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill over a paged cache. Every request added ends exactly once."""
+
+    def __init__(self, limits: Limits, *, eos_token_ids: frozenset[int], context_tokens: int) -> None:
+        self._limits = limits
+        self._eos_token_ids = eos_token_ids
+        self._context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
+        # Any running sequence may decode, so each must be sure of a token and a row of logits in every step.
+        slots = min(limits.sequences, limits.step_tokens, limits.logit_rows)
+        self._slots = slots
+        self._space = CacheSpace(limits.blocks, limits.block_tokens, slots, self._context_tokens)
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        """Both in order of rank."""
+        self._events: list[TokenChunk] = []
+        """Endings that no step made, to be told with the next commit."""
+        self._arrivals = 0
+        self._prompt_tokens = self._hit_tokens = self._output_tokens = self._preemptions = self._steps = 0
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._sequences
+
+    @property
+    def busy(self) -> bool:
+        """There is something to run, or to tell."""
+        return bool(self._sequences or self._events)
+
+    def add(self, request: Generate, now_s: float) -> None:
+        """Queues a request. One that cannot run, or has nothing left to do, ends at once (told by the next commit)."""
+        assert request.request_id not in self._sequences
+        self._arrivals += 1
+        rank = (now_s + request.priority * PRIORITY_S, self._arrivals)
+        sequence = Sequence(request, rank, self._eos_token_ids, self._context_tokens)
+        self._sequences[request.request_id] = sequence
+        if not request.prompt_ids:
+            self._end(sequence, Finish.FAILED, error="the prompt has no tokens")
+        elif sequence.longest < sequence.prompt_tokens + min(1, request.sampling.max_tokens):
+            error = f"the prompt has {sequence.prompt_tokens} tokens; there is room for {self._context_tokens}"
+            self._end(sequence, Finish.FAILED, error=f"{error}, with at least one of output")
+        elif len(sequence.tokens) >= sequence.longest and not sequence.prompt_logprobs_due:
+            self._end(sequence, Finish.LENGTH)
+        else:
+            insort(self._waiting, sequence, key=_rank)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request: now, or if it is in the step under way, when that is committed. Unknown ones have ended."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return
+        if sequence.in_step:
+            sequence.cancelled = True
+        else:
+            self._end(sequence, Finish.CANCELLED)
+
+    def plan(self) -> StepPlan:
+        """The next step. It must be committed before the next call."""
+        pieces: list[Piece] = []
+        prefills: list[Sequence] = []
+        admitted: list[Sequence] = []
+        preempted: list[Sequence] = []
+        size = self._limits.block_tokens
+        for sequence in tuple(self._running):
+            if sequence.state is State.PREFILL:
+                prefills.append(sequence)
+            elif sequence.state is State.DECODE:
+                start = sequence.computed
+                if start == sequence.blocks * size and not self._make_room(sequence, start + 1, preempted):
+                    continue
+                sequence.in_step = True
+                pieces.append(Piece(sequence, start, start + 1, start, True))
+        tokens = len(pieces)
+        rows = self._limits.logit_rows - tokens
+        for sequence in prefills:
+            if sequence.state is State.PREFILL and tokens < self._limits.step_tokens:
+                tokens, rows = self._prefill(sequence, tokens, rows, pieces, preempted)
+        if not preempted:  # else memory is short: those who run have it first
+            while tokens < self._limits.step_tokens and (newcomer := self._admit()) is not None:
+                admitted.append(newcomer)
+                tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
+        return StepPlan(tuple(pieces), tokens, tuple(admitted), tuple(preempted), self._space.tables)
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
+        """Takes in what the step made; returns what to tell the callers, in no particular order between requests."""
+        events, self._events = self._events, []
+        size = self._limits.block_tokens
+        tokens = iter(result.tokens)
+        for index, piece in enumerate(plan.pieces):
+            sequence, _, end, _, samples = piece
+            sequence.in_step = False
+            token = next(tokens) if samples else -1
+            if sequence.cancelled:
+                self._end(sequence, Finish.CANCELLED)
+                continue
+            if index in result.failed:  # before its blocks are shared: what they hold is not to be trusted
+                self._end(sequence, Finish.FAILED, error=result.failed[index])
+                continue
+            sequence.computed = end
+            if sequence.computed >= (len(sequence.nodes) + 1) * size:
+                self._space.share(sequence)
+            if index in result.prompt_logprobs:
+                sequence.prompt_logprobs += result.prompt_logprobs[index]
+            if samples:
+                chunk = self._append(sequence, token, result, index)
+                events.append(chunk)
+                if chunk.finish is not None:
+                    self._forget(sequence)
+        self._steps += bool(plan.pieces)
+        events += self._events
+        self._events = []
+        return events
+
+    def stats(self) -> EngineStats:
+        pool, tree = self._space.pool, self._space.tree
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_used=pool.total - pool.free - tree.idle,
+            kv_blocks_cached=tree.idle,
+            kv_blocks_total=pool.total,
+            prompt_tokens_total=self._prompt_tokens,
+            prefix_hit_tokens_total=self._hit_tokens,
+            output_tokens_total=self._output_tokens,
+            preemptions_total=self._preemptions,
+            steps_total=self._steps,
+        )
+
+    def _admit(self) -> Sequence | None:
+        """The first waiting sequence that may run now gets its slot."""
+        if len(self._running) == self._slots:
+            return None
+        for index, sequence in enumerate(self._waiting[: self._slots]):
+            self._space.look_up(sequence)
+            if self._space.comes_soon(sequence):
+                continue
+            # Those who run may each need a block soon, and prefills have room promised for the rest of their tokens.
+            promised = sum(
+                len(other.tokens) // self._limits.block_tokens + 1 - other.blocks if other.state is State.PREFILL else 1
+                for other in self._running
+            )
+            if self._space.shortage(sequence) + promised > 0 and self._running:
+                return None
+            del self._waiting[index]
+            self._start(sequence)
+            return sequence
+        return None
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.become(State.PREFILL)
+        self._space.admit(sequence)
+        insort(self._running, sequence, key=_rank)
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_tokens)
+            self._prompt_tokens += sequence.prompt_tokens
+            self._hit_tokens += sequence.cached_tokens
+
+    def _prefill(
+        self, sequence: Sequence, tokens: int, rows: int, pieces: list[Piece], preempted: list[Sequence]
+    ) -> tuple[int, int]:
+        """Plans the next chunk of a prompt; returns the step's tokens so far, and the rows of logits left."""
+        start, length = sequence.computed, len(sequence.tokens)
+        end = min(length, start + self._limits.step_tokens - tokens)
+        if sequence.prompt_logprobs_due:
+            end = min(end, start + rows)
+        elif end == length and rows == 0:
+            end -= 1
+        if end <= start:
+            return tokens, rows
+        room = self._space.grow(sequence, end)
+        if room <= start and not self._make_room(sequence, start + 1, preempted):
+            return tokens, rows
+        end = min(end, sequence.blocks * self._limits.block_tokens)
+        samples = end == length
+        logits_from = start if sequence.prompt_logprobs_due else end - samples
+        sequence.in_step = True
+        pieces.append(Piece(sequence, start, end, logits_from, samples))
+        return tokens + end - start, rows - (end - logits_from)
+
+    def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
+        """Gets a running sequence blocks for `tokens` tokens, from those of later rank that are not in the step yet.
+
+        False: it cannot run in this step. Where there is no later one, a decoding sequence gives up its own blocks, so
+        that the earlier ones go on; a prefill keeps its work and waits (if it is the first, nobody is in its way).
+        """
+        while self._space.grow(sequence, tokens) < tokens:
+            victim = next(other for other in reversed(self._running) if not other.in_step)
+            if victim is sequence and victim.state is State.PREFILL:
+                return False
+            self._running.remove(victim)
+            self._space.release(victim)
+            victim.become(State.WAITING)
+            if victim.prompt_logprobs_due:
+                victim.prompt_logprobs.clear()
+            insort(self._waiting, victim, key=_rank)
+            preempted.append(victim)
+            self._preemptions += 1
+            if victim is sequence:
+                return False
+        return True
+
+    def _append(self, sequence: Sequence, token: int, result: StepResult, index: int) -> TokenChunk:
+        """Adds a sampled token to its sequence; returns the chunk that tells of it, with the ending if it is one."""
+        request = sequence.request
+        if sequence.state is State.PREFILL:
+            sequence.become(State.DECODE)
+            self._space.prefilled(sequence)
+        finish: Finish | None = None
+        stop_token_id: int | None = None
+        token_ids: tuple[int, ...] = ()
+        if request.sampling.max_tokens:
+            sequence.tokens.append(token)
+            token_ids = (token,)
+            self._output_tokens += 1
+            if index in result.complete or (token in sequence.ends and sequence.output_tokens >= sequence.min_tokens):
+                finish = Finish.STOP
+                stop_token_id = token if token in sequence.ends else None
+        if finish is None and len(sequence.tokens) >= sequence.longest:
+            finish = Finish.LENGTH
+        logprobs = result.logprobs.get(index)
+        if not sequence.first_chunk_due:
+            return TokenChunk(
+                request.request_id,
+                token_ids,
+                (logprobs,) if logprobs else (),
+                finish=finish,
+                stop_token_id=stop_token_id,
+            )
+        sequence.first_chunk_due = False
+        prompt_logprobs = tuple(sequence.prompt_logprobs)
+        sequence.prompt_logprobs, sequence.prompt_logprobs_due = [], False
+        return TokenChunk(
+            request.request_id,
+            token_ids,
+            (logprobs,) if logprobs else (),
+            prompt_logprobs,
+            sequence.cached_tokens or 0,
+            finish,
+            stop_token_id,
+        )
+
+    def _end(self, sequence: Sequence, finish: Finish, *, error: str | None = None) -> None:
+        """Ends a sequence that made no token in this step."""
+        self._events.append(TokenChunk(sequence.request.request_id, finish=finish, error=error))
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.slot >= 0:
+            self._running.remove(sequence)
+            self._space.release(sequence)
+        elif sequence in self._waiting:
+            self._waiting.remove(sequence)
+        sequence.become(State.ENDED)
+        del self._sequences[sequence.request.request_id]

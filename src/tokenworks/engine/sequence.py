@@ -1,0 +1,94 @@
+"""One output sequence on its way through the scheduler: its tokens, what of them is in the cache, and its state."""
+
+from enum import StrEnum
+
+from tokenworks.kvcache.prefix import Key, Node
+from tokenworks.protocol.messages import Generate, TokenLogprobs
+
+Rank = tuple[float, int]
+"""Who goes first: the lower one. Never changes, and no two are equal."""
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    """Holds nothing. New, or preempted: its output so far is then computed again like a prompt."""
+    PREFILL = "prefill"
+    """Has a slot and blocks; some tokens before the last are not in the cache yet."""
+    DECODE = "decode"
+    """Makes one token a step."""
+    ENDED = "ended"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.PREFILL, State.ENDED}),
+    State.PREFILL: frozenset({State.DECODE, State.WAITING, State.ENDED}),
+    State.DECODE: frozenset({State.WAITING, State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+class Sequence:
+    """Plain state, changed by the scheduler only.
+
+    Its blocks are its slot's row of the scheduler's block table: the first `len(nodes)` are the prefix tree's, up to
+    `blocks` its own.
+    """
+
+    __slots__ = (
+        "blocks",
+        "cached_tokens",
+        "cancelled",
+        "computed",
+        "ends",
+        "filling",
+        "first_chunk_due",
+        "in_step",
+        "longest",
+        "min_tokens",
+        "nodes",
+        "prompt_logprobs",
+        "prompt_logprobs_due",
+        "prompt_tokens",
+        "rank",
+        "request",
+        "slot",
+        "state",
+        "tokens",
+    )
+
+    def __init__(self, request: Generate, rank: Rank, eos_token_ids: frozenset[int], context_tokens: int) -> None:
+        sampling = request.sampling
+        self.request = request
+        self.rank = rank
+        self.tokens = [*request.prompt_ids, *request.output_ids]
+        self.prompt_tokens = len(request.prompt_ids)
+        self.longest = min(self.prompt_tokens + sampling.max_tokens, context_tokens)
+        """Tokens, prompt included, at which it ends with LENGTH."""
+        self.ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_token_ids)
+        """Tokens that end it with STOP."""
+        self.min_tokens = sampling.min_tokens
+        self.state = State.WAITING
+        self.slot = -1
+        self.computed = 0
+        """So many of `tokens` are in the cache."""
+        self.blocks = 0
+        self.nodes: list[Node] = []
+        """While it waits: what the last look found in the tree, not held."""
+        self.filling: tuple[Node, Key] | None = None
+        """The block of its prompt that it is computing, where others may wait for it."""
+        self.in_step = False
+        """It is in a plan that is not committed yet."""
+        self.cancelled = False
+        self.cached_tokens: int | None = None
+        """Prompt tokens found in the cache when it was first admitted."""
+        self.first_chunk_due = not request.output_ids
+        self.prompt_logprobs_due = sampling.prompt_logprobs is not None and not request.output_ids
+        self.prompt_logprobs: list[TokenLogprobs] = []
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    def become(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.request.request_id}: {self.state} -> {state}"
+        self.state = state
