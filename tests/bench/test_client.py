@@ -65,7 +65,7 @@ async def test_counts_chunks_where_the_server_gives_no_usage() -> None:
 
 async def test_a_refusal_is_quoted() -> None:
     async with answering(b"HTTP/1.1 404 Not Found\r\n" + framed_length(b'{"error":"no such model"}')) as url:
-        with pytest.raises(BenchFailed, match="404.*no such model"):
+        with pytest.raises(BenchFailed, match=r"404.*no such model"):
             await Client(url, "m").complete("hello", 2)
 
 

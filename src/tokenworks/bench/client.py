@@ -36,7 +36,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[msgspec.Raw] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Client:
@@ -84,7 +84,7 @@ class Client:
         first_s, made, counted = None, 0, None
         async for data in self._events("/v1/completions", body):
             chunk = self._decode_chunk.decode(data)
-            if chunk.error is not None:
+            if chunk.error:
                 raise BenchFailed(f"the server ended a stream with an error: {bytes(chunk.error).decode()[:300]}")
             if chunk.choices:
                 first_s = first_s or now_s()
