@@ -10,8 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
-
 from scripted_worker import POISON, SILENT, VECTOR, token
+
 from tokenworks.fleet.pool import Pool, PoolModel
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.fleet.supervisor import Phase
@@ -42,7 +42,7 @@ def tokens_of(chunks: list[TokenChunk]) -> list[int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
         await asyncio.sleep(0.005)
 
 
