@@ -4,14 +4,16 @@ Whole replies are this stream collected. Leaving the stream early, in any way, c
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from tokenworks.gateway.detokenise import Detokeniser, Vocabulary
 from tokenworks.gateway.stops import StopStrings
-from tokenworks.protocol.errors import EngineError, InvalidRequest, WorkerLost
+from tokenworks.protocol.errors import EngineError, WorkerLost
 from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Ticket:
     usage: Usage = field(default_factory=Usage)
 
 
-class Delta(NamedTuple):
+class Delta(msgspec.Struct, frozen=True):
     """What one step added to one sequence."""
 
     index: int
@@ -56,7 +58,7 @@ class Delta(NamedTuple):
     """The stop string, or the stop token, that ended it."""
 
 
-async def generate(pool: "Pool", ticket: Ticket) -> AsyncIterator[Delta]:
+async def generate(pool: "Pool", ticket: Ticket) -> AsyncGenerator[Delta, None]:
     """Every sequence's deltas as they come; `ticket.usage` is complete when this ends.
 
     Raises EngineError or WorkerLost when a sequence fails; the others of the request are then cancelled.
@@ -104,42 +106,52 @@ async def generate(pool: "Pool", ticket: Ticket) -> AsyncIterator[Delta]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncIterator[Delta]:
+async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncGenerator[Delta, None]:
     generate_message = ticket.sequences[index]
     min_tokens = generate_message.sampling.min_tokens
     counts_prompt = index % ticket.per_prompt == 0
     detokeniser, stops, usage = Detokeniser(ticket.vocabulary), StopStrings(ticket.stops), ticket.usage
     output_tokens = 0
-    async with aclosing(pool.generate(ticket.model, generate_message)) as chunks:
+    async with aclosing(_chunks(pool, ticket.model, generate_message)) as chunks:
         async for chunk in chunks:
             if counts_prompt:
                 usage.cached_tokens += chunk.cached_tokens
             if chunk.finish is Finish.FAILED:
-                raise _failure(chunk)
+                raise EngineError(chunk.error or "the engine failed without saying why")
             if chunk.finish is Finish.CANCELLED:
                 raise WorkerLost("the request was cancelled inside the factory")
-            output_tokens += len(chunk.token_ids)
-            usage.completion_tokens += len(chunk.token_ids)
-            token_ids, logprobs = chunk.token_ids, chunk.logprobs
-            if chunk.stop_token_id is not None and token_ids and token_ids[-1] == chunk.stop_token_id:
-                token_ids, logprobs = token_ids[:-1], logprobs[: len(token_ids) - 1]
-            text = detokeniser.push(token_ids)
-            if chunk.finish is not None:
-                text += detokeniser.flush()
-            text = stops.push(text, armed=output_tokens >= min_tokens)
-            finish, stop = chunk.finish, chunk.stop_token_id
-            if stops.matched is not None:
-                finish, stop = Finish.STOP, stops.matched
-            elif finish is not None:
-                text += stops.flush()
-            yield Delta(index, text, token_ids, logprobs, chunk.prompt_logprobs, finish, stop)
+            token_ids, finish = chunk.token_ids, chunk.finish
+            stop: str | int | None = chunk.stop_token_id
+            ended_by_token = stop is not None and token_ids[-1:] == (stop,)
+            shown_ids = token_ids[:-1] if ended_by_token else token_ids
+            if not ticket.stops:
+                text = detokeniser.push(shown_ids)
+                if finish is not None:
+                    text += detokeniser.flush()
+                taken = len(token_ids)
+            else:
+                # Token by token: what is cut off must not depend on how many tokens happened to arrive together.
+                text = ""
+                for taken, token_id in enumerate(shown_ids, 1):
+                    armed = output_tokens + taken >= min_tokens
+                    text += stops.push(detokeniser.push((token_id,)), armed=armed)
+                    if stops.matched is not None:
+                        shown_ids, finish, stop = shown_ids[:taken], Finish.STOP, stops.matched
+                        break
+                else:
+                    taken = len(token_ids)
+                    if finish is not None:
+                        text += stops.push(detokeniser.flush()) + stops.flush()
+            output_tokens += taken
+            usage.completion_tokens += taken
+            yield Delta(index, text, shown_ids, chunk.logprobs[: len(shown_ids)], chunk.prompt_logprobs, finish, stop)
             if finish is not None:
                 return
     raise EngineError("the engine ended the sequence without saying why")
 
 
-def _failure(chunk: TokenChunk) -> EngineError:
-    return EngineError(chunk.error or "the engine failed without saying why")
+def _chunks(pool: "Pool", model: str, request: Generate) -> AsyncGenerator[TokenChunk, None]:
+    return cast("AsyncGenerator[TokenChunk, None]", pool.generate(model, request))
 
 
 @dataclass(slots=True)
@@ -171,9 +183,3 @@ async def collect(pool: "Pool", ticket: Ticket) -> list[Whole]:
     for whole, parts in zip(wholes, texts, strict=True):
         whole.text = "".join(parts)
     return wholes
-
-
-def check_count(sequences: Sequence[object], most: int) -> None:
-    """InvalidRequest when one request asks for more sequences than the whole factory may hold."""
-    if len(sequences) > most:
-        raise InvalidRequest(f"one request may ask for at most {most} sequences (prompts times n)", param="n")

@@ -13,7 +13,10 @@ Message = dict[str, Any]
 
 
 async def chat_prompt(
-    model: TextModel, messages: Sequence[Message], tools: Sequence[Tool] = (), template_values: dict[str, Any] | None = None
+    model: TextModel,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    template_values: dict[str, Any] | None = None,
 ) -> list[int]:
     """Prompt ids up to where the assistant goes on. A last message of the assistant's is continued, not answered.
 
@@ -24,7 +27,10 @@ async def chat_prompt(
 
 
 def chat_text(
-    model: TextModel, messages: Sequence[Message], tools: Sequence[Tool] = (), template_values: dict[str, Any] | None = None
+    model: TextModel,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    template_values: dict[str, Any] | None = None,
 ) -> str:
     """The rendered template."""
     from tokenworks.models.chat_template import render
@@ -58,7 +64,7 @@ def _as_function(tool: Tool) -> dict[str, Any]:
 
 
 def _without_tools(model: TextModel, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
-    """For templates that know no tools: what they are stands in the system message, calls and results in plain turns."""
+    """For templates that know no tools: the system message describes them, calls and results become plain turns."""
     before, after = model.tool_format.wrap
     key = model.tool_format.arguments_key
     result: list[Message] = []

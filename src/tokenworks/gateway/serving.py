@@ -4,7 +4,6 @@ flight."""
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,26 +12,18 @@ from tokenworks.config import ServerSettings
 from tokenworks.gateway.detokenise import Vocabulary
 from tokenworks.gateway.tools import ToolFormat, format_of
 from tokenworks.protocol.clock import wall_time_s
-from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, ModelNotFound, Overloaded
+from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, ModelError, ModelNotFound, Overloaded, WorkerLost
 
 if TYPE_CHECKING:
-    from tokenworks.fleet.pool import Pool
+    from tokenworks.fleet.pool import Pool, PoolModel
     from tokenworks.gateway.responses_store import ResponsesStore
     from tokenworks.models.tokenizer import ModelTokenizer
+    from tokenworks.protocol.messages import Ready
 
 _TOKEN_CHARACTERS_MAX = 256
 """No token of the vocabularies we serve is longer: text beyond this per token of context is refused unread."""
 _THREAD_FROM_CHARACTERS = 16_384
 """Longer texts are tokenised off the event loop (a few milliseconds each), so that streams go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model the factory serves, as the gateway needs it."""
-
-    name: str
-    path: Path
-    starts_now: bool = True
 
 
 class TextModel:
@@ -66,7 +57,9 @@ class TextModel:
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest for an id that the model does not have."""
         if token_ids and max(token_ids) >= self.vocabulary_tokens:
-            raise InvalidRequest(f"{max(token_ids)} is no token id: they end at {self.vocabulary_tokens - 1}", param=param)
+            raise InvalidRequest(
+                f"{max(token_ids)} is no token id: they end at {self.vocabulary_tokens - 1}", param=param
+            )
 
     def room(self, prompt_tokens: int, max_tokens: int | None) -> int:
         """How many tokens may follow: what was asked for, or all that is left. Raises ContextTooLong."""
@@ -80,7 +73,7 @@ class Serving:
     """The state behind the routes."""
 
     def __init__(
-        self, pool: "Pool", models: Sequence[ModelFiles], settings: ServerSettings, store: "ResponsesStore"
+        self, pool: "Pool", models: "Sequence[PoolModel]", settings: ServerSettings, store: "ResponsesStore"
     ) -> None:
         self.pool = pool
         self.models = {model.name: model for model in models}
@@ -95,7 +88,7 @@ class Serving:
     def default_model(self) -> str:
         return next(iter(self.models))
 
-    def find(self, name: str) -> ModelFiles:
+    def find(self, name: str) -> "PoolModel":
         model = self.models.get(name)
         if model is None:
             raise ModelNotFound(name[:200], list(self.models))
@@ -104,17 +97,27 @@ class Serving:
     def warm(self) -> None:
         """Start loading the tokenizers of the models that start now, while their workers load weights."""
         for model in self.models.values():
-            if model.starts_now:
+            if model.start == "now":
                 self._tokenizer_task(model)
+
+    async def started(self) -> "dict[str, Ready]":
+        """Waits for every model that starts now; what their workers said. Raises ModelError, WorkerLost."""
+        result = {}
+        for model in self.models.values():
+            if model.start == "now":
+                result[model.name] = await self.pool.ready(model.name)
+                await asyncio.shield(self._tokenizer_task(model))
+        return result
 
     def ready(self) -> dict[str, bool]:
         """Model -> its worker and its tokenizer are loaded; models started on demand are left out."""
+        phases = {status.name: status.phase for status in self.pool.statuses()}
         return {
-            model.name: self.pool.is_ready(model.name)
+            model.name: phases[model.name] == "ready"
             and (task := self._tokenizers.get(model.name)) is not None
             and task.done()
             for model in self.models.values()
-            if model.starts_now
+            if model.start == "now"
         }
 
     async def generator(self, name: str) -> TextModel:
@@ -130,17 +133,22 @@ class Serving:
     async def _text_model(self, name: str, kind: str | None) -> TextModel:
         model = self.find(name)
         tokenizer_task = self._tokenizer_task(model)
-        ready = await self.pool.ready(name)
+        try:
+            ready = await self.pool.ready(name)
+        except ModelError as error:  # the operator's to mend, not this client's
+            raise WorkerLost(error.message) from error
         if kind is not None and ready.kind != kind:
             does = "generate text" if kind == "generate" else "make embeddings"
             raise InvalidRequest(f"the model {name!r} does not {does}", param="model")
         tokenizer = await asyncio.shield(tokenizer_task)
         return TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary)
 
-    def _tokenizer_task(self, model: ModelFiles) -> "asyncio.Task[ModelTokenizer]":
+    def _tokenizer_task(self, model: "PoolModel") -> "asyncio.Task[ModelTokenizer]":
         task = self._tokenizers.get(model.name)
         if task is None or (task.done() and task.exception() is not None):
-            task = self._tokenizers[model.name] = asyncio.create_task(asyncio.to_thread(_load_tokenizer, model.path))
+            task = self._tokenizers[model.name] = asyncio.create_task(
+                asyncio.to_thread(_load_tokenizer, model.settings.path)
+            )
         return task
 
     @contextlib.contextmanager
@@ -157,7 +165,7 @@ class Serving:
             self._in_flight -= sequences
 
 
-def _load_tokenizer(path: Path) -> "ModelTokenizer":
+def _load_tokenizer(path: str) -> "ModelTokenizer":
     from tokenworks.models.tokenizer import load_tokenizer
 
-    return load_tokenizer(path)
+    return load_tokenizer(Path(path))

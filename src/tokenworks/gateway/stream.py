@@ -1,7 +1,8 @@
 """Server-sent events, and replies that notice when the client leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -59,7 +60,7 @@ class EventStream:
     later becomes the event `failed(error)` makes, and ends the stream.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], failed: Callable[[TokenworksError], bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], failed: Callable[[TokenworksError], bytes]) -> None:
         self._events = events
         self._failed = failed
 
@@ -77,7 +78,7 @@ class EventStream:
 
     async def _send_all(self, send: Send) -> None:
         started = False
-        async with aclosing(self._events) as events:  # type: ignore[type-var]
+        async with aclosing(self._events) as events:
             try:
                 async for event in events:
                     if not started:
@@ -89,8 +90,6 @@ class EventStream:
                     raise
                 known = error if isinstance(error, TokenworksError) else EngineError("internal error; see the log")
                 if known is not error:
-                    import logging
-
                     logging.getLogger(__name__).exception("a stream failed", exc_info=error)
                 await send({"type": "http.response.body", "body": self._failed(known), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -150,7 +150,7 @@ FORMATS = (HERMES, LLAMA, GEMMA)
 
 
 def format_of(chat_template: str) -> ToolFormat:
-    """The format whose mark the template contains; Hermes for a template that knows no tools (SmolLM2, plain ChatML)."""
+    """The format whose mark the template contains; Hermes for one that knows no tools (SmolLM2, plain ChatML)."""
     for tool_format in FORMATS:
         if any(mark in chat_template for mark in tool_format.marks):
             return tool_format
@@ -227,7 +227,7 @@ class ToolParser:
             self._held = self._held.lstrip() if self._held.strip() else self._held
         else:
             parts.append(whole)
-        return bool(self._held) and not last or bool(self._held.strip())
+        return (bool(self._held) and not last) or bool(self._held.strip())
 
 
 def _partial_tail(text: str, opening: str) -> int:
@@ -271,7 +271,9 @@ def _moved(schema: Any, root: str) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {
-        key: root + value[1:] if key == "$ref" and isinstance(value, str) and value.startswith("#") else _moved(value, root)
+        key: root + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value, root)
         for key, value in schema.items()
     }
 

@@ -1,0 +1,88 @@
+"""What the server says about itself: models, version, health, readiness, metrics, the front page."""
+
+from html import escape
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from tokenworks import __version__
+from tokenworks.gateway.http import json_response
+from tokenworks.gateway.serving import Serving
+
+
+class ModelCard(msgspec.Struct):
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: Literal["tokenworks"] = "tokenworks"
+
+
+class ModelList(msgspec.Struct):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class Version(msgspec.Struct):
+    version: str
+
+
+class Readiness(msgspec.Struct):
+    ready: bool
+    models: dict[str, bool]
+    """Models that start with the factory; those started on demand are not waited for."""
+
+
+async def list_models(request: Request) -> Response:
+    """GET /v1/models."""
+    serving: Serving = request.app.state.gateway
+    return json_response(ModelList([_card(serving, model) for model in serving.models]))
+
+
+async def get_model(request: Request) -> Response:
+    """GET /v1/models/{id}."""
+    serving: Serving = request.app.state.gateway
+    return json_response(_card(serving, serving.find(request.path_params["id"]).name))
+
+
+def _card(serving: Serving, name: str) -> ModelCard:
+    return ModelCard(name, serving.created_s)
+
+
+async def version(request: Request) -> Response:
+    """GET /version."""
+    return json_response(Version(__version__))
+
+
+async def health(request: Request) -> Response:
+    """GET /health: the gateway answers."""
+    return Response()
+
+
+async def ready(request: Request) -> Response:
+    """GET /ready: 200 when every model that starts with the factory can answer."""
+    serving: Serving = request.app.state.gateway
+    models = serving.ready()
+    all_ready = all(models.values())
+    return json_response(Readiness(all_ready, models), 200 if all_ready else 503)
+
+
+async def front_page(request: Request) -> Response:
+    """GET /."""
+    serving: Serving = request.app.state.gateway
+    models = "".join(f"<li><code>{escape(name)}</code></li>" for name in serving.models)
+    base = escape(str(request.base_url).rstrip("/"))
+    return HTMLResponse(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Tokenworks</title>"
+        "<style>body{font:16px/1.5 system-ui;max-width:42em;margin:3em auto;padding:0 1em}"
+        "pre{background:#8882;padding:1em;overflow:auto}</style>"
+        f"<h1>Tokenworks {escape(__version__)}</h1>"
+        "<p>An AI factory: this address speaks the OpenAI and Anthropic APIs. Point any client of theirs at "
+        f"<code>{base}/v1</code> (OpenAI) or <code>{base}</code> (Anthropic); any key will do.</p>"
+        f"<p>Served here:</p><ul>{models}</ul>"
+        f"<pre>curl {base}/v1/chat/completions -H 'content-type: application/json' -d '"
+        f'{{"model": "{escape(serving.default_model)}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'</pre>'
+        "<p><a href=/openapi.json>API description</a> · <a href=/metrics>metrics</a> · <a href=/ready>ready?</a></p>"
+        "</html>"
+    )

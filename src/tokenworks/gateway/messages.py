@@ -1,0 +1,245 @@
+"""Anthropic's /v1/messages and /v1/messages/count_tokens, over the same core as OpenAI's paths."""
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from tokenworks.gateway.chat import choose_tools
+from tokenworks.gateway.generation import Ticket, collect, generate
+from tokenworks.gateway.http import anthropic_error, json_response, read_body
+from tokenworks.gateway.messages_types import (
+    AnyChoice,
+    Block,
+    CountTokensBody,
+    InputMessage,
+    MessageReply,
+    MessagesBody,
+    MessageUsage,
+    NoneChoice,
+    RedactedThinkingBlock,
+    StopReason,
+    TextBlock,
+    ThinkingBlock,
+    TokenCount,
+    ToolChoice,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from tokenworks.gateway.prompt import Message, chat_prompt
+from tokenworks.gateway.sampling import draw_seed
+from tokenworks.gateway.serving import Serving, TextModel
+from tokenworks.gateway.stream import EventStream, named_event, until_disconnect
+from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, named_tool
+from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.messages import Finish, Generate
+from tokenworks.protocol.sampling import Grammar, Sampling
+
+
+async def count_tokens(request: Request) -> Response:
+    """POST /v1/messages/count_tokens."""
+    serving: Serving = request.app.state.gateway
+    body = await read_body(request, CountTokensBody)
+    model = await serving.generator(body.model)
+    tools, _ = _tools(model, body)
+    return json_response(TokenCount(len(await chat_prompt(model, _template_messages(body), tools))))
+
+
+async def messages(request: Request) -> ASGIApp:
+    """POST /v1/messages."""
+    serving: Serving = request.app.state.gateway
+    body = await read_body(request, MessagesBody)
+    model = await serving.generator(body.model)
+    tools, grammar = _tools(model, body)
+    prompt_ids = await chat_prompt(model, _template_messages(body), tools)
+    sampling = Sampling(
+        # Clients of this API ask for more than small contexts hold; theirs is a ceiling, not a wish.
+        max_tokens=min(body.max_tokens, model.room(len(prompt_ids), None)),
+        seed=draw_seed(),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        grammar=grammar,
+    )
+    message_id = f"msg_{uuid.uuid4().hex}"
+    ticket = Ticket(
+        model=model.name,
+        vocabulary=model.vocabulary,
+        sequences=(Generate(request_id=message_id, prompt_ids=tuple(prompt_ids), sampling=sampling),),
+        stops=tuple(body.stop_sequences or ()),
+    )
+    parser = ToolParser(model.tool_format, tools) if tools else None
+    if body.stream:
+        return EventStream(
+            _events(serving, body.model, ticket, parser), lambda error: named_event("error", anthropic_error(error))
+        )
+    with serving.admitted(1):
+        [whole] = await until_disconnect(request, collect(serving.pool, ticket))
+    parts = _parts(parser, whole.text, last=True)
+    content: list[TextBlock | ToolUseBlock] = [
+        TextBlock(part) if isinstance(part, str) else _tool_use(part) for part in parts
+    ]
+    called = any(isinstance(part, ToolCall) for part in parts)
+    reason, sequence = _stop_reason(whole.finish, whole.stop, called)
+    return json_response(
+        MessageReply(
+            id=message_id,
+            model=body.model,
+            content=content,
+            stop_reason=reason,
+            stop_sequence=sequence,
+            usage=_usage(ticket),
+        )
+    )
+
+
+async def _events(
+    serving: Serving, name: str, ticket: Ticket, parser: ToolParser | None
+) -> AsyncGenerator[bytes, None]:
+    block = -1
+    in_text = called = started = False
+
+    def stop_block() -> bytes:
+        return named_event("content_block_stop", {"type": "content_block_stop", "index": block})
+
+    def start_block(content: object) -> bytes:
+        body = {"type": "content_block_start", "index": block, "content_block": content}
+        return named_event("content_block_start", body)
+
+    def block_delta(delta: object) -> bytes:
+        return named_event("content_block_delta", {"type": "content_block_delta", "index": block, "delta": delta})
+
+    with serving.admitted(1):
+        async with aclosing(generate(serving.pool, ticket)) as deltas:
+            async for delta in deltas:
+                if not started:
+                    started = True
+                    message = MessageReply(
+                        id=ticket.sequences[0].request_id,
+                        model=name,
+                        content=[],
+                        stop_reason=None,
+                        stop_sequence=None,
+                        usage=_usage(ticket),
+                    )
+                    yield named_event("message_start", {"type": "message_start", "message": message})
+                for part in _parts(parser, delta.text, last=delta.finish is not None):
+                    if isinstance(part, str):
+                        if not in_text:
+                            in_text, block = True, block + 1
+                            yield start_block(TextBlock(""))
+                        yield block_delta({"type": "text_delta", "text": part})
+                        continue
+                    if in_text:
+                        yield stop_block()
+                    in_text, called, block = False, True, block + 1
+                    yield start_block(ToolUseBlock(part.id, part.name, {}))
+                    yield block_delta({"type": "input_json_delta", "partial_json": part.arguments})
+                    yield stop_block()
+                if delta.finish is not None:
+                    reason, sequence = _stop_reason(delta.finish, delta.stop, called)
+    if in_text:
+        yield stop_block()
+    usage = _usage(ticket)
+    ending = {"stop_reason": reason, "stop_sequence": sequence}
+    yield named_event("message_delta", {"type": "message_delta", "delta": ending, "usage": usage})
+    yield named_event("message_stop", {"type": "message_stop"})
+
+
+def _parts(parser: ToolParser | None, text: str, *, last: bool) -> list[str | ToolCall]:
+    if parser is None:
+        return [text] if text else []
+    return parser.push(text, last=last)
+
+
+def _tool_use(call: ToolCall) -> ToolUseBlock:
+    return ToolUseBlock(call.id, call.name, msgspec.json.decode(call.arguments))
+
+
+def _usage(ticket: Ticket) -> MessageUsage:
+    usage = ticket.usage
+    fresh = usage.prompt_tokens - usage.cached_tokens
+    return MessageUsage(fresh, usage.completion_tokens, usage.cached_tokens)
+
+
+def _stop_reason(finish: Finish, stop: str | int | None, called: bool) -> tuple[StopReason, str | None]:
+    if isinstance(stop, str):
+        return "stop_sequence", stop
+    if finish is Finish.LENGTH:
+        return "max_tokens", None
+    return ("tool_use" if called else "end_turn"), None
+
+
+def _tools(model: TextModel, body: CountTokensBody) -> tuple[list[Tool], Grammar | None]:
+    offered = []
+    for tool in body.tools or ():
+        if tool.type not in (None, "custom"):
+            continue  # coding agents list Anthropic's hosted tools too; this model simply does not have them
+        offered.append(Tool(tool.name, tool.description or "", tool.input_schema or {"type": "object"}))
+    choice = body.tool_choice
+    parallel = not getattr(choice, "disable_parallel_tool_use", None)
+    if isinstance(choice, ToolChoice):
+        return choose_tools(model, [named_tool(offered, choice.name)], "required", parallel=False)
+    kind = "none" if isinstance(choice, NoneChoice) else "required" if isinstance(choice, AnyChoice) else "auto"
+    return choose_tools(model, offered, kind, parallel)
+
+
+def _template_messages(body: CountTokensBody) -> list[Message]:
+    """As chat templates take them: tool results become messages of their own."""
+    result: list[Message] = []
+    if body.system:
+        system = body.system if isinstance(body.system, str) else "\n\n".join(block.text for block in body.system)
+        result.append({"role": "system", "content": system})
+    for message in body.messages:
+        result.extend(_from_message(message))
+    return result
+
+
+def _from_message(message: InputMessage) -> list[Message]:
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    result: list[Message] = []
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for block in message.content:
+        match block:
+            case TextBlock():
+                texts.append(block.text)
+            case ToolUseBlock():
+                function = {"name": block.name, "arguments": block.input}
+                calls.append({"id": block.id, "type": "function", "function": function})
+            case ToolResultBlock():
+                result.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block)})
+            case ThinkingBlock() | RedactedThinkingBlock():
+                pass
+            case _:
+                raise _not_text(block)
+    if texts or calls or not result:
+        turn: Message = {"role": message.role, "content": "".join(texts)}
+        if calls:
+            turn["tool_calls"] = calls
+        result.append(turn)
+    return result
+
+
+def _result_text(block: ToolResultBlock) -> str:
+    if block.content is None or isinstance(block.content, str):
+        text = block.content or ""
+    else:
+        texts = []
+        for part in block.content:
+            if not isinstance(part, TextBlock):
+                raise _not_text(part)
+            texts.append(part.text)
+        text = "".join(texts)
+    return f"Error: {text}" if block.is_error else text
+
+
+def _not_text(block: Block) -> InvalidRequest:
+    kind = block.__struct_config__.tag
+    return InvalidRequest(f"this model reads text only; it cannot take {kind} content", param="messages")

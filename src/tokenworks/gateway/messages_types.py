@@ -1,0 +1,120 @@
+"""Bodies, replies and stream events of Anthropic's /v1/messages."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from tokenworks.gateway.sampling import StopString, Tokens
+
+
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ImageBlock(msgspec.Struct, tag_field="type", tag="image"):
+    """Refused: the models served here read text."""
+
+
+class DocumentBlock(msgspec.Struct, tag_field="type", tag="document"):
+    """Refused, as images are."""
+
+
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
+    """An earlier turn's thinking; left out of the prompt."""
+
+
+class RedactedThinkingBlock(msgspec.Struct, tag_field="type", tag="redacted_thinking"):
+    """As ThinkingBlock."""
+
+
+class ToolResultBlock(msgspec.Struct, tag_field="type", tag="tool_result"):
+    tool_use_id: str
+    content: str | list[TextBlock | ImageBlock | DocumentBlock] | None = None
+    is_error: bool | None = None
+
+
+Block = TextBlock | ToolUseBlock | ToolResultBlock | ImageBlock | DocumentBlock | ThinkingBlock | RedactedThinkingBlock
+
+
+class InputMessage(msgspec.Struct):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class InputTool(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+
+class AutoChoice(msgspec.Struct, tag_field="type", tag="auto"):
+    disable_parallel_tool_use: bool | None = None
+
+
+class AnyChoice(msgspec.Struct, tag_field="type", tag="any"):
+    disable_parallel_tool_use: bool | None = None
+
+
+class ToolChoice(msgspec.Struct, tag_field="type", tag="tool"):
+    name: str
+    disable_parallel_tool_use: bool | None = None
+
+
+class NoneChoice(msgspec.Struct, tag_field="type", tag="none"):
+    pass
+
+
+class CountTokensBody(msgspec.Struct, kw_only=True):
+    """POST /v1/messages/count_tokens."""
+
+    model: str
+    messages: Annotated[list[InputMessage], Meta(min_length=1)]
+    system: str | list[TextBlock] | None = None
+    tools: Annotated[list[InputTool], Meta(max_length=128)] | None = None
+    tool_choice: AutoChoice | AnyChoice | ToolChoice | NoneChoice | None = None
+
+
+class MessagesBody(CountTokensBody, kw_only=True):
+    """POST /v1/messages. Fields not named here are accepted and ignored."""
+
+    max_tokens: Tokens
+    """At most; where less is left of the context, less is made."""
+    stream: bool | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+
+
+class TokenCount(msgspec.Struct):
+    input_tokens: int
+
+
+class MessageUsage(msgspec.Struct):
+    input_tokens: int
+    """Without the cached ones."""
+    output_tokens: int
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class MessageReply(msgspec.Struct, kw_only=True):
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[TextBlock | ToolUseBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: MessageUsage
