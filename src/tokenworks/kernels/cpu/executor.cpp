@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "attend/scratch.h"
+
 namespace tokenworks::cpu {
 namespace {
 
@@ -75,6 +77,7 @@ int Executor::vector(const RawWeight& weight) {
 
 void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, const CacheShape& cache) {
     arena_ = Region(static_cast<size_t>(arena_floats) * sizeof(float), true);
+    step_rows_ = prepared_rows;
     const int64_t blocks = prepared_rows * ((prepared_width + 31) / 32);
     const int64_t codes = blocks * 32, facts = to_line(blocks * static_cast<int64_t>(sizeof(BlockFacts)));
     prepared_ = Region(static_cast<size_t>(codes + facts + codes * static_cast<int64_t>(sizeof(float))), true);
@@ -222,9 +225,14 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     args.window = window;
     args.softcap = softcap;
     args.cache = cache_of(layer);
+    const int64_t positions = std::max(int64_t{cache_shape_.blocks} * cache_shape_.block_tokens, step_rows_);
+    const int64_t bytes = attend_floats(heads, kv_heads, head_size, team_.size(), positions) * int64_t{sizeof(float)};
+    if (bytes > static_cast<int64_t>(attend_scratch_.size()))
+        attend_scratch_ = Region(static_cast<size_t>(bytes), false);
     calls_.push_back([this, args](const Step& step, Share& share) {
         AttendArgs now = args;
         fill(now, step);
+        now.scratch = reinterpret_cast<float*>(attend_scratch_.data());
         kernels_.attend(now, share);
     });
 }

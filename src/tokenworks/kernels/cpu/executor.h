@@ -99,7 +99,8 @@ class Executor {
     std::deque<PackedMatrix> matrices_;
     std::deque<std::vector<float>> vectors_;
     int64_t weight_bytes_ = 0;
-    Region arena_, prepared_, cache_;
+    Region arena_, prepared_, cache_, attend_scratch_;
+    int64_t step_rows_ = 0;  // the most
     Prepared prepared_input_{};
     CacheShape cache_shape_{};
     int64_t block_bytes_ = 0;

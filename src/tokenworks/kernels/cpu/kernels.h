@@ -92,6 +92,7 @@ struct AttendArgs {
     const int32_t* row_starts;    // [sequences + 1]
     const int32_t* block_tables;  // [sequences, table_width]
     int table_width;
+    float* scratch;  // attend_floats of attend/scratch.h
 };
 
 // Row-wise.

@@ -59,7 +59,7 @@ INLINE void each(int width, const Body& body) {
 
 INLINE Floats load(const uint16_t* halves) {
 #if defined(__AVX512F__)
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
 #elif defined(__AVX2__)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
 #else
@@ -95,7 +95,7 @@ INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 INLINE Floats magnitude(Floats a) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) & 0x7fffffff); }
 INLINE Floats square_root(Floats a) {
 #if defined(__AVX512F__)
-    return _mm512_sqrt_ps(a);
+    return _mm512_maskz_sqrt_ps(0xffff, a);  // GCC 12 warns of its own unmasked form
 #elif defined(__AVX2__)
     return _mm256_sqrt_ps(a);
 #else

@@ -1,0 +1,164 @@
+// How K and V lie in the cache, and how a segment of positions becomes float32 panels.
+//
+// A block holds, for each KV head, K as [head_size][block_tokens] and V as [block_tokens][head_size]: so a register of K
+// is one dimension of many positions, and scores add up side by side; a register of V is many dimensions of a position.
+#pragma once
+
+#include "../kernels.h"
+#include "../vector.h"
+#include "scratch.h"
+
+namespace tokenworks::cpu {
+namespace {
+
+constexpr int panels = segment / panel;
+
+template <typename T>
+INLINE T element(float value);
+template <>
+inline __attribute__((always_inline)) float element<float>(float value) {
+    return value;
+}
+// Saturates: an infinity in the cache would turn other positions' zero weights into NaN.
+template <>
+inline __attribute__((always_inline)) uint16_t element<uint16_t>(float value) {
+    return float_to_half(value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value);
+}
+
+template <typename T>
+void store_row(const AttendArgs& args, const int32_t* table, int row) {
+    const int tokens = args.cache.block_tokens, size = args.head_size;
+    const int position = args.positions[row], slot = position % tokens;
+    const int64_t at = table[position / tokens] * args.cache.block_stride;
+    T* k = reinterpret_cast<T*>(args.cache.k + at);
+    T* v = reinterpret_cast<T*>(args.cache.v + at);
+    const float *from_k = args.k.row(row), *from_v = args.v.row(row);
+    for (int i = 0; i < args.kv_heads * size; i++) k[int64_t{i} * tokens + slot] = element<T>(from_k[i]);
+    for (int head = 0; head < args.kv_heads; head++)
+        for (int d = 0; d < size; d++)
+            v[(int64_t{head} * tokens + slot) * size + d] = element<T>(from_v[head * size + d]);
+}
+
+void store(const AttendArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    int sequence = 0;
+    for (int row = range.begin; row < range.end; row++) {
+        while (args.row_starts[sequence + 1] <= row) sequence++;
+        const int32_t* table = args.block_tables + int64_t{sequence} * args.table_width;
+        if (args.cache.half)
+            store_row<uint16_t>(args, table, row);
+        else
+            store_row<float>(args, table, row);
+    }
+}
+
+// One KV head of one sequence: where each position's K and V are.
+struct Source {
+    const AttendArgs* args;
+    const int32_t* table;  // null: no cache, the rows themselves from first_row on
+    int first_row;
+    int kv_head;
+};
+
+// A segment's positions as its kernels read them: element (d, i) of panel p's K is k[p][d * k_step + i], of its V
+// v[p][i * v_step + d].
+template <typename T>
+struct Panels {
+    const T *k[panels], *v[panels];
+    int64_t k_step, v_step;
+};
+
+// Panels can be read in place when they lie whole in a block, and dimensions fill registers.
+INLINE bool in_place(const AttendArgs& args) {
+    return args.cache.k && args.cache.block_tokens % panel == 0 && args.head_size % panel == 0;
+}
+
+// The K and V of the block that holds a position.
+template <typename T>
+INLINE const T* block_of(const Source& source, const char* base, int position) {
+    const Cache& cache = source.args->cache;
+    const int64_t offset = int64_t{source.kv_head} * cache.block_tokens * source.args->head_size;
+    return reinterpret_cast<const T*>(base + source.table[position / cache.block_tokens] * cache.block_stride) + offset;
+}
+
+template <typename T>
+INLINE Panels<T> panels_in_place(const Source& source, int start, int from, int to) {
+    const Cache& cache = source.args->cache;
+    const int size = source.args->head_size;
+    Panels<T> result;
+    result.k_step = cache.block_tokens;
+    result.v_step = size;
+    for (int p = from / panel; p * panel < to; p++) {
+        const int position = start + p * panel, slot = position % cache.block_tokens;
+        result.k[p] = block_of<T>(source, cache.k, position) + slot;
+        result.v[p] = block_of<T>(source, cache.v, position) + int64_t{slot} * size;
+    }
+    return result;
+}
+
+INLINE float number(float value) { return value; }
+INLINE float number(uint16_t half) { return half_to_float(half); }
+
+// Position by position, for blocks that panels do not fit.
+template <typename T>
+void gather(const Source& source, int start, int from, int to, float* k, float* v) {
+    const Cache& cache = source.args->cache;
+    const int size = source.args->head_size, wide = whole_panels(size);
+    for (int i = from; i < to; i++) {
+        const int slot = (start + i) % cache.block_tokens;
+        const T* from_k = block_of<T>(source, cache.k, start + i) + slot;
+        const T* from_v = block_of<T>(source, cache.v, start + i) + int64_t{slot} * size;
+        float* to_k = k + (i / panel) * size * panel + i % panel;
+        for (int d = 0; d < size; d++) to_k[d * panel] = number(from_k[int64_t{d} * cache.block_tokens]);
+        for (int d = 0; d < size; d++) v[int64_t{i} * wide + d] = number(from_v[d]);
+    }
+}
+
+void gather_rows(const Source& source, int start, int from, int to, float* k, float* v) {
+    const int size = source.args->head_size, wide = whole_panels(size);
+    for (int i = from; i < to; i++) {
+        const int row = source.first_row + start + i;
+        const float* from_k = source.args->k.row(row) + source.kv_head * size;
+        const float* from_v = source.args->v.row(row) + source.kv_head * size;
+        float* to_k = k + (i / panel) * size * panel + i % panel;
+        for (int d = 0; d < size; d++) to_k[d * panel] = from_k[d];
+        for (int d = 0; d < size; d++) v[int64_t{i} * wide + d] = from_v[d];
+    }
+}
+
+template <typename T>
+void widen(const Panels<T>& panels_, int from, int to, int size, float* k, float* v) {
+    for (int p = from / panel; p * panel < to; p++) {
+        float* to_k = k + p * size * panel;
+        float* to_v = v + p * panel * size;
+        for (int d = 0; d < size; d++)
+            for (int i = 0; i < panel; i += lanes)
+                store(to_k + d * panel + i, load(panels_.k[p] + d * panels_.k_step + i));
+        for (int at = 0; at < panel * size; at += lanes) store(to_v + at, load(panels_.v[p] + at));
+    }
+}
+
+// Positions [from, to) of the segment at `start`, copied to k and v: segment * whole_panels(head_size) floats each.
+Panels<float> panels_copied(const Source& source, int start, int from, int to, float* k, float* v) {
+    const AttendArgs& args = *source.args;
+    const int size = args.head_size;
+    if (in_place(args) && args.cache.half)
+        widen(panels_in_place<uint16_t>(source, start, from, to), from, to, size, k, v);
+    else if (!args.cache.k)
+        gather_rows(source, start, from, to, k, v);
+    else if (args.cache.half)
+        gather<uint16_t>(source, start, from, to, k, v);
+    else
+        gather<float>(source, start, from, to, k, v);
+    Panels<float> result;
+    result.k_step = panel;
+    result.v_step = whole_panels(size);
+    for (int p = 0; p < panels; p++) {
+        result.k[p] = k + p * size * panel;
+        result.v[p] = v + int64_t{p} * panel * result.v_step;
+    }
+    return result;
+}
+
+}  // namespace
+}  // namespace tokenworks::cpu

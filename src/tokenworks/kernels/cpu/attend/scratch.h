@@ -1,0 +1,39 @@
+// How attention cuts its work, and the memory it needs for that: shared with executor.cpp, which owns the memory.
+#pragma once
+
+#include <cstdint>
+
+namespace tokenworks::cpu {
+
+constexpr int panel = 16;     // positions whose scores are added up together
+constexpr int segment = 128;  // positions whose softmax is computed together; segments begin at its multiples
+
+static inline int whole_panels(int n) { return (n + panel - 1) / panel * panel; }
+
+// The most query rows of a task: about 96 with all the heads of a group.
+static inline int attend_task_rows(int heads, int kv_heads) {
+    const int rows = 96 * kv_heads / heads;
+    return rows < 1 ? 1 : rows > 32 ? 32 : rows;
+}
+
+// Whether a step is so small that its tasks must be cut into segments to keep all threads busy.
+static inline bool attend_splits(int rows, int kv_heads, int threads) { return rows * kv_heads < 8 * threads; }
+
+// Floats for `rows` (query, head) pairs: mixed values, maximum, sum.
+static inline int64_t partial_floats(int64_t rows, int wide) { return rows * (wide + 2); }
+
+// Of one thread: K and V of a segment; queries, scores, and two partial results of a task.
+static inline int64_t attend_thread_floats(int heads, int kv_heads, int head_size) {
+    const int64_t rows = int64_t{attend_task_rows(heads, kv_heads)} * (heads / kv_heads), wide = whole_panels(head_size);
+    const int64_t floats = 2 * segment * wide + rows * (segment + head_size) + 2 * partial_floats(rows, whole_panels(head_size));
+    return (floats + 15) / 16 * 16;
+}
+
+// Of all threads, and the partial results of a split step whose sequences reach at most `positions`.
+static inline int64_t attend_floats(int heads, int kv_heads, int head_size, int threads, int64_t positions) {
+    const int64_t split_rows = int64_t{8} * threads * (heads / kv_heads);
+    return threads * attend_thread_floats(heads, kv_heads, head_size) +
+           partial_floats(split_rows * ((positions + segment - 1) / segment), whole_panels(head_size));
+}
+
+}  // namespace tokenworks::cpu
