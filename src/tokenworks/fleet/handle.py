@@ -35,6 +35,7 @@ class WorkerHandle:
         self._process: Process | None = None
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = 0.0
         self._unusable = False
         self._died_before = False
         self._changed = asyncio.Event()
@@ -138,10 +139,10 @@ class WorkerHandle:
             return
         loop = asyncio.get_running_loop()
         at_s = loop.time() + max(0.0, due_s - now_s())
-        if self._timer is None or self._timer.when() > at_s:
+        if self._timer is None or self._timer_at_s > at_s:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(at_s, self._tick)
+            self._timer, self._timer_at_s = loop.call_at(at_s, self._tick), at_s
 
     def _tick(self) -> None:
         self._timer = None
