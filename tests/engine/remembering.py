@@ -1,0 +1,90 @@
+"""A stand-in for a model that remembers what was written to each cache slot, and checks it whenever it is read."""
+
+import numpy as np
+
+from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
+
+VOCABULARY = 32
+EOS = 0
+LONGEST = 4096
+# A prefix's hash is the sum of (token + 1) * power of its position, modulo 2**64.
+POWERS = np.array([pow(0x9E3779B97F4A7C15, i + 1, 2**64) for i in range(LONGEST)], np.uint64)
+
+
+def next_token(prefix_hash: np.uint64) -> int:
+    """What this "model" says after a prefix: the same whatever else runs."""
+    return (int(prefix_hash) >> 20) % VOCABULARY
+
+
+def continuation(prompt: list[int], count: int, *, ignore_eos: bool = False) -> list[int]:
+    """The oracle: the next `count` tokens, with no engine, no blocks, no batch; EOS is the last."""
+    tokens = list(prompt)
+    value = sum((token + 1) * int(POWERS[i]) for i, token in enumerate(tokens)) % 2**64
+    for _ in range(count):
+        token = next_token(np.uint64(value))
+        value = (value + (token + 1) * int(POWERS[len(tokens)])) % 2**64
+        tokens.append(token)
+        if token == EOS and not ignore_eos:
+            break
+    return tokens[len(prompt) :]
+
+
+class RememberingExecutable:
+    """KV content of a slot: the token written there, and the hash of everything up to it."""
+
+    weight_bytes = cache_bytes = 0
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.tokens = np.full((limits.blocks, limits.block_tokens), -1, np.int64)
+        self.hashes = np.zeros((limits.blocks, limits.block_tokens), np.uint64)
+        self.written = 0
+
+    def run(self, batch: StepBatch) -> Float32:
+        limits, size = self.limits, self.limits.block_tokens
+        starts = batch.row_starts.tolist()
+        assert len(batch.tokens) == len(batch.positions) == starts[-1] <= limits.step_tokens
+        assert len(starts) - 1 == len(batch.block_tables) <= limits.sequences
+        assert len(batch.logit_rows) <= limits.logit_rows
+        assert (np.diff(batch.logit_rows) > 0).all()
+        for array in (batch.tokens, batch.positions, batch.row_starts, batch.block_tables, batch.logit_rows):
+            assert array.dtype == np.int32
+            assert array.flags.c_contiguous
+        self.written += starts[-1]
+        row_hashes = np.zeros(starts[-1], np.uint64)
+        for s, table in enumerate(batch.block_tables):
+            first, last = starts[s], starts[s + 1]
+            positions = batch.positions[first:last]
+            begin, end = int(positions[0]), int(positions[-1]) + 1
+            assert (positions == np.arange(begin, end)).all()
+            blocks = table[: -(-end // size)]
+            assert (blocks >= 0).all(), "a position without a block"
+            assert len(set(blocks.tolist())) == len(blocks), "a block twice in one table"
+            at = (blocks[np.arange(begin, end) // size], np.arange(begin, end) % size)
+            before = np.uint64(0)
+            if begin:
+                before = self.hashes[blocks[(begin - 1) // size], (begin - 1) % size]
+            steps = (batch.tokens[first:last].astype(np.uint64) + np.uint64(1)) * POWERS[begin:end]
+            self.tokens[at] = batch.tokens[first:last]
+            self.hashes[at] = np.cumsum(steps) + before
+        for s, table in enumerate(batch.block_tables):  # after all writes, as a kernel would read
+            end = int(batch.positions[starts[s + 1] - 1]) + 1
+            at = (table[np.arange(end) // size], np.arange(end) % size)
+            expected = np.cumsum((self.tokens[at].astype(np.uint64) + np.uint64(1)) * POWERS[:end])
+            assert (self.hashes[at] == expected).all(), "a sequence reads what another one wrote"
+            count = starts[s + 1] - starts[s]
+            row_hashes[starts[s] : starts[s + 1]] = expected[end - count :]
+        logits = np.zeros((len(batch.logit_rows), VOCABULARY), np.float32)
+        for r, row in enumerate(batch.logit_rows):
+            logits[r, next_token(row_hashes[row])] = 1
+        return logits
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        del how
+        return logits.argmax(axis=1).astype(np.int32)
+
+    def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+        """Not log-probabilities, but the rows they are of: which token this row's logits point to."""
+        best = logits.argmax(axis=1).astype(np.int32)
+        zeros = np.zeros(len(chosen), np.float32)
+        return zeros, best, np.zeros((len(chosen), top), np.int32), np.zeros((len(chosen), top), np.float32)
