@@ -1,0 +1,169 @@
+"""Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE with SentencePiece scores.
+
+The metadata names a splitting rule (tokenizer.ggml.pre) and lists tokens with types, and merges or scores. Rules follow
+the tokenizer.json of the models they are named after.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from tokenworks.models.gguf import GgufFile
+from tokenworks.protocol.errors import ModelError
+
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_SPACE = "▁"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+
+
+def _split_rule(digits: str) -> pre_tokenizers.PreTokenizer:
+    """The rule that GPT-4's tokenizer began; `digits` is how many stay together."""
+    pattern = (
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _gpt2_rule() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _smollm_rule() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2_rule()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A kind of byte-level BPE, by the name in tokenizer.ggml.pre."""
+
+    split: Callable[[], pre_tokenizers.PreTokenizer]
+    nfc: bool = False
+    whole_words: bool = False
+    """A word that is a token is taken whole, without merges."""
+    adds_bos: bool = False
+    """When the metadata does not say."""
+
+
+_RULES = {
+    "gpt-2": _Rule(_gpt2_rule),
+    "default": _Rule(_gpt2_rule),
+    "smollm": _Rule(_smollm_rule),
+    "llama-bpe": _Rule(lambda: _split_rule(r"\p{N}{1,3}"), whole_words=True, adds_bos=True),
+    "qwen2": _Rule(lambda: _split_rule(r"\p{N}"), nfc=True),
+}
+
+
+def is_slow_to_build(file: GgufFile) -> bool:
+    """Whether merges must be derived from scores, which takes seconds for a large vocabulary."""
+    return file.metadata.get("tokenizer.ggml.model") == "llama"
+
+
+def build_tokenizer(file: GgufFile) -> Tokenizer:
+    """Raises ModelError when the file has no tokenizer, or one of a kind that is not supported."""
+    kind = file.metadata.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        return _byte_level(file)
+    if kind == "llama":
+        return _sentencepiece(file)
+    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2 and llama are supported.")
+
+
+def _byte_level(file: GgufFile) -> Tokenizer:
+    name = file.metadata.get("tokenizer.ggml.pre", "default")
+    rule = _RULES.get(str(name))
+    if rule is None:
+        raise ModelError(f"{file.path}: tokenizer.ggml.pre is {name!r}; supported are {', '.join(_RULES)}.")
+    tokens = file.array("tokenizer.ggml.tokens")
+    # A merge is "left right"; neither side has a space of its own, spaces are written Ġ.
+    merges = [_pair(file, merge) for merge in file.array("tokenizer.ggml.merges")]
+    tokenizer = _tokenizer(file, tokens, merges, ignore_merges=rule.whole_words)
+    if rule.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = rule.split()
+    tokenizer.decoder = decoders.ByteLevel()
+    _declare(file, tokenizer, tokens, adds_bos=rule.adds_bos)
+    return tokenizer
+
+
+def _sentencepiece(file: GgufFile) -> Tokenizer:
+    """SentencePiece's BPE: of all neighbours, join those whose piece scores best; bytes where no piece fits."""
+    tokens, scores, types = (file.array(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    if not len(tokens) == len(scores) == len(types):
+        raise ModelError(f"{file.path}: tokenizer.ggml.tokens, scores and token_type differ in length.")
+    pieces = {
+        token: score
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+        if kind in (_NORMAL, _UNUSED) and token
+    }
+    ids = {token: number for number, token in enumerate(tokens)}
+    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise ModelError(f"{file.path}: tokenizer.ggml.unknown_token_id {unknown!r} is not one of its tokens.")
+    tokenizer = _tokenizer(
+        file, tokens, _merges(pieces, ids), unk_token=tokens[unknown], byte_fallback=True, fuse_unk=True
+    )
+    prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first" if prefix else "never", split=False)
+    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    _declare(file, tokenizer, tokens, adds_bos=True)
+    return tokenizer
+
+
+def _merges(pieces: dict[str, float], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others, best score first; ways to one piece by the ids of its parts."""
+    ways = []
+    for piece, score in pieces.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in pieces and right in pieces:
+                ways.append((-score, ids[piece], ids[left], ids[right], left, right))
+    ways.sort()
+    return [way[4:] for way in ways]
+
+
+def _pair(file: GgufFile, merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right:
+        raise ModelError(f"{file.path}: tokenizer.ggml.merges has {merge!r}, which is not a pair.")
+    return left, right
+
+
+def _tokenizer(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> Tokenizer:
+    try:
+        return Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges, **options))
+    except Exception as error:  # the library raises bare Exception, say for a merge of unknown tokens
+        raise ModelError(f"{file.path}: its tokenizer cannot be built ({error}).") from error
+
+
+def _declare(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], *, adds_bos: bool) -> None:
+    """Declares the tokens that are recognised whole in a text, and those that surround every text."""
+    types = file.array("tokenizer.ggml.token_type")
+    added = [
+        (token, kind == _CONTROL)
+        for token, kind in zip(tokens, types, strict=False)
+        if token and kind in (_CONTROL, _USER_DEFINED)
+    ]
+    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in added])
+    around = {
+        role: file.metadata.get(f"tokenizer.ggml.add_{role}_token", default) is True
+        for role, default in (("bos", adds_bos), ("eos", False))
+    }
+    numbers = {role: file.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in around}
+    used = {role: number for role, number in numbers.items() if around[role] and isinstance(number, int)}
+    if any(not 0 <= number < len(tokens) for number in used.values()):
+        raise ModelError(f"{file.path}: bos_token_id or eos_token_id is not one of its {len(tokens)} tokens.")
+    if used:
+        names = {role: tokens[number] for role, number in used.items()}
+        before, after = ([names["bos"]] if "bos" in names else []), ([names["eos"]] if "eos" in names else [])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after], special_tokens=[(names[role], used[role]) for role in used]
+        )

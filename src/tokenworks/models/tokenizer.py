@@ -1,0 +1,157 @@
+"""A model's tokenizer: text to token ids and back, and what its files say about special tokens and chat."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from tokenworks.config import data_directory
+from tokenworks.models.gguf import GgufFile, open_gguf
+from tokenworks.models.gguf_tokenizer import build_tokenizer, is_slow_to_build
+from tokenworks.models.safetensors import read_json
+from tokenworks.protocol.errors import ModelError
+
+# Tokens that end a turn or a text whatever a checkpoint's files forget to say; they count only where they are special.
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTokenizer:
+    """Token ids are those of the model's vocabulary."""
+
+    tokenizer: Tokenizer
+    eos_token_ids: frozenset[int]
+    bos_token: str
+    """Empty when the model has none; so for eos_token."""
+    eos_token: str
+    chat_template: str | None
+    """Jinja source."""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Special tokens written in `text` are recognised. `special` also adds those that the model expects around
+        every text (BOS; [CLS] and [SEP]): for plain prompts, not for a rendered chat template, which has its own."""
+        return self.tokenizer.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+
+def load_tokenizer(path: Path) -> ModelTokenizer:
+    """The tokenizer of a model folder or GGUF file. Raises ModelError naming the file and what is wrong with it."""
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_gguf(open_gguf(path))
+    raise ModelError(f"{path}: no such file or folder.")
+
+
+def _from_folder(folder: Path) -> ModelTokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(f"{folder}: it has no tokenizer.json, the one tokenizer file that is supported.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong in the file
+        raise ModelError(f"{path}: not a usable tokenizer ({error}).") from error
+    tokenizer.no_truncation()  # some files cut or pad to a length that was handy in training
+    tokenizer.no_padding()
+    settings = _json_or_empty(folder / "tokenizer_config.json")
+    _add_tokens(tokenizer, settings)
+    eos = _content(settings.get("eos_token"))
+    ids = {tokenizer.token_to_id(eos)} | {
+        number
+        for name in ("config.json", "generation_config.json")
+        for number in _listed(_json_or_empty(folder / name).get("eos_token_id"))
+    }
+    template_path = folder / "chat_template.jinja"
+    template = template_path.read_text("utf-8") if template_path.exists() else _template(settings.get("chat_template"))
+    return ModelTokenizer(tokenizer, _ends(tokenizer, ids), _content(settings.get("bos_token")), eos, template)
+
+
+def _from_gguf(file: GgufFile) -> ModelTokenizer:
+    tokenizer = _cached(file) if is_slow_to_build(file) else build_tokenizer(file)
+    bos, eos = (
+        tokenizer.id_to_token(number) or "" if isinstance(number, int) else ""
+        for number in (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    )
+    ids = {file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    template = file.metadata.get("tokenizer.chat_template")
+    return ModelTokenizer(
+        tokenizer, _ends(tokenizer, ids), bos, eos, template if isinstance(template, str) and template else None
+    )
+
+
+def _cached(file: GgufFile) -> Tokenizer:
+    """Builds the tokenizer once per file; later starts load what was built.
+
+    The key is what changes when the file does: its place, size and time. A cache that cannot be read or written only
+    costs time.
+    """
+    status = file.path.stat()
+    identity = f"{_CACHE_VERSION} {file.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    kept = data_directory() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    if kept.exists():
+        with suppress(Exception):  # a damaged file is built again
+            return Tokenizer.from_file(str(kept))
+    tokenizer = build_tokenizer(file)
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=kept.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(tokenizer.to_str())
+        Path(part).replace(kept)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Makes the tokenizer recognise the special tokens that only tokenizer_config.json declares."""
+    listed = settings.get("added_tokens_decoder")
+    added = {int(number): entry for number, entry in listed.items()} if isinstance(listed, dict) else {}
+    for number in sorted(added):
+        content = _content(added[number])
+        if content and tokenizer.token_to_id(content) in (None, number):
+            flags = {
+                key: added[number].get(key, False) is True for key in ("special", "lstrip", "rstrip", "normalized")
+            }
+            tokenizer.add_tokens([AddedToken(content, **flags)])
+    extra = settings.get("additional_special_tokens")
+    roles = [settings.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask")]
+    for content in map(_content, roles + (extra if isinstance(extra, list) else [])):
+        if content and tokenizer.token_to_id(content) is not None:
+            tokenizer.add_special_tokens([AddedToken(content, special=True, normalized=False)])
+
+
+def _ends(tokenizer: Tokenizer, ids: Iterable[object]) -> frozenset[int]:
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    named = {special[token] for token in _ENDS if token in special}
+    return frozenset(named | {number for number in ids if isinstance(number, int)})
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _content(token: object) -> str:
+    """A token is written as its text, or as a table that has it."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _template(value: object) -> str | None:
+    """One template, or a list of named ones, of which we take the default."""
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
