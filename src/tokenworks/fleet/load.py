@@ -1,0 +1,107 @@
+"""Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tokenworks.engine.encoder import Encoder
+from tokenworks.engine.engine import Engine
+from tokenworks.fleet.encoding import EncoderQueue
+from tokenworks.fleet.settings import WorkerSettings
+from tokenworks.kernels.backend import Backend, Limits
+from tokenworks.kernels.program import Program
+from tokenworks.kvcache.layout import blocks_that_fit
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.config import DecoderConfig, ModelConfig
+from tokenworks.protocol.clock import now_s
+from tokenworks.protocol.messages import Ready
+
+
+def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderQueue, Ready]:
+    """A model ready to run. Adds the phases open, pack, tokenizer, engine to `phases_s`. Raises ModelError."""
+    mark_s = now_s()
+
+    def phase(name: str) -> None:
+        nonlocal mark_s
+        phases_s[name] = now_s() - mark_s
+        mark_s = now_s()
+
+    path = Path(settings.path)
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    program = checkpoint.program()
+    limits = _limits(settings, config, program)
+    phase("open")
+    with ThreadPoolExecutor(1) as beside:
+        eos_token_ids = beside.submit(_eos_token_ids, path) if isinstance(config, DecoderConfig) else None
+        executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
+        phase("pack")
+    context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
+    engine: Engine | EncoderQueue
+    if eos_token_ids is None:
+        encoder = Encoder(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
+        engine = EncoderQueue(encoder, step_tokens=limits.step_tokens)
+    else:
+        context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
+        engine = Engine(
+            executable,
+            limits,
+            eos_token_ids=eos_token_ids.result(),
+            context_tokens=context_tokens,
+            vocabulary=config.vocabulary,
+            tokenizer_json=lambda: _tokenizer_json(path),
+        )
+    phase("engine")
+    ready = Ready(
+        kind=config.kind,
+        context_tokens=context_tokens,
+        vocabulary=config.vocabulary,
+        weight_bytes=executable.weight_bytes,
+        kv_bytes=executable.cache_bytes,
+        load_s=phases_s,
+    )
+    return engine, ready
+
+
+def _limits(settings: WorkerSettings, config: ModelConfig, program: Program) -> Limits:
+    wanted = settings.engine
+    blocks = blocks_that_fit(wanted.cache_mb, program.cache_layers, wanted.cache_dtype, wanted.block_tokens)
+    encodes = not isinstance(config, DecoderConfig)
+    return Limits(
+        # An encoder keeps nothing between steps, so its longest input has to fit into one.
+        step_tokens=max(wanted.step_tokens, config.context_tokens) if encodes else wanted.step_tokens,
+        sequences=wanted.sequences,
+        logit_rows=wanted.sequences,
+        blocks=blocks,
+        block_tokens=wanted.block_tokens,
+        cache_dtype=wanted.cache_dtype,
+        threads=wanted.threads or _cores(),
+    )
+
+
+def _cores() -> int:
+    """Those this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _backend(name: str) -> Backend:
+    if name == "reference":
+        from tokenworks.kernels.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    from tokenworks.kernels.cpu.backend import CpuBackend
+
+    return CpuBackend()
+
+
+def _eos_token_ids(path: Path) -> frozenset[int]:
+    from tokenworks.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(path).eos_token_ids
+
+
+def _tokenizer_json(path: Path) -> str:
+    """Loaded anew for the first grammar: most workers never need it, and it is not small."""
+    from tokenworks.models.tokenizer import load_tokenizer
+
+    return load_tokenizer(path).tokenizer.to_str()

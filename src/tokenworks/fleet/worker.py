@@ -1,0 +1,139 @@
+"""A worker process: one model, one engine, one loop.
+
+    python -m tokenworks.fleet.worker --link FD --settings JSON --spawned SECONDS
+
+Loads the model, says Ready, then: take the messages that have come, run a step, send what it made; asleep when there
+is nothing to do. How it ends:
+- The link closes (the gateway closed it, or is dead): at once, also in the middle of a load or a step.
+- Drain or SIGTERM: when what runs is finished. What comes meanwhile is not taken; the next worker gets it.
+- The model cannot be used: UNUSABLE_STATUS, the reason on standard error.
+- A step raises: the worker dies of it, since the engine's state can no longer be trusted. The supervisor carries the
+  requests on in a new worker, and finds the one that kills.
+SIGINT is ignored: a Ctrl-C is the gateway's to answer.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from tokenworks.fleet.link import WorkerLink
+from tokenworks.fleet.settings import UNUSABLE_STATUS, WorkerSettings
+from tokenworks.protocol.clock import now_s
+from tokenworks.protocol.errors import ModelError
+from tokenworks.protocol.messages import (
+    Cancel,
+    Drain,
+    Embed,
+    Embedded,
+    EngineStats,
+    Finish,
+    Generate,
+    StepDone,
+    TokenChunk,
+)
+
+if TYPE_CHECKING:
+    from tokenworks.engine.engine import Engine
+    from tokenworks.fleet.encoding import EncoderQueue
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    started_s = now_s()
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    end = socket.socket(fileno=int(options["--link"]))
+    settings = msgspec.json.decode(options["--settings"], type=WorkerSettings)
+    termination = _Termination()
+    _die_with(end)
+    from tokenworks.fleet.load import load
+
+    phases_s = {"python": started_s - float(options["--spawned"]), "imports": now_s() - started_s}
+    try:
+        engine, ready = load(settings, phases_s)
+    except ModelError as error:
+        sys.stderr.write(error.message + "\n")
+        return UNUSABLE_STATUS
+    link = WorkerLink(end, termination.wake_fd)
+    link.send(ready)
+    if ready.kind == "generate":
+        _generate(link, cast("Engine", engine), termination)
+    else:
+        _embed(link, cast("EncoderQueue", engine), termination)
+    return 0
+
+
+def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -> None:
+    while engine.busy or not termination.asked:
+        for message in link.receive(wait=not engine.busy):
+            match message:
+                case Generate() if not termination.asked:
+                    engine.add(message, now_s())
+                case Cancel(request_id):
+                    engine.cancel(request_id)
+                case Embed(request_id) if not termination.asked:
+                    link.send(Embedded(request_id, error="This model generates text; it makes no embeddings."))
+                case Drain():
+                    termination.asked = True
+        if engine.busy:
+            link.send(engine.step(now_s()))
+
+
+def _embed(link: WorkerLink, queue: "EncoderQueue", termination: "_Termination") -> None:
+    while queue.busy or not termination.asked:
+        for message in link.receive(wait=not queue.busy):
+            match message:
+                case Embed() if not termination.asked:
+                    queue.add(message)
+                case Cancel(request_id):
+                    queue.cancel(request_id)
+                case Generate(request_id) if not termination.asked:
+                    error = "This model makes embeddings; it generates no text."
+                    chunk = TokenChunk(request_id, finish=Finish.FAILED, error=error)
+                    link.send(StepDone((chunk,), EngineStats()))
+                case Drain():
+                    termination.asked = True
+        if queue.busy:
+            done, step = queue.step()
+            for embedded in done:
+                link.send(embedded)
+            link.send(step)
+
+
+class _Termination:
+    """Turns SIGTERM into a flag and a readable fd, so that it ends a sleep and never tears a step apart."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.wake_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+
+
+def _die_with(end: socket.socket) -> None:
+    """Ends this process when the other end of the link is closed, whatever it is doing."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(end, 0)  # a hang-up is reported unasked
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, name="link-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EOFError:  # the gateway is gone
+        sys.exit(0)
