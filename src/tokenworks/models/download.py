@@ -52,7 +52,7 @@ def download(url: str, sha256: str | None, folder: Path, progress: Progress, net
         part.unlink(missing_ok=True)
 
     with httpx.Client(
-        verify=_certificates(network.ca_file),
+        verify=certificates(network.ca_file),
         proxy=network.proxy,
         follow_redirects=True,
         timeout=TIMEOUT_S,
@@ -133,7 +133,8 @@ def _need_space(part: Path, more_bytes: int) -> None:
         )
 
 
-def _certificates(ca_file: str | None) -> ssl.SSLContext:
+def certificates(ca_file: str | None) -> ssl.SSLContext:
+    """Whom to trust: the authorities in a PEM file or a folder, or the system's. Raises ModelError."""
     if ca_file is None:
         return ssl.create_default_context()
     if not Path(ca_file).exists():

