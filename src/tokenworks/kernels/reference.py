@@ -152,7 +152,7 @@ def _embed(step: _Step, op: Embed) -> Float64:
 
 def _rmsnorm(step: _Step, op: RmsNorm) -> Float64:
     x = step.load(op.x)
-    groups = x.reshape(len(x), -1, op.group)
+    groups = x.reshape(len(x), op.x.width // op.group, op.group)
     scaled = groups / np.sqrt((groups**2).mean(axis=2, keepdims=True) + op.epsilon) * step.weight(op.weight)
     return np.asarray(scaled.reshape(x.shape), np.float64)
 
@@ -178,7 +178,7 @@ def _linear(step: _Step, op: Linear) -> Float64:
 
 def _rope(step: _Step, op: Rope) -> Float64:
     x = step.load(op.x)
-    heads = x.reshape(len(x), -1, op.head_size)
+    heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
     first, second = np.split(heads, 2, axis=2)
     angles = step.batch.positions[:, None, None].astype(np.float64) * step.weight(op.inverse_frequencies)
     cos, sin = np.cos(angles), np.sin(angles)
