@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     # Imports the web stack: only now, so that an error above is said at once.
     from tokenworks.gateway.server import serve
 
-    serve(models, factory.server, data_directory(), _say_ready)
+    on_demand = [model.name for model in models if model.start == "on_demand"]
+    serve(models, factory.server, data_directory(), lambda url, workers: _say_ready(url, workers, on_demand))
     return 0
 
 
@@ -97,7 +99,7 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
     return list(models.values())
 
 
-def _say_ready(url: str, workers: "dict[str, Ready]") -> None:
+def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) -> None:
     """Once every model that starts with the factory can answer."""
     import psutil
 
@@ -106,6 +108,8 @@ def _say_ready(url: str, workers: "dict[str, Ready]") -> None:
     for name, ready in workers.items():
         phases = ", ".join(f"{phase} {spent_s:.2f} s" for phase, spent_s in ready.load_s.items())
         print(f"  {name}: {phases}")
+    for name in on_demand:
+        print(f"  {name}: starts with the first request for it")
     generators = [name for name, ready in workers.items() if ready.kind == "generate"]
     if generators:
         body = {"model": generators[0], "messages": [{"role": "user", "content": "Hello! Who are you?"}]}
