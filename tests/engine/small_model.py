@@ -1,5 +1,6 @@
 """A Llama of two layers with random weights: small enough for the slow reference, real enough to be sensitive."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,7 @@ EOS = 127
 
 
 @cache
-def small_model() -> tuple[Program, dict[str, Tensor]]:
+def small_model(vocabulary: int = VOCABULARY) -> tuple[Program, dict[str, Tensor]]:
     rng = np.random.default_rng(3)
     weights: dict[str, Tensor] = {}
 
@@ -33,7 +34,7 @@ def small_model() -> tuple[Program, dict[str, Tensor]]:
     frequencies = (10000.0 ** (-np.arange(HEAD // 2) / (HEAD // 2))).astype(np.float32)
     weights["rope"] = Tensor("rope", "F32", (HEAD // 2,), frequencies.view(np.uint8))
     build = ProgramBuilder()
-    x = build.embed(weight("embed", VOCABULARY, WIDTH, scale=1.0), WIDTH)
+    x = build.embed(weight("embed", vocabulary, WIDTH, scale=1.0), WIDTH)
     for i in range(LAYERS):
         h = build.rmsnorm(x, ones(f"{i}.norm"), 1e-5)
         q_width, kv_width = HEADS * HEAD, KV_HEADS * HEAD
@@ -51,7 +52,7 @@ def small_model() -> tuple[Program, dict[str, Tensor]]:
         h = build.gate(gate_up.columns(0, HIDDEN), gate_up.columns(HIDDEN, HIDDEN), "silu")
         x = build.add(x, build.linear(h, [weight(f"{i}.down", WIDTH, HIDDEN)], WIDTH))
     h = build.rmsnorm(build.select_rows(x), ones("norm"), 1e-5)
-    return build.finish(build.linear(h, [weight("head", VOCABULARY, WIDTH)], VOCABULARY)), weights
+    return build.finish(build.linear(h, [weight("head", vocabulary, WIDTH)], vocabulary)), weights
 
 
 def limits(**changes: int) -> Limits:
@@ -63,13 +64,21 @@ def no_tokenizer() -> str:
     raise AssertionError("no grammar was asked for")
 
 
-def make_engine(backend: Backend, sizes: Limits, *, context_tokens: int = 200, **more: object) -> Engine:
-    program, weights = small_model()
+def make_engine(
+    backend: Backend,
+    sizes: Limits,
+    *,
+    context_tokens: int = 200,
+    vocabulary: int = VOCABULARY,
+    eos: int = EOS,
+    tokenizer_json: Callable[[], str] = no_tokenizer,
+) -> Engine:
+    program, weights = small_model(vocabulary)
     executable: Executable = backend.compile(program, weights, sizes)
-    settings = {
-        "eos_token_ids": frozenset({EOS}), "vocabulary": VOCABULARY, "tokenizer_json": no_tokenizer, **more
-    }  # fmt: skip
-    return Engine(executable, sizes, context_tokens=context_tokens, **settings)  # type: ignore[arg-type]
+    return Engine(
+        executable, sizes, eos_token_ids=frozenset({eos}), context_tokens=context_tokens, vocabulary=vocabulary,
+        tokenizer_json=tokenizer_json,
+    )  # fmt: skip
 
 
 def ask(request_id: str, prompt: list[int], output: tuple[int, ...] = (), priority: int = 0, **how: object) -> Generate:

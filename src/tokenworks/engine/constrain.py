@@ -107,7 +107,8 @@ def _to_llguidance(grammar: Grammar) -> str:
                 return LLMatcher.grammar_from_lark(grammar.text)
             case "choice":
                 choices = json.loads(grammar.text)
-                if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+                strings = isinstance(choices, list) and all(isinstance(choice, str) and choice for choice in choices)
+                if not choices or not strings:
                     raise ValueError("expected a JSON array of strings, at least one, none empty")
                 return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in choices))
     except ValueError as error:
