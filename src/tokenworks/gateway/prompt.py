@@ -35,6 +35,13 @@ def chat_text(
     """The rendered template."""
     from tokenworks.models.chat_template import render
 
+    values = {
+        **(template_values or {}),
+        "bos_token": model.tokenizer.bos_token,
+        "eos_token": model.tokenizer.eos_token,
+    }
+    if taken := values.keys() & {"messages", "tools", "add_generation_prompt"}:
+        raise InvalidRequest(f"{taken.pop()!r} is not for the client to set", param="chat_template_kwargs")
     template = model.tokenizer.chat_template
     if template is None:
         raise InvalidRequest(f"the model {model.name!r} has no chat template; use /v1/completions", param="messages")
@@ -50,9 +57,7 @@ def chat_text(
             template,
             messages,
             tools=[_as_function(tool) for tool in tools] or None,
-            bos_token=model.tokenizer.bos_token,
-            eos_token=model.tokenizer.eos_token,
-            **(template_values or {}),
+            **values,
         )
         + prefill
     )

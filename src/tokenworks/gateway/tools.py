@@ -165,7 +165,10 @@ class ToolParser:
         self._names = {tool.name for tool in tools}
         self._held = ""
         self._inside: Span | None = None
+        self._lead = ""
+        """White space before what we are inside of: shown only if that proves to be no call."""
         self._at_start = True
+        self._after_call = False
 
     def push(self, text: str, *, last: bool = False) -> list[str | ToolCall]:
         """Text and calls that `text` completes, in order; with `last`, everything that was held back."""
@@ -174,40 +177,36 @@ class ToolParser:
         while self._inside is not None or self._open(parts, last):
             if not self._close(parts, last):
                 break
-        if last and self._held:
-            parts.append(self._held)
-            self._held = ""
         return parts
 
     def _open(self, parts: list[str | ToolCall], last: bool) -> bool:
         """Show the text before the next opening and step inside it; False when there is none yet."""
+        if self._after_call:  # white space between calls, or after the last, says nothing
+            self._held = self._held.lstrip()
         held = self._held
-        start = len(held) - len(held.lstrip())
-        best: tuple[int, Span] | None = None
-        keep_from = len(held)
+        first = len(held) - len(held.lstrip())
+        opening_at, keep_from = len(held), len(held)
         for span in self._spans:
             if span.only_at_start:
                 if not self._at_start:
                     continue
-                at = start if held.startswith(span.opening, start) else -1
-                partial = start if at < 0 and span.opening.startswith(held[start:]) else len(held)
+                at = first if held.startswith(span.opening, first) else -1
+                partial = 0 if span.opening.startswith(held[first:]) else len(held)
             else:
                 at = held.find(span.opening)
                 partial = _partial_tail(held, span.opening)
-            if at >= 0 and (best is None or at < best[0]):
-                best = (at, span)
+            if 0 <= at < opening_at:
+                self._inside, opening_at = span, at
             keep_from = min(keep_from, partial)
-        shown_to = best[0] if best else (len(held) if last else keep_from)
-        shown = held[:shown_to]
-        if shown.strip() or (shown and not self._at_start):
+        shown_to = opening_at if self._inside is not None else len(held) if last else keep_from
+        shown, self._held = held[:shown_to], held[shown_to:]
+        if self._inside is not None and not shown.strip():
+            self._lead = shown
+        elif shown:
             parts.append(shown)
-            self._at_start = False
-            self._held = held[shown_to:]
-        if best is None:
-            return False
-        self._held = held[shown_to:]
-        self._inside = best[1]
-        return True
+            self._at_start = self._at_start and not shown.strip()
+            self._after_call = False
+        return self._inside is not None
 
     def _close(self, parts: list[str | ToolCall], last: bool) -> bool:
         """Turn what is inside into calls, or into text when it is not one; False when its end has not come yet."""
@@ -219,15 +218,14 @@ class ToolParser:
             return False
         whole_to = len(self._held) if end < 0 or span.closing is None else end + len(span.closing)
         whole, self._held = self._held[:whole_to], self._held[whole_to:]
-        self._inside = None
-        self._at_start = False
         calls = span.parse(whole[body_from : end if end >= 0 else len(whole)])
-        if calls and all(name in self._names for name, _ in calls):
+        self._after_call = calls is not None and all(name in self._names for name, _ in calls)
+        if calls is not None and self._after_call:
             parts.extend(ToolCall(name, json.dumps(arguments), new_call_id()) for name, arguments in calls)
-            self._held = self._held.lstrip() if self._held.strip() else self._held
         else:
-            parts.append(whole)
-        return (bool(self._held) and not last) or bool(self._held.strip())
+            parts.append(self._lead + whole)
+        self._inside, self._lead, self._at_start = None, "", False
+        return bool(self._held)
 
 
 def _partial_tail(text: str, opening: str) -> int:

@@ -1,0 +1,30 @@
+"""A factory in a process of its own, as `tokenworks serve` runs it: python factory_process.py SMOLLM2 MINILM DATA."""
+
+import sys
+from pathlib import Path
+
+from tokenworks.config import EngineSettings, ServerSettings
+from tokenworks.fleet.pool import PoolModel
+from tokenworks.fleet.settings import WorkerSettings
+from tokenworks.gateway.server import serve
+from tokenworks.protocol.messages import Ready
+
+CONTEXT_TOKENS = 768
+
+
+def announce(url: str, models: dict[str, Ready]) -> None:
+    print(url, flush=True)
+
+
+def main() -> None:
+    smollm2, minilm, data = sys.argv[1:]
+    engine = EngineSettings(context_tokens=CONTEXT_TOKENS, cache_mb=192)
+    models = [
+        PoolModel("smollm2", WorkerSettings(path=smollm2, engine=engine, backend=__import__("os").environ.get("GWB","cpu"))),
+        PoolModel("minilm", WorkerSettings(path=minilm), start="on_demand"),
+    ]
+    serve(models, ServerSettings(port=0, max_body_mb=1), Path(data), announce)
+
+
+if __name__ == "__main__":
+    main()

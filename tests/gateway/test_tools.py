@@ -1,0 +1,99 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenworks.gateway.grammar import check_grammar
+from tokenworks.gateway.tools import (
+    FORMATS,
+    GEMMA,
+    HERMES,
+    LLAMA,
+    Tool,
+    ToolCall,
+    ToolFormat,
+    ToolParser,
+    forced_grammar,
+    format_of,
+)
+
+WEATHER = Tool("weather", "", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
+CLOCK = Tool("clock", "", {"type": "object", "properties": {}})
+
+Parts = list[str | tuple[str, object]]
+
+CASES: list[tuple[ToolFormat, str, Parts]] = [
+    (HERMES, 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Lyon"}}\n</tool_call>',
+     ["Let me see.\n", ("weather", {"city": "Lyon"})]),
+    (HERMES, '<tool_call>{"name": "clock", "arguments": {}}</tool_call>\n'
+     '<tool_call>{"name": "weather", "arguments": {"city": "a</b>"}}</tool_call>',
+     [("clock", {}), ("weather", {"city": "a</b>"})]),
+    (HERMES, '<tool_call>[{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"city": "x"}}]</tool_call>',
+     [("clock", {}), ("weather", {"city": "x"})]),
+    (HERMES, '<tool_call>\n{"name": "clock", "arguments": {}}', [("clock", {})]),
+    (HERMES, "<tool_call>not json</tool_call> after", ["<tool_call>not json</tool_call> after"]),
+    (HERMES, "a < b and <tool", ["a < b and <tool"]),
+    (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', ['<tool_call>{"name": "rm", "arguments": {}}</tool_call>']),
+    (LLAMA, '{"name": "weather", "parameters": {"city": "Lyon"}}', [("weather", {"city": "Lyon"})]),
+    (LLAMA, '<|python_tag|>{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}',
+     [("clock", {}), ("clock", {})]),
+    (LLAMA, '{"answer": 42}', ['{"answer": 42}']),
+    (LLAMA, 'It is {"name": "clock", "parameters": {}}', ['It is {"name": "clock", "parameters": {}}']),
+    (GEMMA, '```tool_code\nweather(city="Lyon")\n```', [("weather", {"city": "Lyon"})]),
+    (GEMMA, '[weather(city="Lyon"), clock()]', [("weather", {"city": "Lyon"}), ("clock", {})]),
+    (GEMMA, '```json\n{"name": "weather", "parameters": {"city": "Lyon"}}\n```', [("weather", {"city": "Lyon"})]),
+    (GEMMA, "```tool_code\nprint(weather(city='Lyon'))\n```", [("weather", {"city": "Lyon"})]),
+    (GEMMA, "[weather(city=open('/etc/passwd'))]", ["[weather(city=open('/etc/passwd'))]"]),
+]  # fmt: skip
+
+
+def read(tool_format: ToolFormat, pieces: list[str]) -> Parts:
+    parser = ToolParser(tool_format, [WEATHER, CLOCK])
+    parts: Parts = []
+    for number, piece in enumerate(pieces, 1):
+        for part in parser.push(piece, last=number == len(pieces)):
+            if isinstance(part, ToolCall):
+                parts.append((part.name, json.loads(part.arguments)))
+            elif parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+    return parts
+
+
+@pytest.mark.parametrize(("tool_format", "text", "expected"), CASES)
+def test_calls_and_text_are_told_apart_whole_and_letter_by_letter(
+    tool_format: ToolFormat, text: str, expected: Parts
+) -> None:
+    assert read(tool_format, [text]) == expected
+    assert read(tool_format, [*text, ""]) == expected
+
+
+@given(st.sampled_from(FORMATS), st.text('<tool_ca/>{}[]"a \n`;', max_size=40), st.integers(1, 5))
+def test_text_without_calls_comes_through_unchanged_however_it_is_cut(
+    tool_format: ToolFormat, text: str, size: int
+) -> None:
+    pieces = [text[at : at + size] for at in range(0, len(text), size)] + [""]
+    assert "".join(str(part) for part in read(tool_format, pieces)) == text
+
+
+def test_text_is_shown_as_soon_as_it_cannot_be_a_call() -> None:
+    parser = ToolParser(HERMES, [WEATHER])
+    assert parser.push("Hello <tool") == ["Hello "]
+    assert parser.push("s and ") == ["<tools and "]
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda tool_format: tool_format.name)
+def test_what_the_forced_grammar_allows_is_what_the_parser_reads(tool_format: ToolFormat) -> None:
+    shared = {"type": "object", "properties": {"at": {"$ref": "#/$defs/place"}}, "$defs": {"place": {"type": "string"}}}
+    tools = [WEATHER, Tool("go", "", shared)]
+    for parallel in (False, True):
+        assert check_grammar(forced_grammar(tool_format, tools, parallel=parallel), "tools").syntax == "lark"
+
+
+def test_the_format_is_read_off_the_template() -> None:
+    assert format_of("{{ '<|start_header_id|>' }}") is LLAMA
+    assert format_of("<start_of_turn>user") is GEMMA
+    assert format_of("<|im_start|>{% if tools %}<tool_call>") is HERMES
+    assert format_of("<|im_start|>") is HERMES
