@@ -314,20 +314,6 @@ def test_a_cancellation_during_the_step_takes_effect_with_its_end() -> None:
     assert not scheduler.busy
 
 
-def test_draining_finishes_what_is_there_and_takes_nothing_new() -> None:
-    engine, _ = engine_for(sizes(sequences=1), 200)
-    for name in ("runs", "waits"):
-        engine.add(ask(name, [1, 2], max_tokens=3, ignore_eos=True), 0.0)
-    engine.step(0.0)
-    engine.drain()
-    engine.add(ask("late", [1]), 0.0)
-    chunks: list[TokenChunk] = []
-    while engine.busy:
-        chunks += engine.step(0.0).chunks
-    endings = {chunk.request_id: chunk.finish for chunk in chunks if chunk.finish}
-    assert endings == {"runs": Finish.LENGTH, "waits": Finish.LENGTH, "late": Finish.FAILED}
-
-
 def test_an_id_in_use_leaves_the_first_request_alone() -> None:
     engine, _ = engine_for(sizes(), 200)
     engine.add(ask("a", [1, 2], max_tokens=4, ignore_eos=True), 0.0)

@@ -69,11 +69,6 @@ class GrammarCompiler:
             self._thread = ThreadPoolExecutor(1, "grammar")
         return self._thread.submit(self._compile, grammar)
 
-    def close(self) -> None:
-        """Waits for the grammar being compiled, drops those that wait."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-
     def _compile(self, grammar: Grammar) -> Matcher:
         from llguidance import LLMatcher, LLTokenizer  # on first use: start-up time is a feature
 

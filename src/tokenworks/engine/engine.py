@@ -42,7 +42,6 @@ class Engine:
         """Requests that wait for their grammar, with the time they came."""
         self._chunks: list[TokenChunk] = []
         """Endings that the scheduler has no part in, for the next step."""
-        self._draining = False
 
     @property
     def busy(self) -> bool:
@@ -70,14 +69,6 @@ class Engine:
         else:
             self._scheduler.cancel(request_id)
 
-    def drain(self) -> None:
-        """Finishes what it has; requests added from now on end with FAILED."""
-        self._draining = True
-
-    def close(self) -> None:
-        """Ends the thread that compiles grammars."""
-        self._grammars.close()
-
     def step(self, now_s: float) -> StepDone:
         """Runs one step, if there is anything to run, and tells everything that has happened since the last one."""
         self._take_compiled()
@@ -94,8 +85,6 @@ class Engine:
 
     def _objection(self, request: Generate) -> str | None:
         """What makes a request impossible, whatever else is going on."""
-        if self._draining:
-            return "this worker is shutting down"
         for token in (*request.prompt_ids, *request.output_ids):
             if not 0 <= token < self._vocabulary:
                 return f"token id {token} is not in the model's vocabulary of {self._vocabulary}"
