@@ -1,0 +1,161 @@
+"""Small random checkpoints written by transformers, and ways to run a checkpoint that the tests share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from tokenworks.kernels.backend import Backend, Limits, StepBatch
+from tokenworks.models.checkpoint import open_checkpoint
+
+Float32 = npt.NDArray[np.float32]
+BLOCK_TOKENS = 4
+
+# Shapes that nothing divides: odd head counts, one KV head, windows shorter than a block, prime vocabularies.
+_SMALL = {
+    "vocab_size": 101,
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+DECODERS: dict[str, Any] = {
+    "llama": LlamaConfig(**_SMALL),
+    "llama-tied-biased": LlamaConfig(**_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama-linear-rope": LlamaConfig(
+        **_SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 5e3, "factor": 3.0}
+    ),
+    "llama3-rope": LlamaConfig(
+        **_SMALL,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 5e2,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "qwen2": Qwen2Config(**_SMALL | {"num_attention_heads": 6, "num_key_value_heads": 3}),
+    "qwen2-sliding": Qwen2Config(**_SMALL, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    "qwen3": Qwen3Config(**_SMALL | {"head_dim": 18, "num_attention_heads": 7}),
+    "gemma3": Gemma3TextConfig(
+        **_SMALL | {"num_hidden_layers": 7, "head_dim": 10},
+        sliding_window=3,
+        query_pre_attn_scalar=7,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 8.0},
+        },
+    ),
+    "gemma3-softcaps": Gemma3TextConfig(
+        **_SMALL | {"num_key_value_heads": 5},
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        sliding_window=6,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def write_decoder(name: str, folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> None:
+    """A checkpoint of DECODERS[name] with random weights, biases and norms, large enough that each one matters."""
+    torch.manual_seed(sum(map(ord, name)))
+    model = AutoModelForCausalLM.from_config(DECODERS[name])
+    _randomise(model)
+    model.to(dtype).save_pretrained(folder, **how)
+
+
+def write_encoder(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=97, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = BertModel(config)
+    _randomise(model)
+    model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _randomise(model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.add_(0.3 * torch.randn_like(weight))
+        else:
+            weight.normal_(std=0.5 if "embed" in name else weight.shape[1] ** -0.5)
+
+
+def reference_model(folder: Path) -> PreTrainedModel:
+    """The published arithmetic: transformers, float32, its plain attention."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def reference_logits(model: PreTrainedModel, ids: Sequence[int]) -> Float32:
+    """[tokens, vocabulary]"""
+    # transformers' Gemma 3 keeps its attention soft cap to itself unless its attention is handed it.
+    cap = getattr(model.config, "attn_logit_softcapping", None)
+    logits = model(torch.tensor([list(ids)]), **({"softcap": cap} if cap else {})).logits
+    return np.asarray(logits[0].float().numpy(), np.float32)
+
+
+def our_logits(path: Path, ids: Sequence[int], backend: Backend, chunk_tokens: int | None = None) -> Float32:
+    """[tokens, vocabulary]: the whole prompt in one step, or in steps of `chunk_tokens`; KV cache in float32."""
+    checkpoint = open_checkpoint(path)
+    count, step = len(ids), chunk_tokens or len(ids)
+    blocks = -(-count // BLOCK_TOKENS)
+    limits = Limits(step, 1, step, blocks, BLOCK_TOKENS, "float32", 2)
+    model = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
+    # Blocks in falling order, so that a table that is not followed shows.
+    table = np.arange(blocks, dtype=np.int32)[::-1].copy()[None]
+    rows = []
+    for start in range(0, count, step):
+        tokens = np.asarray(ids[start : start + step], np.int32)
+        rows.append(model.run(_batch(tokens, start, table)).copy())
+    return np.concatenate(rows)
+
+
+def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> list[int]:
+    """`count` tokens after the prompt, likeliest first; KV cache in float32."""
+    checkpoint = open_checkpoint(path)
+    blocks = -(-(len(prompt) + count) // BLOCK_TOKENS)
+    limits = Limits(len(prompt), 1, len(prompt), blocks, BLOCK_TOKENS, "float32", 2)
+    model = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
+    table = np.arange(blocks, dtype=np.int32)[None]
+    ids, done = list(prompt), 0
+    while len(ids) < len(prompt) + count:
+        tokens = np.asarray(ids[done:], np.int32)
+        logits = model.run(_batch(tokens, done, table))
+        done = len(ids)
+        ids.append(int(logits[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def _batch(tokens: npt.NDArray[np.int32], start: int, table: npt.NDArray[np.int32]) -> StepBatch:
+    rows = np.arange(len(tokens), dtype=np.int32)
+    return StepBatch(tokens, rows + np.int32(start), np.array([0, len(tokens)], np.int32), table, rows)
+
+
+def log_softmax(logits: Float32) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))

@@ -1,0 +1,124 @@
+"""Every architecture against transformers: small random checkpoints, logits of whole prompts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_checkpoints import (
+    DECODERS,
+    greedy,
+    log_softmax,
+    our_logits,
+    reference_logits,
+    reference_model,
+    write_decoder,
+    write_encoder,
+)
+
+from tokenworks.kernels.backend import Backend
+from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.kernels.program import Linear, RmsNorm, Rope
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.decoder import decoder_program, decoder_shapes
+
+BACKENDS = [ReferenceBackend(), CpuBackend()]
+IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_are_those_of_transformers(name: str, backend: Backend, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path)
+    theirs = log_softmax(reference_logits(reference_model(tmp_path), IDS))
+    assert np.ptp(theirs, axis=-1).min() > 1, "weights so small that nothing is tested"
+    whole = log_softmax(our_logits(tmp_path, IDS, backend))
+    np.testing.assert_allclose(whole, theirs, atol=1e-4, rtol=0)
+    chunked = log_softmax(our_logits(tmp_path, IDS, backend, chunk_tokens=5))
+    np.testing.assert_allclose(chunked, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_half_precision_weights_in_shards(backend: Backend, dtype: torch.dtype, tmp_path: Path) -> None:
+    write_decoder("gemma3", tmp_path, dtype, max_shard_size="20kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    theirs = log_softmax(reference_logits(reference_model(tmp_path), IDS))
+    np.testing.assert_allclose(log_softmax(our_logits(tmp_path, IDS, backend)), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-softcaps"])  # a tied head may repeat one token
+def test_greedy_continuations_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path)
+    prompt = IDS[:11]
+    made = greedy(tmp_path, prompt, 200, CpuBackend())
+    # One pass over all of it shows what the reference would have chosen at every place.
+    theirs = reference_logits(reference_model(tmp_path), prompt + made)
+    assert theirs[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == made
+    assert len(set(made)) > 3
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config.kind == "generate"
+    program = decoder_program(checkpoint.config)
+    read = {"embed"}
+    for step in program.instructions:
+        match step:
+            case Linear():
+                read |= {*step.weights, *filter(None, step.biases)}
+            case RmsNorm():
+                read.add(step.weight)
+            case Rope():
+                read.add(step.inverse_frequencies)
+    ropes = {f"rope.{rope}" for rope in checkpoint.config.ropes}
+    assert read == decoder_shapes(checkpoint.config).keys() | ropes == set(checkpoint.tensors)
+    assert len(checkpoint.tensors) == len(set(checkpoint.tensors))
+    for tensor_name, tensor in checkpoint.tensors.items():
+        assert tensor.name == tensor_name
+        assert len(tensor.shape) == 2 or tensor.format == "F32"
+
+
+@pytest.mark.parametrize(("mode", "normalise"), [("mean", True), ("cls", False)])
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_encoder_vectors_are_those_of_transformers(
+    backend: Backend, mode: str, normalise: bool, tmp_path: Path
+) -> None:
+    from transformers import BertModel
+
+    from tokenworks.kernels.backend import Limits, StepBatch
+
+    write_encoder(tmp_path)
+    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    modules += [{"type": "x.Normalize", "path": "2_Normalize"}] if normalise else []
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = {"pooling_mode_mean_tokens": mode == "mean", "pooling_mode_cls_token": mode == "cls"}
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    texts = [np.array(IDS[:13]) % 97, np.array(IDS[13:14]) % 97, np.array(IDS[14:]) % 97]
+    expected = []
+    model = BertModel.from_pretrained(tmp_path).eval()
+    for text in texts:
+        with torch.no_grad():
+            hidden = model(torch.tensor(text[None])).last_hidden_state[0].numpy()
+        vector = hidden.mean(axis=0) if mode == "mean" else hidden[0]
+        expected.append(vector / np.linalg.norm(vector) if normalise else vector)
+
+    checkpoint = open_checkpoint(tmp_path)
+    count = sum(map(len, texts))
+    run = backend.compile(checkpoint.program(), checkpoint.tensors, Limits(count, 3, 3, 1, 4, "float32", 2)).run
+    lengths = [len(text) for text in texts]
+    vectors = run(
+        StepBatch(
+            np.concatenate(texts).astype(np.int32),
+            np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
+            np.cumsum([0, *lengths]).astype(np.int32),
+            np.full((3, 1), -1, np.int32),
+            np.empty(0, np.int32),
+        )
+    )
+    np.testing.assert_allclose(vectors, np.stack(expected), atol=2e-5)
