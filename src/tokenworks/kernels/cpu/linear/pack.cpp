@@ -28,6 +28,7 @@ constexpr FormatRow formats[] = {
     {"F32", 1, 4, Layout::f32, 0, false},      {"F16", 1, 2, Layout::f16, 0, false},
     {"BF16", 1, 2, Layout::bf16, 0, false},    {"Q8_0", 32, 34, Layout::i8, 32, false},
     {"Q4_0", 32, 18, Layout::u4, 32, false},   {"Q4_1", 32, 20, Layout::u4, 32, true},
+    {"Q5_0", 32, 22, Layout::i8, 32, false},   {"Q5_1", 32, 24, Layout::i8, 32, true},
     {"Q4_K", 256, 144, Layout::u4, 32, true},  {"Q5_K", 256, 176, Layout::i8, 32, true},
     {"Q6_K", 256, 210, Layout::i8, 16, false},
 };
@@ -81,6 +82,27 @@ void q4_1(const uint8_t* p, Block& out) {
     nibbles(p + 4, out.code);
 }
 
+// Four bytes hold the codes' fifth bits.
+void fifth_bits(const uint8_t* p, int8_t* code) {
+    uint32_t bits;
+    std::memcpy(&bits, p, sizeof bits);
+    for (int i = 0; i < 32; i++) code[i] = static_cast<int8_t>(code[i] | (bits >> i & 1) << 4);
+}
+
+void q5_0(const uint8_t* p, Block& out) {
+    out.scale[0] = half_to_float(u16(p));
+    nibbles(p + 6, out.code);
+    fifth_bits(p + 2, out.code);
+    for (int i = 0; i < 32; i++) out.code[i] = static_cast<int8_t>(out.code[i] - 16);
+}
+
+void q5_1(const uint8_t* p, Block& out) {
+    out.scale[0] = half_to_float(u16(p));
+    out.minimum[0] = half_to_float(u16(p + 2));
+    nibbles(p + 8, out.code);
+    fifth_bits(p + 4, out.code);
+}
+
 void q4_k(const uint8_t* p, Block& out) {
     k_scales(p + 4, half_to_float(u16(p)), half_to_float(u16(p + 2)), out);
     const uint8_t* low = p + 16;
@@ -122,6 +144,8 @@ void read_block(FileFormat format, const uint8_t* p, Block& out) {
         case FileFormat::q8_0: return q8_0(p, out);
         case FileFormat::q4_0: return q4_0(p, out);
         case FileFormat::q4_1: return q4_1(p, out);
+        case FileFormat::q5_0: return q5_0(p, out);
+        case FileFormat::q5_1: return q5_1(p, out);
         case FileFormat::q4_k: return q4_k(p, out);
         case FileFormat::q5_k: return q5_k(p, out);
         case FileFormat::q6_k: return q6_k(p, out);

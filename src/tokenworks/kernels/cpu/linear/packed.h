@@ -20,7 +20,7 @@
 
 namespace tokenworks::cpu {
 
-enum class FileFormat { f32, f16, bf16, q8_0, q4_0, q4_1, q4_k, q5_k, q6_k };
+enum class FileFormat { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
 
 // By the ggml name. Throws std::invalid_argument for any other.
 FileFormat file_format(const std::string& name);

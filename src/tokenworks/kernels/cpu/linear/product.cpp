@@ -68,10 +68,12 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, const 
     }
 }
 
-// Enough work in a task to make taking it cheap, few enough bytes to share out evenly.
-int64_t panels_per_task(const PackedMatrix& weight, int rows) {
-    constexpr int64_t task_bytes = 32768;
-    return std::max<int64_t>(1, task_bytes / (weight.panel_bytes * std::max(rows, 1)));
+// Enough work in a task to make taking it cheap and reading it a stream; enough tasks to share out evenly.
+int64_t panels_per_task(const PackedMatrix& weight, int rows, int parts) {
+    constexpr int64_t task_bytes = 65536;  // times rows
+    const int64_t by_bytes = task_bytes / (weight.panel_bytes * rows);
+    const int64_t by_tasks = weight.panels() / (4 * parts);
+    return std::max<int64_t>(1, std::min(by_bytes, by_tasks));
 }
 
 }  // namespace
@@ -100,7 +102,7 @@ void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kerne
     int64_t task = share.take(), first_task = 0;
     for (int s = 0; s < args.segment_count; s++) {
         const Segment& segment = args.segments[s];
-        const int64_t panels = segment.weight->panels(), step = panels_per_task(*segment.weight, args.rows);
+        const int64_t panels = segment.weight->panels(), step = panels_per_task(*segment.weight, args.rows, share.parts);
         const int64_t tasks = (panels + step - 1) / step;
         for (; task < first_task + tasks; task = share.take()) {
             const int64_t begin = (task - first_task) * step, end = std::min(begin + step, panels);
