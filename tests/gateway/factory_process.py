@@ -20,7 +20,7 @@ def main() -> None:
     smollm2, minilm, data = sys.argv[1:]
     engine = EngineSettings(context_tokens=CONTEXT_TOKENS, cache_mb=192)
     models = [
-        PoolModel("smollm2", WorkerSettings(path=smollm2, engine=engine, backend=__import__("os").environ.get("GWB","cpu"))),
+        PoolModel("smollm2", WorkerSettings(path=smollm2, engine=engine)),
         PoolModel("minilm", WorkerSettings(path=minilm), start="on_demand"),
     ]
     serve(models, ServerSettings(port=0, max_body_mb=1), Path(data), announce)

@@ -1,0 +1,102 @@
+"""Anthropic's API through the official client."""
+
+import anthropic
+import pytest
+
+ASK = [{"role": "user", "content": "Name three fruits."}]
+GREEDY = {"temperature": 0}
+"""The client has no argument for it."""
+TOOL = {
+    "name": "weather",
+    "description": "The weather in a city",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_a_reply_is_the_same_whole_and_streamed(claude: anthropic.Anthropic) -> None:
+    ask = {"model": "smollm2", "messages": ASK, "max_tokens": 30, "extra_body": GREEDY, "system": "Be brief."}
+    whole = claude.messages.create(**ask)
+    with claude.messages.stream(**ask) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert whole.content[0].text
+    assert text == whole.content[0].text == final.content[0].text
+    assert final.stop_reason == whole.stop_reason
+    assert final.usage.output_tokens == whole.usage.output_tokens > 0
+    total = whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+    counted = claude.messages.count_tokens(model="smollm2", messages=ASK, system="Be brief.")
+    assert counted.input_tokens == total == final.usage.input_tokens + final.usage.cache_read_input_tokens
+
+
+def test_the_events_are_the_apis_own(claude: anthropic.Anthropic) -> None:
+    events = claude.messages.create(model="smollm2", messages=ASK, max_tokens=8, extra_body=GREEDY, stream=True)
+    kinds = [event.type for event in events]
+    assert kinds[:2] == ["message_start", "content_block_start"]
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    assert set(kinds[2:-3]) == {"content_block_delta"}
+
+
+def test_a_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:
+    ask = {"model": "smollm2", "messages": ASK, "max_tokens": 30, "extra_body": GREEDY}
+    text = claude.messages.create(**ask).content[0].text
+    reply = claude.messages.create(**ask, stop_sequences=[text[6:10]])
+    assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", text[6:10])
+    assert reply.content[0].text == text[:6]
+    assert claude.messages.create(**{**ask, "max_tokens": 2}).stop_reason == "max_tokens"
+
+
+def test_a_started_reply_is_continued(claude: anthropic.Anthropic) -> None:
+    started = [*ASK, {"role": "assistant", "content": "1. Apple\n2."}]
+    reply = claude.messages.create(model="smollm2", messages=started, max_tokens=6, extra_body=GREEDY)
+    assert reply.content[0].text
+    with_answer = claude.messages.count_tokens(model="smollm2", messages=started).input_tokens
+    without = claude.messages.count_tokens(model="smollm2", messages=ASK).input_tokens
+    assert without < with_answer < without + 10
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
+def test_a_forced_tool_use_and_its_result(claude: anthropic.Anthropic, choice: dict[str, object]) -> None:
+    ask = [{"role": "user", "content": "What is the weather in Paris?"}]
+    choice = {**choice, "disable_parallel_tool_use": True}
+    asked = {"model": "smollm2", "tools": [TOOL], "max_tokens": 80, "extra_body": GREEDY}
+    whole = claude.messages.create(**asked, messages=ask, tool_choice=choice)
+    [use] = whole.content
+    assert (whole.stop_reason, use.type, use.name, list(use.input)) == ("tool_use", "tool_use", "weather", ["city"])
+    with claude.messages.stream(**asked, messages=ask, tool_choice=choice) as stream:
+        [streamed] = stream.get_final_message().content
+    assert streamed.input == use.input
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "sunny"}]}
+    answer = claude.messages.create(
+        **asked,
+        messages=[
+            *ask,
+            {"role": "assistant", "content": whole.model_dump()["content"]},
+            {"role": "user", "content": [result]},
+        ],
+    )
+    assert answer.usage.output_tokens > 0
+
+
+def test_more_tokens_than_the_context_has_left_is_no_error(claude: anthropic.Anthropic) -> None:
+    assert claude.messages.create(
+        model="smollm2", messages=ASK, max_tokens=32_000, stop_sequences=["e"], extra_body=GREEDY
+    ).stop_reason in ("stop_sequence", "end_turn")
+
+
+def test_errors_have_the_apis_shape(claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        claude.messages.create(model="nothing", messages=ASK, max_tokens=5)
+    assert missing.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError) as image:
+        source = {"type": "base64", "media_type": "image/png", "data": "aaaa"}
+        content = [{"type": "image", "source": source}]
+        claude.messages.create(model="smollm2", messages=[{"role": "user", "content": content}], max_tokens=5)
+    assert image.value.body["error"]["type"] == "invalid_request_error"
+    assert "image" in image.value.body["error"]["message"]
+    with pytest.raises(anthropic.BadRequestError):
+        claude.messages.create(model="smollm2", messages=ASK * 2000, max_tokens=5)
