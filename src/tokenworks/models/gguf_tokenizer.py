@@ -110,6 +110,7 @@ def _sentencepiece(file: GgufFile) -> Tokenizer:
     tokenizer = _tokenizer(
         file, tokens, _merges(pieces, ids), unk_token=tokens[unknown], byte_fallback=True, fuse_unk=True
     )
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True) is True
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first" if prefix else "never", split=False)
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -146,13 +147,12 @@ def _tokenizer(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]],
 
 def _declare(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], *, adds_bos: bool) -> None:
     """Declares the tokens that are recognised whole in a text, and those that surround every text."""
-    types = file.array("tokenizer.ggml.token_type")
-    added = [
-        (token, kind == _CONTROL)
-        for token, kind in zip(tokens, types, strict=False)
-        if token and kind in (_CONTROL, _USER_DEFINED)
-    ]
-    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token, special in added])
+    types, added = file.array("tokenizer.ggml.token_type"), list[AddedToken]()
+    for token, kind in zip(tokens, types, strict=False):
+        if token and kind in (_CONTROL, _USER_DEFINED):
+            # A user's own token is found in the normalised text, where spaces may be written otherwise.
+            added.append(AddedToken(token, special=kind == _CONTROL, normalized=kind == _USER_DEFINED))
+    tokenizer.add_tokens(added)
     around = {
         role: file.metadata.get(f"tokenizer.ggml.add_{role}_token", default) is True
         for role, default in (("bos", adds_bos), ("eos", False))

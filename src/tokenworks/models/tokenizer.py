@@ -19,7 +19,7 @@ from tokenworks.protocol.errors import ModelError
 
 # Tokens that end a turn or a text whatever a checkpoint's files forget to say; they count only where they are special.
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
