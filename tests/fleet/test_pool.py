@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from scripted_worker import POISON, SILENT, VECTOR, token
 
 from tokenworks.fleet.pool import Pool, PoolModel
@@ -48,7 +49,21 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def running_pids(diary: Path) -> list[int]:
     pids = [int(line) for line in diary.read_text().splitlines()] if diary.exists() else []
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    return [pid for pid in pids if _alive(pid)]
+
+
+def _alive(pid: int) -> bool:
+    """A zombie is dead: nobody may be there to reap an orphan."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    """The server runs on uvloop where there is one, everything else on asyncio."""
+    return request.param()
 
 
 @pytest.fixture
