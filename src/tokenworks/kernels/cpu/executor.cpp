@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "attend/scratch.h"
+#include "sample/scratch.h"
 
 namespace tokenworks::cpu {
 namespace {
@@ -327,7 +328,10 @@ void Executor::run(const Step& step) {
     });
 }
 
-void Executor::sample(const SampleArgs& args) {
+void Executor::sample(SampleArgs args) {
+    const size_t bytes = static_cast<size_t>(team_.size() * sample_thread_bytes(args.vocabulary));
+    if (bytes > sample_scratch_.size()) sample_scratch_ = Region(bytes, false);
+    args.scratch = reinterpret_cast<char*>(sample_scratch_.data());
     team_.run([&](Share& share) { kernels_.sample(args, share); });
 }
 

@@ -78,7 +78,7 @@ class Executor {
 
     // Throws std::invalid_argument if a number in `step` points outside the model or the cache.
     void run(const Step& step);
-    void sample(const SampleArgs& args);
+    void sample(SampleArgs args);  // but for the scratch
     void logprobs(const LogprobsArgs& args);
 
     float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
@@ -99,7 +99,7 @@ class Executor {
     std::deque<PackedMatrix> matrices_;
     std::deque<std::vector<float>> vectors_;
     int64_t weight_bytes_ = 0;
-    Region arena_, prepared_, cache_, attend_scratch_;
+    Region arena_, prepared_, cache_, attend_scratch_, sample_scratch_;
     int64_t step_rows_ = 0;  // the most
     Prepared prepared_input_{};
     CacheShape cache_shape_{};

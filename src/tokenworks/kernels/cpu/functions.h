@@ -44,7 +44,11 @@ INLINE Floats hyperbolic_tangent(Floats x) {
     return expm1 / (expm1 + 2.0f);
 }
 
-INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+// 1 / (1 + e^-x), with an exponential that never overflows and vanishes on the left.
+INLINE Floats sigmoid(Floats x) {
+    const Floats e = exponential(-magnitude(x));
+    return (x < Floats{} ? e : all(1.0f)) / (1.0f + e);
+}
 
 INLINE Floats silu(Floats x) { return x * sigmoid(x); }
 

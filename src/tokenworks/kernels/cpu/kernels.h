@@ -153,6 +153,7 @@ struct SampleArgs {
     const int32_t* top_k;
     const float *top_p, *min_p, *uniform;
     int32_t* token;  // [rows]
+    char* scratch;   // sample_thread_bytes of sample/scratch.h, for each thread
 };
 
 struct LogprobsArgs {

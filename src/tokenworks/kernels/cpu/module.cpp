@@ -68,7 +68,8 @@ auto sample(Executor& executor, WritableTable logits, Floats temperature, Ints t
     auto result = array(token, rows);
     const SampleArgs args{static_cast<int>(rows), static_cast<int>(logits.shape(1)), logits.data(),
                           temperature.data(),     top_k.data(),                     top_p.data(),
-                          min_p.data(),           uniform.data(),                   token};
+                          min_p.data(),           uniform.data(),                   token,
+                          nullptr};
     {
         nb::gil_scoped_release unlocked;
         executor.sample(args);

@@ -104,6 +104,19 @@ INLINE Floats square_root(Floats a) {
 #endif
 }
 
+// Bit i tells whether lane i of a comparison holds.
+INLINE unsigned bits(Ints comparison) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(comparison));
+#elif defined(__AVX2__)
+    return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(comparison)));
+#else
+    unsigned result = 0;
+    for (int i = 0; i < lanes; i++) result |= static_cast<unsigned>(comparison[i] & 1) << i;
+    return result;
+#endif
+}
+
 // Across the register, always in the same order.
 INLINE float sum(Floats v) {
     float parts[lanes];

@@ -1,0 +1,172 @@
+"""Attention on the CPU: equal to the reference, and the same bits however the work is cut."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from kernel_support import compiled, program_of, run, step
+from numpy.random import Generator
+
+from tokenworks.kernels.backend import Executable, Float32
+from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.kernels.program import Program
+from tokenworks.kernels.reference import ReferenceBackend
+
+TOKENS = 700
+"""Rows of the table that plays the model's activations: Q, K and V side by side."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    head_size: int
+    window: int = 0
+    softcap: float = 0.0
+    block_tokens: int = 16
+    cache_dtype: str = "float16"
+    cached: bool = True
+
+    @property
+    def width(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_size
+
+    def program(self) -> Program:
+        h, kv, d = self.heads, self.kv_heads, self.head_size
+        return program_of(
+            self.width,
+            lambda b, x: b.attend(
+                x.columns(0, h * d), x.columns(h * d, kv * d), x.columns((h + kv) * d, kv * d),
+                heads=h, kv_heads=kv, head_size=d, scale=d**-0.5, window=self.window, softcap=self.softcap,
+                cached=self.cached,
+            ),
+        )  # fmt: skip
+
+    def on(self, backend: object, table: Float32, threads: int = 2) -> Executable:
+        return compiled(
+            backend, self.program(), {"x": table}, block_tokens=self.block_tokens, cache_dtype=self.cache_dtype,
+            threads=threads, logit_rows=TOKENS, blocks=4 * (TOKENS // self.block_tokens + 1), step_tokens=TOKENS,
+        )  # fmt: skip
+
+    def tables(self, sequences: int, rng: Generator) -> list[list[int]]:
+        """Block tables that share no block, in no order."""
+        each = TOKENS // self.block_tokens + 1
+        return rng.permutation(4 * each)[: sequences * each].reshape(sequences, each).tolist()
+
+
+SHAPES = [
+    Shape(9, 3, 64),  # SmolLM2
+    Shape(4, 1, 256, window=512),  # Gemma 3, a sliding layer
+    Shape(9, 3, 64, cache_dtype="float32"),
+    Shape(6, 6, 32),  # every head its own K and V
+    Shape(7, 1, 16, softcap=3.0),
+    Shape(14, 2, 64, window=5),  # a window shorter than a block
+    Shape(5, 5, 20, window=33, cache_dtype="float32"),  # a head that fills no register
+    Shape(3, 1, 8, softcap=1.5, window=130),
+    Shape(4, 2, 24, block_tokens=5),
+    Shape(8, 2, 32, block_tokens=32, window=100),
+    Shape(8, 4, 128, block_tokens=1),
+    Shape(100, 1, 16),  # more heads in a group than a task has rows
+]
+
+
+def table_of(shape: Shape, seed: int) -> Float32:
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((TOKENS, shape.width)).astype(np.float32)
+    return table * rng.uniform(0.5, 2.0, (TOKENS, 1)).astype(np.float32)
+
+
+def chunks(rng: Generator, tokens: int, largest: int) -> list[tuple[int, int]]:
+    """(first, count) pieces that cover `tokens`."""
+    found, at = [], 0
+    while at < tokens:
+        count = min(int(rng.integers(1, largest + 1)), tokens - at)
+        found.append((at, count))
+        at += count
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_prefill_and_decode_equal_the_reference(shape: Shape) -> None:
+    rng = np.random.default_rng(1)
+    table = table_of(shape, 1)
+    blocks = shape.tables(3, rng)
+    ours, oracle = shape.on(CpuBackend(), table), shape.on(ReferenceBackend(), table)
+    first = step([(range(0, 150), 0), (range(150, 153), 0)], blocks[:2])
+    # A long chunk, a decode and a new sequence, in the same step; then decodes alone.
+    second = step([(range(153, 180), 150), ([180], 3), (range(181, 190), 0)], blocks)
+    third = step([([190], 177), ([191], 4), ([192], 9)], blocks)
+    for batch in (first, second, third):
+        np.testing.assert_allclose(run(ours, batch), run(oracle, batch), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [Shape(12, 12, 32, cached=False), Shape(3, 1, 20, cached=False)], ids=str)
+def test_encoders_see_their_own_sequence_both_ways(shape: Shape) -> None:
+    table = table_of(shape, 2)
+    batch = step([(range(0, 140), 0), ([140], 0), (range(141, 200), 0)])
+    got = run(shape.on(CpuBackend(), table), batch)
+    np.testing.assert_allclose(got, run(shape.on(ReferenceBackend(), table), batch), rtol=2e-5, atol=2e-5)
+    alone = run(shape.on(CpuBackend(), table, threads=1), step([(range(141, 200), 0)]))
+    np.testing.assert_array_equal(got[141:], alone)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_cut_into_steps_does_not_show(shape: Shape, threads: int) -> None:
+    tokens = 300 if shape.heads * shape.head_size < 1024 else 140
+    table = table_of(shape, 3)
+    rng = np.random.default_rng(threads)
+    blocks = shape.tables(3, rng)
+    whole = run(shape.on(CpuBackend(), table, threads=2), step([(range(tokens), 0)], blocks[:1]))
+
+    one_by_one = shape.on(CpuBackend(), table, threads)
+    for position in range(tokens):
+        got = run(one_by_one, step([([position], position)], blocks[1:2]))
+        np.testing.assert_array_equal(got[0], whole[position])
+
+    # Random chunks beside another sequence that does as it likes.
+    mixed = shape.on(CpuBackend(), table, threads)
+    other = 0
+    for first, count in chunks(rng, tokens, 60):
+        beside = int(rng.integers(1, 40))
+        beside = min(beside, TOKENS - other)
+        parts = [(range(other, other + beside), other), (range(first, first + count), first)]
+        got = run(mixed, step(parts, [blocks[0], blocks[2]]))
+        np.testing.assert_array_equal(got[beside:], whole[first : first + count])
+        other = (other + beside) % (TOKENS - 50)
+        if other < beside:
+            other = 0
+
+
+def test_a_long_context_alone_equals_the_reference_and_a_batch() -> None:
+    shape = Shape(9, 3, 64, cache_dtype="float32")
+    table = table_of(shape, 4)
+    blocks = shape.tables(4, np.random.default_rng(4))
+    ours, oracle = shape.on(CpuBackend(), table), shape.on(ReferenceBackend(), table)
+    fill = step([(range(TOKENS - 1), 0)], blocks[:1])
+    np.testing.assert_allclose(run(ours, fill), run(oracle, fill), rtol=2e-5, atol=2e-5)
+    last = step([([TOKENS - 1], TOKENS - 1)], blocks[:1])
+    alone = run(ours, last)
+    np.testing.assert_allclose(alone, run(oracle, last), rtol=2e-5, atol=2e-5)
+    crowd = [([i], 0) for i in range(30)]
+    together = run(ours, step([([TOKENS - 1], TOKENS - 1), *crowd], [blocks[0], *([b] for b in blocks[1][:30])]))
+    np.testing.assert_array_equal(together[0], alone[0])
+
+
+def test_what_an_earlier_sequence_left_in_a_block_is_not_seen() -> None:
+    shape = Shape(2, 1, 16, cache_dtype="float32")
+    table = table_of(shape, 5)
+    table[0] = np.nan
+    ours = shape.on(CpuBackend(), table)
+    run(ours, step([([0] * 16, 0)], [[3]]))
+    clean = run(ours, step([(range(1, 6), 0)], [[4]]))
+    reused = run(ours, step([(range(1, 6), 0)], [[3]]))
+    np.testing.assert_array_equal(clean, reused)
+
+
+def test_values_beyond_float16_saturate() -> None:
+    shape = Shape(2, 1, 16)
+    table = table_of(shape, 6)
+    table[2] *= 1e6
+    got = run(shape.on(CpuBackend(), table), step([(range(6), 0)], [[0]]))
+    assert np.isfinite(got).all()
