@@ -45,6 +45,29 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     *facts = {scale, scale * static_cast<float>(sum), -8 * sum, -128 * sum, {-128 * low, -128 * high}};
 }
 
+void finish(const FinishArgs& args) {
+    for (int r = 0; r < args.height; r++) {
+        const float* sums = args.sums + r * panel_width;
+        const float* residual = args.residual ? args.residual + r * args.residual_stride : nullptr;
+        float* out = args.output.row(r);
+        if (args.columns == panel_width) {
+            UNROLL for (int c = 0; c < panel_width; c += 8) {
+                __m256 value = _mm256_load_ps(sums + c);
+                if (args.bias) value = _mm256_add_ps(value, _mm256_loadu_ps(args.bias + c));
+                if (residual) value = _mm256_add_ps(value, _mm256_loadu_ps(residual + c));
+                _mm256_storeu_ps(out + c, value);
+            }
+            continue;
+        }
+        for (int c = 0; c < args.columns; c++) {
+            float value = sums[c];
+            if (args.bias) value += args.bias[c];
+            if (residual) value += residual[c];
+            out[c] = value;
+        }
+    }
+}
+
 INLINE __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
 INLINE __m256 load_halves(const uint16_t* p) {
@@ -207,6 +230,7 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, cons
 
 constexpr LinearKernels table = {
     quantise_block,
+    finish,
     {HEIGHTS(u4, false), HEIGHTS(u4, true)},
     {HEIGHTS(i8, 32, false), HEIGHTS(i8, 32, true)},
     HEIGHTS(i8, 16, false),

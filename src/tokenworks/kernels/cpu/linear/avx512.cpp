@@ -24,6 +24,18 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     *facts = {scale, scale * static_cast<float>(sum), -8 * sum, -128 * sum, {-128 * low, -128 * high}};
 }
 
+void finish(const FinishArgs& args) {
+    const __mmask16 columns = static_cast<__mmask16>((1u << args.columns) - 1);
+    const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(columns, args.bias) : _mm512_setzero_ps();
+    for (int r = 0; r < args.height; r++) {
+        __m512 value = _mm512_load_ps(args.sums + r * panel_width);
+        if (args.bias) value = _mm512_add_ps(value, bias);
+        if (args.residual)
+            value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(columns, args.residual + r * args.residual_stride));
+        _mm512_mask_storeu_ps(args.output.row(r), columns, value);
+    }
+}
+
 INLINE __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
 INLINE __m512 load_halves(const uint16_t* p) {
@@ -36,6 +48,11 @@ constexpr int ahead_bytes = 16384;
 template <int bytes>
 INLINE void prefetch(const uint8_t* p) {
     UNROLL for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + ahead_bytes + i), _MM_HINT_T1);
+}
+
+// The scales of a panel lie apart from its codes: asks for the next panel's.
+INLINE void prefetch_scales(const PackedMatrix& shape, const uint16_t* scales) {
+    _mm_prefetch(reinterpret_cast<const char*>(scales) + shape.panel_bytes, _MM_HINT_T0);
 }
 
 // The same four input codes for all 16 features.
@@ -69,7 +86,7 @@ void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
             rows[i] = _mm512_and_si512(both, low_half);
             rows[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
         }
-        _mm_prefetch(reinterpret_cast<const char*>(scales) + shape.panel_bytes, _MM_HINT_T0);
+        prefetch_scales(shape, scales);
         const __m512 scale = load_halves(scales);
         const __m512 minimum = minimums ? load_halves(scales + 16) : _mm512_setzero_ps();
         UNROLL for (int r = 0; r < height; r++) {
@@ -97,7 +114,7 @@ void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
         prefetch<512>(panel);
         __m512i rows[8];
         UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_xor_si512(load(panel + i * 64), shift);
-        _mm_prefetch(reinterpret_cast<const char*>(scales) + shape.panel_bytes, _MM_HINT_T0);
+        prefetch_scales(shape, scales);
         const __m512 scale = load_halves(scales);
         const __m512 minimum = minimums ? load_halves(scales + 16) : _mm512_setzero_ps();
         UNROLL for (int r = 0; r < height; r++) {
@@ -177,6 +194,7 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, cons
 
 constexpr LinearKernels table = {
     quantise_block,
+    finish,
     {HEIGHTS(u4, false), HEIGHTS(u4, true)},
     {HEIGHTS(i8, false), HEIGHTS(i8, true)},
     {i8_16<1>, i8_16<2>, i8_16<4>, i8_16<8>, i8_16<16>},

@@ -60,9 +60,20 @@ struct LinearArgs {
 using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
                             const BlockFacts* facts, const float* floats, float* out);
 
+// Writes a tile's sums out: output row r, [columns] = sums[r] + bias + residual row r; bias and residual may be null.
+struct FinishArgs {
+    const float* sums;  // [height, 16]
+    int height, columns;
+    Columns output;
+    const float* bias;  // [columns]
+    const float* residual;
+    int64_t residual_stride;
+};
+
 struct LinearKernels {
     // Quantises 32 floats to codes -127..127 with one scale.
     void (*quantise_block)(const float* x, int8_t* codes, BlockFacts* facts);
+    void (*finish)(const FinishArgs& args);
     // By log2 of the tile's height. u4 and i8: also by PackedMatrix::minimums; i8_16 has a scale for every 16 inputs.
     TileKernel u4[2][5], i8[2][5], i8_16[5], f16[5], bf16[5], f32[5];
 };

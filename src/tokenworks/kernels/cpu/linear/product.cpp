@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "linear.h"
 
@@ -37,33 +36,21 @@ TileKernel choose(const LinearKernels& kernels, const PackedMatrix& weight, int 
     return nullptr;
 }
 
-void finish_tile(const LinearArgs& args, const Segment& segment, int panel, const Tile& tile, const float* sums) {
-    const int64_t first = int64_t{panel} * panel_width;
-    const int columns = static_cast<int>(std::min<int64_t>(panel_width, segment.weight->out_features - first));
-    for (int r = 0; r < tile.height; r++) {
-        float* out = args.output.row(tile.begin + r) + segment.column + first;
-        float values[panel_width];
-        std::memcpy(values, sums + r * panel_width, sizeof values);
-        if (segment.bias)
-            for (int c = 0; c < columns; c++) values[c] += segment.bias[first + c];
-        if (args.residual) {
-            const float* residual = args.residual + (tile.begin + r) * args.residual_stride + segment.column + first;
-            for (int c = 0; c < columns; c++) values[c] += residual[c];
-        }
-        std::memcpy(out, values, static_cast<size_t>(columns) * sizeof(float));
-    }
-}
-
 void run_panel(const LinearArgs& args, const Segment& segment, int panel, const LinearKernels& kernels) {
     const PackedMatrix& weight = *segment.weight;
-    const int64_t k = weight.in_features, blocks = (k + 31) / 32;
+    const int64_t k = weight.in_features, blocks = (k + 31) / 32, first = int64_t{panel} * panel_width;
+    const int columns = static_cast<int>(std::min<int64_t>(panel_width, weight.out_features - first));
     const uint8_t* data = weight.panel(panel);
+    const float* bias = segment.bias ? segment.bias + first : nullptr;
+    const int64_t column = segment.column + first;
     alignas(64) float sums[16 * panel_width];
     for (int row = 0; row < args.rows;) {
         const Tile tile = tile_at(row, args.rows);
         choose(kernels, weight, tile.log2_height)(weight, data, args.x.codes + row * blocks * 32,
                                                   args.x.facts + row * blocks, args.x.floats + row * k, sums);
-        finish_tile(args, segment, panel, tile, sums);
+        const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
+        kernels.finish({sums, tile.height, columns, {args.output.row(row) + column, args.output.stride}, bias, residual,
+                        args.residual_stride});
         row += tile.height;
     }
 }

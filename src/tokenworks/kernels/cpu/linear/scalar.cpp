@@ -21,6 +21,16 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     *facts = {scale, scale * static_cast<float>(sum), -8 * sum, -128 * sum, {-128 * halves[0], -128 * halves[1]}};
 }
 
+void finish(const FinishArgs& args) {
+    for (int r = 0; r < args.height; r++)
+        for (int c = 0; c < args.columns; c++) {
+            float value = args.sums[r * panel_width + c];
+            if (args.bias) value += args.bias[c];
+            if (args.residual) value += args.residual[r * args.residual_stride + c];
+            args.output.row(r)[c] = value;
+        }
+}
+
 // 16 products of 4 codes each are added to `sums`; Weights are the 64 codes of a row of the panel.
 template <typename Code>
 void add_row(const Code* weights, const int8_t* x, int32_t* sums) {
@@ -98,6 +108,7 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, cons
 
 constexpr LinearKernels table = {
     quantise_block,
+    finish,
     {HEIGHTS(u4, false), HEIGHTS(u4, true)},
     {HEIGHTS(i8, 32, false), HEIGHTS(i8, 32, true)},
     HEIGHTS(i8, 16, false),
