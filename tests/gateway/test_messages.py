@@ -1,5 +1,7 @@
 """Anthropic's API through the official client."""
 
+import json
+
 import anthropic
 import pytest
 
@@ -100,3 +102,11 @@ def test_errors_have_the_apis_shape(claude: anthropic.Anthropic) -> None:
     assert "image" in image.value.body["error"]["message"]
     with pytest.raises(anthropic.BadRequestError):
         claude.messages.create(model="smollm2", messages=ASK * 2000, max_tokens=5)
+
+
+def test_an_output_schema_is_kept_to(claude: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    reply = claude.messages.create(
+        model="smollm2", messages=ASK, max_tokens=30, output_config={"format": {"type": "json_schema", "schema": schema}}
+    )
+    assert json.loads(reply.content[0].text)["n"] in (1, 2)

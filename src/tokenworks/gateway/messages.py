@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from tokenworks.gateway.chat import choose_tools
 from tokenworks.gateway.generation import Ticket, collect, generate
+from tokenworks.gateway.grammar import json_schema_grammar
 from tokenworks.gateway.http import anthropic_error, json_response, read_body
 from tokenworks.gateway.messages_types import (
     AnyChoice,
@@ -64,7 +65,7 @@ async def messages(request: Request) -> ASGIApp:
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=body.top_k or 0,
-        grammar=grammar,
+        grammar=grammar or _output_grammar(body),
     )
     message_id = f"msg_{uuid.uuid4().hex}"
     ticket = Ticket(
@@ -76,7 +77,7 @@ async def messages(request: Request) -> ASGIApp:
     parser = ToolParser(model.tool_format, tools) if tools else None
     if body.stream:
         return EventStream(
-            _events(serving, body.model, ticket, parser), lambda error: named_event("error", anthropic_error(error))
+            _events(serving, body, ticket, parser), lambda error: named_event("error", anthropic_error(error))
         )
     with serving.admitted(1):
         [whole] = await until_disconnect(request, collect(serving.pool, ticket))
@@ -85,7 +86,7 @@ async def messages(request: Request) -> ASGIApp:
         TextBlock(part) if isinstance(part, str) else _tool_use(part) for part in parts
     ]
     called = any(isinstance(part, ToolCall) for part in parts)
-    reason, sequence = _stop_reason(whole.finish, whole.stop, called)
+    reason, sequence = _stop_reason(body, ticket, whole.finish, whole.stop, called)
     return json_response(
         MessageReply(
             id=message_id,
@@ -98,8 +99,13 @@ async def messages(request: Request) -> ASGIApp:
     )
 
 
+def _output_grammar(body: MessagesBody) -> Grammar | None:
+    wanted = body.output_config.format if body.output_config else None
+    return json_schema_grammar(wanted.schema, "output_config.format.schema") if wanted else None
+
+
 async def _events(
-    serving: Serving, name: str, ticket: Ticket, parser: ToolParser | None
+    serving: Serving, body: MessagesBody, ticket: Ticket, parser: ToolParser | None
 ) -> AsyncGenerator[bytes, None]:
     block = -1
     in_text = called = started = False
@@ -108,8 +114,8 @@ async def _events(
         return named_event("content_block_stop", {"type": "content_block_stop", "index": block})
 
     def start_block(content: object) -> bytes:
-        body = {"type": "content_block_start", "index": block, "content_block": content}
-        return named_event("content_block_start", body)
+        event = {"type": "content_block_start", "index": block, "content_block": content}
+        return named_event("content_block_start", event)
 
     def block_delta(delta: object) -> bytes:
         return named_event("content_block_delta", {"type": "content_block_delta", "index": block, "delta": delta})
@@ -121,7 +127,7 @@ async def _events(
                     started = True
                     message = MessageReply(
                         id=ticket.sequences[0].request_id,
-                        model=name,
+                        model=body.model,
                         content=[],
                         stop_reason=None,
                         stop_sequence=None,
@@ -142,7 +148,7 @@ async def _events(
                     yield block_delta({"type": "input_json_delta", "partial_json": part.arguments})
                     yield stop_block()
                 if delta.finish is not None:
-                    reason, sequence = _stop_reason(delta.finish, delta.stop, called)
+                    reason, sequence = _stop_reason(body, ticket, delta.finish, delta.stop, called)
     if in_text:
         yield stop_block()
     usage = _usage(ticket)
@@ -167,11 +173,14 @@ def _usage(ticket: Ticket) -> MessageUsage:
     return MessageUsage(fresh, usage.completion_tokens, usage.cached_tokens)
 
 
-def _stop_reason(finish: Finish, stop: str | int | None, called: bool) -> tuple[StopReason, str | None]:
+def _stop_reason(
+    body: MessagesBody, ticket: Ticket, finish: Finish, stop: str | int | None, called: bool
+) -> tuple[StopReason, str | None]:
     if isinstance(stop, str):
         return "stop_sequence", stop
     if finish is Finish.LENGTH:
-        return "max_tokens", None
+        full = ticket.sequences[0].sampling.max_tokens < body.max_tokens
+        return ("model_context_window_exceeded" if full else "max_tokens"), None
     return ("tool_use" if called else "end_turn"), None
 
 

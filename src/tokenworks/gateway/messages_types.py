@@ -72,6 +72,15 @@ class NoneChoice(msgspec.Struct, tag_field="type", tag="none"):
     pass
 
 
+class OutputFormat(msgspec.Struct):
+    schema: dict[str, Any]
+    type: Literal["json_schema"] = "json_schema"
+
+
+class OutputConfig(msgspec.Struct):
+    format: OutputFormat | None = None
+
+
 class CountTokensBody(msgspec.Struct, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
@@ -89,6 +98,7 @@ class MessagesBody(CountTokensBody, kw_only=True):
     """At most; where less is left of the context, less is made."""
     stream: bool | None = None
     stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
+    output_config: OutputConfig | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
@@ -106,7 +116,7 @@ class MessageUsage(msgspec.Struct):
     cache_creation_input_tokens: int = 0
 
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
 class MessageReply(msgspec.Struct, kw_only=True):
