@@ -1,7 +1,6 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tokenworks.engine.encoder import Encoder
@@ -12,13 +11,14 @@ from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
 from tokenworks.kvcache.layout import blocks_that_fit
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.config import DecoderConfig, ModelConfig
+from tokenworks.models.config import ModelConfig
+from tokenworks.models.ends import eos_token_ids
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.messages import Ready
 
 
 def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderQueue, Ready]:
-    """A model ready to run. Adds the phases open, pack, tokenizer, engine to `phases_s`. Raises ModelError."""
+    """A model ready to run. Adds the phases open, pack and engine to `phases_s`. Raises ModelError."""
     mark_s = now_s()
 
     def phase(name: str) -> None:
@@ -32,13 +32,11 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
     program = checkpoint.program()
     limits = _limits(settings, config, program)
     phase("open")
-    with ThreadPoolExecutor(1) as beside:
-        eos_token_ids = beside.submit(_eos_token_ids, path) if isinstance(config, DecoderConfig) else None
-        executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
-        phase("pack")
+    executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
+    phase("pack")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
     engine: Engine | EncoderQueue
-    if eos_token_ids is None:
+    if config.kind == "embed":
         encoder = Encoder(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
         engine = EncoderQueue(encoder, step_tokens=limits.step_tokens)
     else:
@@ -46,7 +44,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         engine = Engine(
             executable,
             limits,
-            eos_token_ids=eos_token_ids.result(),
+            eos_token_ids=eos_token_ids(path),
             context_tokens=context_tokens,
             vocabulary=config.vocabulary,
             tokenizer_json=lambda: _tokenizer_json(path),
@@ -66,10 +64,9 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
 def _limits(settings: WorkerSettings, config: ModelConfig, program: Program) -> Limits:
     wanted = settings.engine
     blocks = blocks_that_fit(wanted.cache_mb, program.cache_layers, wanted.cache_dtype, wanted.block_tokens)
-    encodes = not isinstance(config, DecoderConfig)
     return Limits(
         # An encoder keeps nothing between steps, so its longest input has to fit into one.
-        step_tokens=max(wanted.step_tokens, config.context_tokens) if encodes else wanted.step_tokens,
+        step_tokens=max(wanted.step_tokens, config.context_tokens) if config.kind == "embed" else wanted.step_tokens,
         sequences=wanted.sequences,
         logit_rows=wanted.sequences,
         blocks=blocks,
@@ -92,12 +89,6 @@ def _backend(name: str) -> Backend:
     from tokenworks.kernels.cpu.backend import CpuBackend
 
     return CpuBackend()
-
-
-def _eos_token_ids(path: Path) -> frozenset[int]:
-    from tokenworks.models.tokenizer import load_tokenizer
-
-    return load_tokenizer(path).eos_token_ids
 
 
 def _tokenizer_json(path: Path) -> str:

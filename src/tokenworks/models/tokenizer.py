@@ -12,13 +12,12 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from tokenworks.config import data_directory
+from tokenworks.models.ends import ENDS
 from tokenworks.models.gguf import GgufFile, open_gguf
 from tokenworks.models.gguf_tokenizer import build_tokenizer, is_slow_to_build
 from tokenworks.models.safetensors import read_json
 from tokenworks.protocol.errors import ModelError
 
-# Tokens that end a turn or a text whatever a checkpoint's files forget to say; they count only where they are special.
-_ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
 _CACHE_VERSION = 2
 
 
@@ -130,7 +129,7 @@ def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
 
 def _ends(tokenizer: Tokenizer, ids: Iterable[object]) -> frozenset[int]:
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    named = {special[token] for token in _ENDS if token in special}
+    named = {special[token] for token in ENDS if token in special}
     return frozenset(named | {number for number in ids if isinstance(number, int)})
 
 
