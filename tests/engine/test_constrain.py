@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenworks.engine import constrain
 from tokenworks.engine.engine import Engine
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.messages import Finish, Generate
 from tokenworks.protocol.sampling import Grammar
 
@@ -154,6 +155,21 @@ def test_carried_on_when_the_grammar_is_complete_or_broken() -> None:
     broken = run(engine(), Generate("a", tuple(PROMPT), sampling, (b,)))["a"]
     assert broken.finish is Finish.FAILED
     assert "the grammar cannot go on" in str(broken.error)
+
+
+def test_a_grammar_that_outgrows_the_library_fails_its_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library then allows the end and nothing else, which would look like a STOP."""
+    compiler = constrain.GrammarCompiler(tokenizer().to_str, frozenset({EOS}), VOCABULARY)
+    matcher = compiler.compile(Grammar("choice", '["ab"]')).result()
+    with pytest.raises(EngineError, match="cannot go on"):
+        matcher.take(EOS)
+    with pytest.raises(EngineError, match="cannot go on"):
+        matcher.forbidden()
+    monkeypatch.setattr(constrain.GrammarCompiler, "_compile", lambda self, grammar: matcher)
+    replies = run(engine(), constrained("a", "choice", ["ab"]), ask("b", PROMPT, max_tokens=2, ignore_eos=True))
+    assert (replies["a"].tokens, replies["a"].finish) == ([], Finish.FAILED)
+    assert "cannot go on" in str(replies["a"].error)
+    assert len(replies["b"].tokens) == 2
 
 
 def test_a_request_can_be_cancelled_before_its_grammar_is_ready() -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tokenworks.engine.constrain import Matcher
 from tokenworks.kernels.backend import Float32
+from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.sampling import Sampling
 
 
@@ -47,7 +48,10 @@ class Adjustment:
             self.take(token)
 
     def apply(self, row: Float32, output_tokens: int) -> None:
-        """Changes a row [vocabulary] of logits in place; `output_tokens` have been made so far."""
+        """Changes a row [vocabulary] of logits in place; `output_tokens` have been made so far.
+
+        Raises EngineError if that leaves no token to choose, or the grammar cannot go on.
+        """
         if self._penalises:
             self._penalise(row)
         if len(self._bias):
@@ -56,6 +60,8 @@ class Adjustment:
             row[self._ends] = -np.inf
         if self._matcher is not None:
             np.copyto(row, -np.inf, where=self._matcher.forbidden())
+        if row.max() == -np.inf:
+            raise EngineError("the grammar and the logit bias leave no token to choose")
 
     def take(self, token: int) -> None:
         """The next output token. Raises EngineError if the grammar cannot go on."""

@@ -38,17 +38,25 @@ class Matcher:
         self._known = min(mask_tokens, vocabulary)
 
     def forbidden(self) -> npt.NDArray[np.bool_]:
-        """[vocabulary] true for each token that cannot come next; valid until the next call."""
+        """[vocabulary] true for each token that cannot come next; valid until the next call.
+
+        Raises EngineError when the grammar is too much for the library's limits: it would offer only the end then.
+        """
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check()
         allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
         np.equal(allowed[: self._known], 0, out=self._forbidden[: self._known])
         return self._forbidden
 
     def take(self, token: int) -> bool:
         """The next output token; true when nothing more can follow. Raises EngineError if it does not fit."""
-        if not self._matcher.consume_token(token):
-            raise EngineError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+        self._matcher.consume_token(token)
+        self._check()
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
 
 
 class GrammarCompiler:

@@ -85,13 +85,15 @@ class Engine:
 
     def _objection(self, request: Generate) -> str | None:
         """What makes a request impossible, whatever else is going on."""
-        for token in (*request.prompt_ids, *request.output_ids):
-            if not 0 <= token < self._vocabulary:
-                return f"token id {token} is not in the model's vocabulary of {self._vocabulary}"
         sampling = request.sampling
-        for token in (*sampling.logit_bias, *sampling.stop_token_ids):
-            if not 0 <= token < self._vocabulary:
-                return f"logit_bias or stop_token_ids: token id {token} is not in the vocabulary of {self._vocabulary}"
+        for what, ids in (
+            ("the prompt", (*request.prompt_ids, *request.output_ids)),
+            ("logit_bias", tuple(sampling.logit_bias)),
+            ("stop_token_ids", sampling.stop_token_ids),
+        ):
+            if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+                bad = next(token for token in ids if not 0 <= token < self._vocabulary)
+                return f"{what}: token id {bad} is not in the model's vocabulary of {self._vocabulary}"
         return None
 
     def _open(self, request: Generate, now_s: float, matcher: Matcher | None) -> None:

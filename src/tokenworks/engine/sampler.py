@@ -94,12 +94,14 @@ class Sampler:
         if self._adjustments:
             for row, sequence in enumerate(sequences):
                 adjustment = self._adjustments.get(sequence.request.request_id)
-                if adjustment is not None:
-                    adjusted.append((row, adjustment))
+                if adjustment is None:
+                    continue
+                try:
                     adjustment.apply(logits[row], sequence.output_tokens)
-                    if logits[row].max() == -np.inf:
-                        failed[row] = "the grammar and the logit bias leave no token to choose"
-                        logits[row] = 0
+                    adjusted.append((row, adjustment))
+                except EngineError as error:
+                    failed[row] = error.message
+                    logits[row] = 0  # harmless for the others
         slots = np.array([sequence.slot for sequence in sequences])
         positions = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
         how = SampleBatch(
@@ -113,8 +115,6 @@ class Sampler:
         tokens: list[int] = chosen.tolist()
         complete: set[int] = set()
         for row, adjustment in adjusted:
-            if row in failed:
-                continue
             try:
                 adjustment.take(tokens[row])
             except EngineError as error:
