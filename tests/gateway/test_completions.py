@@ -50,7 +50,9 @@ def test_scoring_a_prompt_as_evaluation_harnesses_do(
     assert [choice.text[at:] for at in logprobs.text_offset] == [
         "".join(logprobs.tokens[number:]) for number in range(len(logprobs.tokens))
     ]
-    for token, logprob, top in zip(logprobs.tokens[1:], logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True):
+    for token, logprob, top in zip(
+        logprobs.tokens[1:], logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], strict=True
+    ):
         assert top[token] == logprob <= max(top.values()) <= 0
     # " Paris" after "France is": what an evaluation of facts rests on.
     at = logprobs.tokens.index(" Paris")

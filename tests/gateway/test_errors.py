@@ -99,7 +99,9 @@ BAD_BODIES = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize"]
+)
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_a_body_that_is_no_request_is_refused(http: httpx.Client, path: str, body: bytes) -> None:
     reply = http.post(path, content=body, headers={"content-type": "application/json"}, timeout=10)

@@ -107,6 +107,9 @@ def test_errors_have_the_apis_shape(claude: anthropic.Anthropic) -> None:
 def test_an_output_schema_is_kept_to(claude: anthropic.Anthropic) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
     reply = claude.messages.create(
-        model="smollm2", messages=ASK, max_tokens=30, output_config={"format": {"type": "json_schema", "schema": schema}}
+        model="smollm2",
+        messages=ASK,
+        max_tokens=30,
+        output_config={"format": {"type": "json_schema", "schema": schema}},
     )
     assert json.loads(reply.content[0].text)["n"] in (1, 2)

@@ -109,6 +109,7 @@ def build_app(
         return Response(describe(ROUTES, list(serving.models)), media_type="application/json")
 
     routes = [Route(api.path, api.handler, methods=[api.method]) for api in ROUTES]
+    routes.append(Route("/metrics", info.metrics, methods=["GET"]))
     routes.append(Route("/openapi.json", openapi, methods=["GET"]))
     routes.append(Route("/", info.front_page, methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers=ERROR_HANDLERS)

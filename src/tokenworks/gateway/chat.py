@@ -53,7 +53,7 @@ async def chat_completions(request: Request) -> ASGIApp:
     if body.stream:
         return EventStream(_events(serving, reply), lambda error: data_event(openai_error(error)))
     with serving.admitted(len(ticket.sequences)):
-        wholes = await until_disconnect(request, collect(serving.pool, ticket))
+        wholes = await until_disconnect(request, collect(serving.pool, serving.metrics, ticket))
     choices = []
     for index, whole in enumerate(wholes):
         parts = reply.parts(index, whole.text, last=True)
@@ -115,7 +115,7 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
         return data_event(chunk)
 
     with serving.admitted(len(ticket.sequences)):
-        async with aclosing(generate(serving.pool, ticket)) as deltas:
+        async with aclosing(generate(serving.pool, serving.metrics, ticket)) as deltas:
             async for delta in deltas:
                 index = delta.index
                 if index not in begun:

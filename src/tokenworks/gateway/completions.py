@@ -85,7 +85,7 @@ async def completions(request: Request) -> ASGIApp:
     if body.stream:
         return EventStream(_events(serving, reply), lambda error: data_event(openai_error(error)))
     with serving.admitted(len(reply.ticket.sequences)):
-        wholes = await until_disconnect(request, collect(serving.pool, reply.ticket))
+        wholes = await until_disconnect(request, collect(serving.pool, serving.metrics, reply.ticket))
     choices = []
     for index, whole in enumerate(wholes):
         text, logprobs = reply.echoed(index, whole.prompt_logprobs)
@@ -217,7 +217,7 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
         chunk.usage = None
     offsets: dict[int, int] = {}
     with serving.admitted(len(ticket.sequences)):
-        async with aclosing(generate(serving.pool, ticket)) as deltas:
+        async with aclosing(generate(serving.pool, serving.metrics, ticket)) as deltas:
             async for delta in deltas:
                 text, logprobs = "", None
                 if delta.index not in offsets:

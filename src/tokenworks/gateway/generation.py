@@ -13,8 +13,10 @@ import msgspec
 
 from tokenworks.gateway.detokenise import Detokeniser, Vocabulary
 from tokenworks.gateway.stops import StopStrings
-from tokenworks.protocol.errors import EngineError, WorkerLost
+from tokenworks.protocol.clock import now_s
+from tokenworks.protocol.errors import EngineError, TokenworksError, WorkerLost
 from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
+from tokenworks.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from tokenworks.fleet.pool import Pool
@@ -41,6 +43,7 @@ class Ticket:
     """n: sequences per prompt."""
     stops: tuple[str, ...] = ()
     usage: Usage = field(default_factory=Usage)
+    arrived_s: float = field(default_factory=now_s)
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -48,6 +51,8 @@ class Delta(msgspec.Struct, frozen=True):
 
     index: int
     text: str
+    made_tokens: int = 0
+    """With the stop token, and with what the client is not shown."""
     token_ids: tuple[int, ...] = ()
     """Tokens without the stop token."""
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -58,14 +63,14 @@ class Delta(msgspec.Struct, frozen=True):
     """The stop string, or the stop token, that ended it."""
 
 
-async def generate(pool: "Pool", ticket: Ticket) -> AsyncGenerator[Delta, None]:
+async def generate(pool: "Pool", metrics: Metrics, ticket: Ticket) -> AsyncGenerator[Delta, None]:
     """Every sequence's deltas as they come; `ticket.usage` is complete when this ends.
 
     Raises EngineError or WorkerLost when a sequence fails; the others of the request are then cancelled.
     """
     ticket.usage.prompt_tokens = sum(len(s.prompt_ids) for s in ticket.sequences[:: ticket.per_prompt])
     if len(ticket.sequences) == 1:
-        async with aclosing(_sequence(pool, ticket, 0)) as deltas:
+        async with aclosing(_measured(pool, metrics, ticket, 0)) as deltas:
             async for delta in deltas:
                 yield delta
         return
@@ -78,7 +83,7 @@ async def generate(pool: "Pool", ticket: Ticket) -> AsyncGenerator[Delta, None]:
         try:
             if place:
                 await spoke[group].wait()
-            async with aclosing(_sequence(pool, ticket, index)) as deltas:
+            async with aclosing(_measured(pool, metrics, ticket, index)) as deltas:
                 async for delta in deltas:
                     spoke[group].set()
                     await queue.put(delta)
@@ -104,6 +109,24 @@ async def generate(pool: "Pool", ticket: Ticket) -> AsyncGenerator[Delta, None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _measured(pool: "Pool", metrics: Metrics, ticket: Ticket, index: int) -> AsyncGenerator[Delta, None]:
+    """One sequence, with its times and its ending told to the metrics."""
+    measured = metrics.request(ticket.model, ticket.arrived_s)
+    finish = Finish.CANCELLED
+    try:
+        async with aclosing(_sequence(pool, ticket, index)) as deltas:
+            async for delta in deltas:
+                measured.tokens(delta.made_tokens, now_s())
+                if delta.finish is not None:
+                    finish = delta.finish
+                yield delta
+    except TokenworksError:
+        finish = Finish.FAILED
+        raise
+    finally:
+        measured.end(finish, now_s())
 
 
 async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncGenerator[Delta, None]:
@@ -144,7 +167,9 @@ async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncGenerator[
                         text += stops.push(detokeniser.flush()) + stops.flush()
             output_tokens += taken
             usage.completion_tokens += taken
-            yield Delta(index, text, shown_ids, chunk.logprobs[: len(shown_ids)], chunk.prompt_logprobs, finish, stop)
+            yield Delta(
+                index, text, taken, shown_ids, chunk.logprobs[: len(shown_ids)], chunk.prompt_logprobs, finish, stop
+            )
             if finish is not None:
                 return
     raise EngineError("the engine ended the sequence without saying why")
@@ -166,11 +191,11 @@ class Whole:
     stop: str | int | None = None
 
 
-async def collect(pool: "Pool", ticket: Ticket) -> list[Whole]:
+async def collect(pool: "Pool", metrics: Metrics, ticket: Ticket) -> list[Whole]:
     """Run to the end: one Whole per sequence, in order."""
     texts: list[list[str]] = [[] for _ in ticket.sequences]
     wholes = [Whole() for _ in ticket.sequences]
-    async with aclosing(generate(pool, ticket)) as deltas:
+    async with aclosing(generate(pool, metrics, ticket)) as deltas:
         async for delta in deltas:
             whole = wholes[delta.index]
             texts[delta.index].append(delta.text)

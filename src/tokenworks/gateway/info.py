@@ -1,5 +1,6 @@
 """What the server says about itself: models, version, health, readiness, metrics, the front page."""
 
+import asyncio
 from html import escape
 from typing import Literal
 
@@ -10,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from tokenworks import __version__
 from tokenworks.gateway.http import json_response
 from tokenworks.gateway.serving import Serving
+from tokenworks.telemetry.metrics import CONTENT_TYPE
 
 
 class ModelCard(msgspec.Struct):
@@ -66,6 +68,14 @@ async def ready(request: Request) -> Response:
     models = serving.ready()
     all_ready = all(models.values())
     return json_response(Readiness(all_ready, models), 200 if all_ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics, for Prometheus."""
+    serving: Serving = request.app.state.gateway
+    # The first scrape loads its library, and every one asks the system about processes: off the event loop.
+    text = await asyncio.to_thread(serving.metrics.exposition, serving.pool.statuses())
+    return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
 async def front_page(request: Request) -> Response:

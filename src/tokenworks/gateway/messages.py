@@ -80,7 +80,7 @@ async def messages(request: Request) -> ASGIApp:
             _events(serving, body, ticket, parser), lambda error: named_event("error", anthropic_error(error))
         )
     with serving.admitted(1):
-        [whole] = await until_disconnect(request, collect(serving.pool, ticket))
+        [whole] = await until_disconnect(request, collect(serving.pool, serving.metrics, ticket))
     parts = _parts(parser, whole.text, last=True)
     content: list[TextBlock | ToolUseBlock] = [
         TextBlock(part) if isinstance(part, str) else _tool_use(part) for part in parts
@@ -121,7 +121,7 @@ async def _events(
         return named_event("content_block_delta", {"type": "content_block_delta", "index": block, "delta": delta})
 
     with serving.admitted(1):
-        async with aclosing(generate(serving.pool, ticket)) as deltas:
+        async with aclosing(generate(serving.pool, serving.metrics, ticket)) as deltas:
             async for delta in deltas:
                 if not started:
                     started = True

@@ -170,7 +170,7 @@ class _Run:
         with serving.admitted(1):
             yield self._event("response.created", response=self.response)
             yield self._event("response.in_progress", response=self.response)
-            async with aclosing(generate(serving.pool, self._ticket)) as deltas:
+            async with aclosing(generate(serving.pool, serving.metrics, self._ticket)) as deltas:
                 async for delta in deltas:
                     for event in self._take(delta):
                         yield event

@@ -13,6 +13,7 @@ from tokenworks.gateway.detokenise import Vocabulary
 from tokenworks.gateway.tools import ToolFormat, format_of
 from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, ModelError, ModelNotFound, Overloaded, WorkerLost
+from tokenworks.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from tokenworks.fleet.pool import Pool, PoolModel
@@ -80,6 +81,7 @@ class Serving:
         self.store = store
         self.max_body_bytes = settings.max_body_mb * 2**20
         self.max_waiting = settings.max_waiting
+        self.metrics = Metrics()
         self.created_s = int(wall_time_s())
         self._in_flight = 0
         self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
@@ -149,6 +151,8 @@ class Serving:
             task = self._tokenizers[model.name] = asyncio.create_task(
                 asyncio.to_thread(_load_tokenizer, model.settings.path)
             )
+            # A failure is told to whoever asks for the tokenizer; when the worker fails at the same files, nobody does.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     @contextlib.contextmanager

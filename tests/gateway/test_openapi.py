@@ -1,0 +1,62 @@
+"""The API description is true: what it says is accepted is accepted, and nothing it generates is answered with a 500."""
+
+import httpx
+import pytest
+import schemathesis
+from conftest import Factory
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+)
+
+
+@pytest.fixture(scope="session")
+def api(factory: Factory) -> schemathesis.schemas.BaseSchema:
+    description = httpx.get(f"{factory.url}/openapi.json").json()
+    keep_short(description["components"]["schemas"])
+    return schemathesis.openapi.from_dict(description)
+
+
+def keep_short(schemas: dict[str, dict[str, object]]) -> None:
+    """Each generated request makes a few tokens, so that many fit in the time of a test."""
+    for schema in schemas.values():
+        fields = schema.get("properties", {})
+        for name in {"max_tokens", "max_completion_tokens", "max_output_tokens", "n"} & fields.keys():
+            fields[name] = {"type": "integer", "minimum": 1, "maximum": 2}
+            if name != "max_completion_tokens" and str(schema["title"]).endswith("Body"):
+                schema["required"] = sorted({*schema.get("required", []), name})
+
+
+schema = schemathesis.pytest.from_fixture("api")
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_nothing_generated_breaks_the_server(case: schemathesis.Case, factory: Factory) -> None:
+    case.call_and_validate(base_url=factory.url, checks=CHECKS, timeout=20)
+
+
+def test_every_route_is_described(factory: Factory) -> None:
+    paths = httpx.get(f"{factory.url}/openapi.json").json()["paths"]
+    assert {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/embeddings",
+    } <= paths.keys()
+    assert set(paths["/v1/responses/{id}"]) == {"get", "delete"}
