@@ -215,10 +215,13 @@ def test_tools_are_shown_to_the_model_and_none_hides_them(client: openai.OpenAI)
 def test_a_json_schema_is_kept_to(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        },
         "required": ["name", "age"],
         "additionalProperties": False,
-    }  # fmt: skip
+    }
     for seed in range(3):
         reply = client.chat.completions.create(
             model="smollm2",

@@ -1,11 +1,13 @@
-"""The API description is true: what it says is accepted is accepted, and nothing it generates is answered with a 500."""
+"""The API description is true, and nothing made from it, well or ill formed, is answered with a 500."""
 
 import httpx
 import pytest
 import schemathesis
 from conftest import Factory
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     negative_data_rejection,
@@ -13,6 +15,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+
+from tokenworks.gateway.app import ROUTES, Api
 
 CHECKS = (
     not_a_server_error,
@@ -25,7 +29,7 @@ CHECKS = (
 
 
 @pytest.fixture(scope="session")
-def api(factory: Factory) -> schemathesis.schemas.BaseSchema:
+def api(factory: Factory) -> BaseSchema:
     description = httpx.get(f"{factory.url}/openapi.json").json()
     keep_short(description["components"]["schemas"])
     return schemathesis.openapi.from_dict(description)
@@ -41,13 +45,20 @@ def keep_short(schemas: dict[str, dict[str, object]]) -> None:
                 schema["required"] = sorted({*schema.get("required", []), name})
 
 
-schema = schemathesis.pytest.from_fixture("api")
+@pytest.mark.parametrize("row", ROUTES, ids=lambda row: f"{row.method} {row.path}")
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
+def test_nothing_generated_breaks_the_server(api: BaseSchema, factory: Factory, row: Api, mode: GenerationMode) -> None:
+    # Not through schemathesis's own pytest plugin: it does not know pytest 9.2 yet.
+    operation = api[row.path.replace(":path", "")][row.method]
+    if mode is GenerationMode.NEGATIVE and row.body is None:
+        pytest.skip("takes nothing that could be wrong")
 
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=20, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def generated(case: Case) -> None:
+        case.call_and_validate(base_url=factory.url, checks=CHECKS, timeout=20)
 
-@schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_generated_breaks_the_server(case: schemathesis.Case, factory: Factory) -> None:
-    case.call_and_validate(base_url=factory.url, checks=CHECKS, timeout=20)
+    generated()
 
 
 def test_every_route_is_described(factory: Factory) -> None:

@@ -29,12 +29,14 @@ CASES: list[tuple[ToolFormat, str, Parts]] = [
     (HERMES, '<tool_call>{"name": "clock", "arguments": {}}</tool_call>\n'
      '<tool_call>{"name": "weather", "arguments": {"city": "a</b>"}}</tool_call>',
      [("clock", {}), ("weather", {"city": "a</b>"})]),
-    (HERMES, '<tool_call>[{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"city": "x"}}]</tool_call>',
+    (HERMES, '<tool_call>[{"name": "clock", "arguments": {}}, '
+     '{"name": "weather", "arguments": {"city": "x"}}]</tool_call>',
      [("clock", {}), ("weather", {"city": "x"})]),
     (HERMES, '<tool_call>\n{"name": "clock", "arguments": {}}', [("clock", {})]),
     (HERMES, "<tool_call>not json</tool_call> after", ["<tool_call>not json</tool_call> after"]),
     (HERMES, "a < b and <tool", ["a < b and <tool"]),
-    (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', ['<tool_call>{"name": "rm", "arguments": {}}</tool_call>']),
+    (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
+     ['<tool_call>{"name": "rm", "arguments": {}}</tool_call>']),
     (LLAMA, '{"name": "weather", "parameters": {"city": "Lyon"}}', [("weather", {"city": "Lyon"})]),
     (LLAMA, '<|python_tag|>{"name": "clock", "parameters": {}}; {"name": "clock", "parameters": {}}',
      [("clock", {}), ("clock", {})]),
