@@ -139,6 +139,10 @@ def test_every_option_as_spelt_out(backend: Backend) -> None:
         how["stop_token_ids"] = tuple(rng.integers(0, 120, 4).tolist())
         prompt = rng.integers(0, 120, rng.integers(1, 20)).tolist()
         requests.append(ask(f"r{i}", prompt, max_tokens=10, seed=int(rng.integers(2**63)), **how))
+    every_token = rng.permutation(120)[:60].tolist()
+    requests.append(
+        ask("many", every_token, temperature=1.0, repetition_penalty=0.7, frequency_penalty=0.2, max_tokens=35)
+    )
     replies = run(make_engine(backend, limits()), *requests)
     for request in requests:
         assert replies[request.request_id].tokens == direct(backend, request), request

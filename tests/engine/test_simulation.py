@@ -275,6 +275,28 @@ def test_the_cache_is_given_back_oldest_first_and_hits_survive() -> None:
     assert 0 < one("f", young) < 40
 
 
+def test_cached_blocks_are_not_counted_as_room_for_the_rest() -> None:
+    engine, _ = engine_for(sizes(blocks=10), 100)
+    begin = [1, 2, 3, 4] * 4
+
+    def runs_until(name: str) -> None:
+        while name in engine._scheduler:
+            engine.step(0.0)
+
+    engine.add(ask("first", [*begin, 9], max_tokens=1), 0.0)
+    runs_until("first")  # leaves 4 idle blocks, 6 free ones
+    engine.add(ask("runs", [5] * 12, max_tokens=9, ignore_eos=True), 0.0)
+    engine.step(0.0)
+    engine.add(ask("waits", [*begin, *[7] * 12], max_tokens=1), 0.0)  # finds 4 blocks, wants 4 more; 2 or 3 are free
+    stats = engine.step(0.0).stats
+    assert (stats.running, stats.waiting, stats.kv_blocks_cached) == (1, 1, 4)
+    runs_until("runs")
+    assert "waits" in engine._scheduler
+    runs_until("waits")
+    assert engine.step(0.0).stats.preemptions_total == 0
+    assert engine.step(0.0).stats.prefix_hit_tokens_total == 16
+
+
 def test_what_can_never_fit_fails_at_once_and_says_why() -> None:
     engine, _ = engine_for(sizes(blocks=5), 100)
     engine.add(ask("a", [1] * 20), 0.0)

@@ -66,7 +66,8 @@ class Adjustment:
     def take(self, token: int) -> None:
         """The next output token. Raises EngineError if the grammar cannot go on."""
         if self._penalises:
-            self._counts[self._see(token)] += 1
+            index = self._see(token)  # first: it may move the arrays to make room
+            self._counts[index] += 1
         if self._matcher is not None:
             self.complete = self._matcher.take(token)
 
