@@ -165,7 +165,7 @@ def _sliding(f: Fields, count: int, default: list[bool]) -> list[bool]:
     if kinds is None:
         return default
     known = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in known for kind in kinds):
+    if not isinstance(kinds, list) or len(kinds) != count or not all(str(kind) in known for kind in kinds):
         raise f.wrong("layer_types", f"{count} of {', '.join(known)}")
     return [known[kind] for kind in kinds]
 

@@ -73,7 +73,7 @@ def _open_file(path: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(data[8:start].tobytes())
         entries = [
-            (name, entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
             for name, entry in header.items()
             if name != "__metadata__"
         ]

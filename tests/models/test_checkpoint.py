@@ -1,0 +1,281 @@
+"""Files that are not what they should be: every one is refused, with the file and the cause named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_checkpoints import DECODERS, log_softmax, our_logits, write_decoder
+
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.config import DecoderConfig
+from tokenworks.models.gguf import open_gguf
+from tokenworks.protocol.errors import ModelError
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    write_decoder("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "m"))
+
+
+def _change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _change_weights(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mamba"}, r"architecture 'mamba' is not supported. Supported here: llama, qwen2"),
+        ({"hidden_size": None}, "hidden_size is missing; an integer from 1"),
+        ({"hidden_size": -4}, "hidden_size is -4"),
+        ({"hidden_size": "40"}, "hidden_size is '40'"),
+        ({"num_hidden_layers": 1 << 30}, "num_hidden_layers is 1073741824; an integer from 1 to 4096"),
+        ({"num_hidden_layers": 2}, r"tensor 'model.layers.2.\S+' is unexpected"),
+        ({"num_hidden_layers": 4}, r"tensor 'model.layers.3.\S+' is missing"),
+        ({"vocab_size": 100}, r"embed_tokens.weight' has shape \[101, 40\]; .* should have \[100, 40\]"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads is 2; a divisor of num_attention_heads"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; one of silu, gelu"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'; one of default, linear"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "use a GGUF file"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+    ],
+)
+def test_a_config_that_does_not_fit(folder: Path, changes: dict[str, Any], message: str) -> None:
+    _change_config(folder, **changes)
+    with pytest.raises(ModelError, match=message) as error:
+        open_checkpoint(folder)
+    assert str(folder) in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "'model.norm.weight' is missing"),
+        (lambda t: t.update({"model.layers.0.extra": np.zeros(3, np.float32)}), "layers.0.extra' is unexpected"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(40, np.int32)}), "type I32, which is not supported"),
+    ],
+)
+def test_weights_that_do_not_fit(folder: Path, change: Any, message: str) -> None:
+    _change_weights(folder, change)
+    with pytest.raises(ModelError, match=message):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 9, 1000, -1])
+def test_a_truncated_safetensors_file(folder: Path, keep: int) -> None:
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]},
+        {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1]},
+        7,
+    ],
+)
+def test_a_damaged_safetensors_header(folder: Path, entry: Any) -> None:
+    header = json.dumps({"a": entry}).encode()
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        open_checkpoint(folder)
+
+
+def test_shards_that_are_missing_or_incomplete(tmp_path: Path) -> None:
+    write_decoder("llama", tmp_path, max_shard_size="20kB")
+    index_path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    open_checkpoint(tmp_path)
+    index["weight_map"]["lost.weight"] = shards[0]
+    index_path.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=rf"{shards[0]} lacks tensor 'lost.weight'"):
+        open_checkpoint(tmp_path)
+    index["weight_map"]["lost.weight"] = "../elsewhere.safetensors"
+    index_path.write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="not the name of a file in this folder"):
+        open_checkpoint(tmp_path)
+    del index["weight_map"]["lost.weight"]
+    index_path.write_text(json.dumps(index))
+    (tmp_path / shards[1]).unlink()
+    with pytest.raises(ModelError, match=shards[1]):
+        open_checkpoint(tmp_path)
+
+
+def test_not_a_model_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file or folder"):
+        open_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="missing"):
+        open_checkpoint(tmp_path)
+    for content, message in [
+        (b"", "cannot be read"),
+        (b"PK\3\4 a zip file", "is not a GGUF file"),
+        (b"GGUF", "header"),
+    ]:
+        (tmp_path / "x.gguf").write_bytes(content)
+        with pytest.raises(ModelError, match=message):
+            open_checkpoint(tmp_path / "x.gguf")
+
+
+# --- GGUF, written by the gguf package from a safetensors checkpoint's weights ---
+
+_GGUF_CASES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
+}
+
+
+def _write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
+    """What llama.cpp's converter makes of a checkpoint: its names, its order of q and k, its norms."""
+    arch, config = _GGUF_CASES[name], DECODERS[name]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_context_length(256)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(changes.get("layers", config.num_hidden_layers))
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if name == "gemma3":
+        writer.add_rope_freq_base(1e3)
+        writer.add_float32("gemma3.rope.freq_base_swa", 1e2)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+        writer.add_sliding_window(3)
+    else:
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for theirs, weight in load_file(folder / WEIGHTS).items():
+        if name == "gemma3" and "norm" in theirs:
+            weight = weight + 1
+        if name == "llama" and ("q_proj" in theirs or "k_proj" in theirs):
+            heads = config.num_attention_heads if "q_proj" in theirs else config.num_key_value_heads
+            halves = weight.reshape(heads, 2, config.head_dim // 2, -1)
+            weight = halves.swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(names.get_name(theirs, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(weight))
+    for extra, weight in changes.get("extra", {}).items():
+        writer.add_tensor(extra, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", _GGUF_CASES)
+def test_a_gguf_file_is_the_same_model_as_its_checkpoint(name: str, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path)
+    _write_gguf(tmp_path, name, tmp_path / "m.gguf")
+    ids = list(range(3, 40))
+    ours, theirs = (our_logits(path, ids, ReferenceBackend()) for path in (tmp_path / "m.gguf", tmp_path))
+    if name == "gemma3":  # GGUF cannot say query_pre_attn_scalar: there the head size rules
+        a, b = (open_checkpoint(path).config for path in (tmp_path / "m.gguf", tmp_path))
+        assert isinstance(a, DecoderConfig)
+        assert isinstance(b, DecoderConfig)
+        assert (a.layers, a.ropes, a.attention_scale) == (b.layers, b.ropes, 10**-0.5)
+    else:
+        np.testing.assert_allclose(log_softmax(ours), log_softmax(theirs), atol=1e-5, rtol=0)
+
+
+def test_gguf_rope_divisors(written: Path, tmp_path: Path) -> None:
+    divisors = np.array([1, 2, 4, 8], np.float32)
+    _write_gguf(written, "llama", tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
+    frequencies = open_checkpoint(tmp_path / "m.gguf").tensors["rope.global"].data.view(np.float32)
+    np.testing.assert_allclose(frequencies, 10000.0 ** -np.array([0, 0.25, 0.5, 0.75]) / divisors, rtol=1e-6)
+
+
+def test_gguf_files_that_do_not_fit(written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    _write_gguf(written, "llama", path, layers=2)
+    with pytest.raises(ModelError, match=r"m\.gguf: tensor 'blk\.2\.\S+' is unexpected"):
+        open_checkpoint(path)
+    path.unlink()
+    _write_gguf(written, "llama", path, layers=4)
+    with pytest.raises(ModelError, match=r"tensor 'blk\.3\.\S+' is missing"):
+        open_checkpoint(path)
+    whole = path.read_bytes().replace(b"llama", b"mamba")
+    path.write_bytes(whole)
+    with pytest.raises(ModelError, match=r"architecture 'mamba' is not supported\. Supported here: llama"):
+        open_checkpoint(path)
+
+
+def test_a_gguf_file_cut_anywhere_or_damaged_is_refused_or_whole(written: Path, tmp_path: Path) -> None:
+    _write_gguf(written, "llama", tmp_path / "m.gguf")
+    whole, path = (tmp_path / "m.gguf").read_bytes(), tmp_path / "cut.gguf"
+    for keep in [*range(0, 3000, 37), len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:keep])
+        with pytest.raises(ModelError, match=r"cut\.gguf"):
+            open_checkpoint(path)
+    rng = np.random.default_rng(0)
+    header_bytes, refused = 3000, 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, header_bytes, 3):
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            open_checkpoint(path)
+        except ModelError as error:
+            assert "cut.gguf" in error.message
+            refused += 1
+    assert refused > 100
+
+
+def test_gguf_arrays_of_strings_are_found_whatever_they_hold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for case in range(30):
+        letters = ["", "a", "\0", "é", "▁▁", "x" * 300, "\0\0\0\0\0\0\0\0\0", "y" * 70_000]
+        strings = [letters[n] for n in rng.integers(1 if case % 2 else 0, 2 + case % 7, rng.integers(0, 400))] + ["end"]
+        path = tmp_path / f"{case}.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_array("strings", strings)
+        writer.add_array("numbers", [1, 2, 3])
+        writer.add_uint32("after", 77)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        file = open_gguf(path)
+        assert file.array("strings") == strings
+        assert file.array("numbers") == [1, 2, 3]
+        assert file.metadata["after"] == 77
