@@ -1,7 +1,9 @@
 """The pool around scripted workers: every stream is whole, whatever dies."""
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -58,12 +60,6 @@ def _alive(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    """The server runs on uvloop where there is one, everything else on asyncio."""
-    return request.param()
 
 
 @pytest.fixture
@@ -264,3 +260,59 @@ asyncio.run(main())
             await until(lambda: running_pids(diary) == [])
 
     asyncio.run(gone())
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_in_chaos_every_stream_is_whole_or_failed_and_never_wrong(open_pool, seed):
+    """Deaths and clients that leave, at random moments."""
+    chance = random.Random(seed)
+
+    async def client(number: int) -> None:
+        asked = request(f"r{seed}-{number}", tokens=chance.randint(1, 120))
+        leaves_after = chance.choice((None, None, chance.randint(0, 60)))
+        got: list[int] = []
+        await asyncio.sleep(chance.random())
+        try:
+            async with aclosing(pool.generate("m", asked)) as chunks:
+                async for chunk in chunks:
+                    got += chunk.token_ids
+                    if leaves_after is not None and len(got) >= leaves_after:
+                        break
+                else:
+                    assert got == expected(asked)
+        except WorkerLost:
+            failed.append(number)
+        assert got == expected(asked)[: len(got)]
+
+    async def killer() -> None:
+        while True:
+            await asyncio.sleep(0.15 + chance.random() / 3)
+            pid = pool.statuses()[0].pid
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    failed: list[int] = []
+    async with open_pool() as pool:
+        killing = asyncio.create_task(killer())
+        clients = [asyncio.create_task(client(number)) for number in range(60)]
+        await asyncio.sleep(2.5)
+        killing.cancel()
+        await asyncio.gather(*clients)
+        assert len(failed) < 60, "some get through"
+        assert pool.statuses()[0].in_flight == 0
+        await until(lambda: pool.stats("m").running == 0)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        test_killed_workers_leave_no_gap_and_no_repeat,
+        test_a_worker_that_hangs_at_start_is_given_up,
+        test_a_worker_that_talks_nonsense_is_replaced,
+        test_drain_has_a_time_limit_and_close_ends_the_rest,
+        test_closing_right_after_starting_leaves_nothing,
+    ],
+)
+def test_on_the_loop_that_the_server_uses(scenario, open_pool):
+    uvloop.run(scenario(open_pool))
