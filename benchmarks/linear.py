@@ -4,7 +4,7 @@
 
 Shapes are SmolLM2-135M's. Each is run over enough copies of the weight to leave the caches, as in a model. Limits,
 measured in the same run: reading memory with every thread (GB/s), and numpy's float32 product (GFLOP/s); the integer
-units do four times as many multiply-adds per instruction, so the limit of a quantised product is taken as four times it.
+units do four times as many multiply-adds per instruction, so a quantised product's limit is taken as four times that.
 """
 
 import argparse
@@ -72,7 +72,9 @@ def main() -> None:
     options = parser.parse_args()
 
     memory, floats = memory_limit_bytes_per_s(options.threads), float_limit_flop_per_s()
-    print(f"{_cpu.isa()}, {options.threads} threads; limits: {memory / 1e9:.1f} GB/s, {floats / 1e9:.0f} GFLOP/s float32")
+    print(
+        f"{_cpu.isa()}, {options.threads} threads; limits: {memory / 1e9:.1f} GB/s, {floats / 1e9:.0f} GFLOP/s float32"
+    )
     print(f"{'format':7} {'shape':8} {'rows':>5} {'µs':>9} {'GB/s':>6} {'share':>6} {'GOP/s':>7} {'share':>6}")
     for format_name in options.formats.split(","):
         peak = floats if format_name in ("F32", "F16", "BF16") else 4 * floats

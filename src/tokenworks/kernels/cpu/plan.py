@@ -1,7 +1,7 @@
 """From a Program to the list of kernel calls that is one step: pure, before any memory or weight is touched.
 
 It decides where each buffer lies (buffers whose lives do not meet share memory), where the threads must wait for each
-other, where a linear product's input is brought into the form its weights multiply, and which sums a product takes over.
+other, where a product's input is brought into the form its weights multiply, and which sums a product takes over.
 """
 
 from collections import Counter
@@ -153,8 +153,8 @@ def _lower(program: Program) -> list[Call]:
                 calls += [Store(instruction), instruction]
             case _:
                 calls.append(instruction)
-        output = written(calls[-1])
-        if prepared is not None and output is not None and output.buffer == prepared.buffer:
+        changed = written(calls[-1])
+        if prepared is not None and changed is not None and changed.buffer == prepared.buffer:
             prepared = None
     return calls
 
