@@ -61,6 +61,7 @@ def _change_weights(folder: Path, change: Any) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, "use a GGUF file"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"layer_types": [[], {}, 3], "use_sliding_window": True}, "layer_types"),
     ],
 )
 def test_a_config_that_does_not_fit(folder: Path, changes: dict[str, Any], message: str) -> None:
