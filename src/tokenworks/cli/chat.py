@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", help="talk to a running server, ours or any OpenAI-compatible one")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--temperature", type=float, default=0.3, help="default: 0.3; small models wander at more")
+    parser.add_argument("--max-tokens", type=int, default=1024, metavar="N", help="the longest answer (default: 1024)")
     parser.add_argument("--config", metavar="FILE", help="factory.yaml for the factory that is started")
 
 
@@ -58,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         from tokenworks.cli.chat_client import Conversation
 
-        conversation = stack.enter_context(closing(Conversation(url, model, arguments.system)))
+        options = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens}
+        conversation = stack.enter_context(closing(Conversation(url, model, arguments.system, options)))
         conversation.model_name()
         if sys.stdin.isatty():
             _interactive(conversation)

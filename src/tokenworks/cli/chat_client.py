@@ -43,6 +43,8 @@ class Conversation:
     url: str
     model: str | None
     system: str | None
+    options: dict[str, Any]
+    """Of the request body, beyond the messages: sampling, length."""
     stats: Stats = field(default_factory=Stats)
     _turns: list[dict[str, str]] = field(default_factory=list)
     _http: httpx.Client = field(init=False)
@@ -78,6 +80,7 @@ class Conversation:
             "messages": [*([{"role": "system", "content": self.system}] if self.system else []), *self._turns],
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self.options,
         }
         answer = ""
         self.stats = Stats()

@@ -1,0 +1,58 @@
+"""models, doctor, version, bench: their tables and their JSON."""
+
+import json
+from pathlib import Path
+
+from command import run
+
+from tokenworks import __version__
+from tokenworks.models.catalogue import CATALOGUE
+
+
+def test_models_list(smollm2: Path) -> None:
+    table = run("models", "list").stdout
+    assert all(name in table for name in CATALOGUE)
+    listed = json.loads(run("models", "list", "--json").stdout)
+    (here,) = [model for model in listed["pulled"] if model["source"] == "smollm2-135m"]
+    assert here["path"] == str(smollm2) and here["licence"] == "Apache-2.0"
+    assert all(Path(text).exists() for text in here["licence_files"]) and here["licence_files"]
+    assert here["size_bytes"] >= smollm2.stat().st_size
+    assert [model["source"] for model in listed["catalogue"]] == list(CATALOGUE)
+
+
+def test_version() -> None:
+    facts = json.loads(run("version", "--json").stdout)
+    assert facts["tokenworks"] == __version__
+    assert facts["kernels"] in ("scalar", "avx2", "avx512")
+    assert __version__ in run("--version").stdout
+
+
+def test_doctor(smollm2: Path) -> None:
+    done = run("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0 and facts["can_serve"]
+    assert facts["machine"]["cores_allowed"] >= 1
+    assert facts["machine"]["memory_bandwidth_bytes_per_s"] > 1e8
+    topics = {finding["topic"] for finding in facts["findings"]}
+    assert {"processor", "memory", "gpu", "kernels", "compiler", "models"} <= topics
+    assert "Ready: `tokenworks serve`." in run("doctor").stdout
+
+
+def test_bench(smollm2: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = run("bench", str(smollm2), "--repeats", "1", "--at-once", "2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert report["model"] == smollm2.stem
+    assert {"cpu", "cores", "memory_bytes"} <= set(report["machine"])
+    units = {point["name"]: point["unit"] for point in report["points"]}
+    assert units == {
+        "prefill_512": "tok/s",
+        "decode_1": "tok/s",
+        "throughput_2": "tok/s",
+        "ttft_worst_2": "s",
+        "start_to_first_token": "s",
+        "memory_peak": "bytes",
+    }
+    assert all(point["value"] > 0 and point["repeats"] for point in report["points"])
+    assert all(name in done.stdout for name in units)
