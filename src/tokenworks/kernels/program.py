@@ -24,7 +24,7 @@ class Value:
 
     def columns(self, start: int, width: int) -> "Value":
         """A view of some columns; no copy."""
-        assert 0 <= start and start + width <= self.width
+        assert start >= 0 and start + width <= self.width
         return replace(self, offset=self.offset + start, width=width)
 
 
@@ -168,9 +168,7 @@ class Pool:
     normalise: bool
 
 
-Instruction = (
-    Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Softcap | SelectRows | Pool
-)
+Instruction = Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Softcap | SelectRows | Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +251,7 @@ class ProgramBuilder:
             layer = len(self._cache_layers)
             self._cache_layers.append(CacheLayer(kv_heads, head_size, window))
         out = self._new(heads * head_size)
-        self._instructions.append(
-            Attend(out, q, k, v, layer, heads, kv_heads, head_size, scale, window, softcap)
-        )
+        self._instructions.append(Attend(out, q, k, v, layer, heads, kv_heads, head_size, scale, window, softcap))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation) -> Value:

@@ -1,17 +1,17 @@
 """One tree of errors, one kind per failure; each says what, whose fault, and the cure.
 
-    TokenworksError
-    ├── UserError                 the caller can mend it: HTTP 4xx, or exit status 2 on the command line
-    │   ├── InvalidRequest        400 invalid_request_error
-    │   ├── ContextTooLong        400 context_length_exceeded
-    │   ├── ModelNotFound         404 model_not_found
-    │   ├── BodyTooLarge          413 request_too_large
-    │   ├── ConfigError           a configuration file: file, line, what was expected
-    │   └── ModelError            a model file or source that cannot be used: which, why, what instead
-    └── FactoryError              our side: HTTP 5xx
-        ├── Overloaded            503 overloaded, try again
-        ├── WorkerLost            503 worker_lost, after carrying on elsewhere failed too
-        └── EngineError           500 engine_error
+TokenworksError
+├── UserError                 the caller can mend it: HTTP 4xx, or exit status 2 on the command line
+│   ├── InvalidRequest        400 invalid_request_error
+│   ├── ContextTooLong        400 context_length_exceeded
+│   ├── ModelNotFound         404 model_not_found
+│   ├── BodyTooLarge          413 request_too_large
+│   ├── ConfigError           a configuration file: file, line, what was expected
+│   └── ModelError            a model file or source that cannot be used: which, why, what instead
+└── FactoryError              our side: HTTP 5xx
+    ├── Overloaded            503 overloaded, try again
+    ├── WorkerLost            503 worker_lost, after carrying on elsewhere failed too
+    └── EngineError           500 engine_error
 """
 
 
