@@ -101,7 +101,7 @@ async def test_streams_killed_in_the_middle_go_on_as_if_nothing_had_happened(smo
 
 
 async def test_killed_while_prompts_are_computed(smollm2):
-    asked = [request(number, prompt_tokens=600, tokens=8) for number in range(3)]
+    asked = [request(number, prompt_tokens=320, tokens=8) for number in range(3)]
     async with serving(smollm2, step_tokens=32) as pool:
         undisturbed = [await tokens(pool, each) for each in asked]
     async with serving(smollm2, step_tokens=32) as pool:
@@ -125,13 +125,13 @@ async def test_killed_while_it_starts(smollm2):
 async def test_a_terminated_worker_finishes_what_it_has_and_its_successor_takes_the_rest(smollm2):
     async with serving(smollm2) as pool:
         await pool.ready("m")
-        first = asyncio.create_task(tokens(pool, request(1, tokens=100)))
+        first = asyncio.create_task(tokens(pool, request(1, tokens=60)))
         await until(lambda: pool.stats("m").running == 1)
         pid = pool.statuses()[0].pid
         kill(pool, signal.SIGTERM)
         await asyncio.sleep(0.05)
         second = asyncio.create_task(tokens(pool, request(2, tokens=10)))
-        assert len(await first) == 100
+        assert len(await first) == 60
         assert len(await second) == 10
         assert pool.statuses()[0].pid not in (None, pid)
         assert pool.statuses()[0].restarts == 0, "a drained worker has not died"
@@ -149,7 +149,7 @@ async def test_an_idle_worker_that_is_terminated_exits_and_one_that_is_interrupt
 
 
 async def test_a_hundred_at_once(smollm2):
-    asked = [request(number, tokens=4 + number % 5) for number in range(100)]
+    asked = [request(number, tokens=2 + number % 4) for number in range(100)]
     async with serving(smollm2) as pool:
         for each, got in zip(asked, await asyncio.gather(*(tokens(pool, each) for each in asked)), strict=True):
             assert len(got) == each.sampling.max_tokens
