@@ -227,6 +227,7 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     args.softcap = softcap;
     args.cache = cache_of(layer);
     const int64_t positions = std::max(int64_t{cache_shape_.blocks} * cache_shape_.block_tokens, step_rows_);
+    args.partials = attend_partials(heads, positions);
     const int64_t bytes = attend_floats(heads, kv_heads, head_size, team_.size(), positions) * int64_t{sizeof(float)};
     if (bytes > static_cast<int64_t>(attend_scratch_.size()))
         attend_scratch_ = Region(static_cast<size_t>(bytes), false);

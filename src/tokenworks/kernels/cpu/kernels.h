@@ -92,7 +92,8 @@ struct AttendArgs {
     const int32_t* row_starts;    // [sequences + 1]
     const int32_t* block_tables;  // [sequences, table_width]
     int table_width;
-    float* scratch;  // attend_floats of attend/scratch.h
+    float* scratch;    // attend_floats of attend/scratch.h
+    int64_t partials;  // attend_partials
 };
 
 // Row-wise.

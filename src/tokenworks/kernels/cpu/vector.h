@@ -71,7 +71,7 @@ INLINE Floats load(const uint16_t* halves) {
 
 INLINE void store(uint16_t* halves, Floats v) {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -117,21 +117,35 @@ INLINE unsigned bits(Ints comparison) {
 #endif
 }
 
+// Lane i from lane i ^ distance.
+template <int distance>
+INLINE Floats exchanged(Floats v) {
+    Ints from;
+    for (int i = 0; i < lanes; i++) from[i] = i ^ distance;
+#if defined(__clang__)
+    Floats moved;
+    for (int i = 0; i < lanes; i++) moved[i] = v[from[i]];
+    return moved;
+#else
+    return __builtin_shuffle(v, from);
+#endif
+}
+
 // Across the register, always in the same order.
 INLINE float sum(Floats v) {
-    float parts[lanes];
-    store(parts, v);
-    for (int n = lanes / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
-    return parts[0];
+    if constexpr (lanes > 8) v = v + exchanged<8>(v);
+    if constexpr (lanes > 4) v = v + exchanged<4>(v);
+    v = v + exchanged<2>(v);
+    v = v + exchanged<1>(v);
+    return v[0];
 }
 
 INLINE float largest(Floats v) {
-    float parts[lanes];
-    store(parts, v);
-    for (int n = lanes / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) parts[i] = parts[i] > parts[i + n] ? parts[i] : parts[i + n];
-    return parts[0];
+    if constexpr (lanes > 8) v = larger(v, exchanged<8>(v));
+    if constexpr (lanes > 4) v = larger(v, exchanged<4>(v));
+    v = larger(v, exchanged<2>(v));
+    v = larger(v, exchanged<1>(v));
+    return v[0];
 }
 
 INLINE float sum_of_squares(const float* x, int n) {

@@ -127,14 +127,6 @@ INLINE void merge(const Partial& total, int r, const Partial& part, int s, int w
     total.sum[r] = total.sum[r] * old[0] + part.sum[s] * fresh[0];
 }
 
-INLINE void begin_total(const Partial& total, int rows, int wide) {
-    __builtin_memset(total.mixed, 0, static_cast<size_t>(rows) * wide * sizeof(float));
-    for (int r = 0; r < rows; r++) {
-        total.maximum[r] = lowest;
-        total.sum[r] = 0.0f;
-    }
-}
-
 INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int row, int head) {
     const float* mixed = total.mixed + int64_t{r} * whole_panels(args.head_size);
     float* out = args.output.row(row) + head * args.head_size;
@@ -154,8 +146,8 @@ void load_queries(const AttendArgs& args, const Task& task, float* q) {
 void attend_task(const AttendArgs& args, const Task& task, const Scratch& scratch) {
     const int group = group_of(args), rows = task.rows * group, wide = whole_panels(args.head_size);
     load_queries(args, task, scratch.q);
-    begin_total(scratch.total, rows, wide);
-    for (int s = task.segment_begin; s < task.segment_end; s++) {
+    attend_segment(args, task, task.segment_begin, scratch, scratch.total);
+    for (int s = task.segment_begin + 1; s < task.segment_end; s++) {
         attend_segment(args, task, s, scratch, scratch.part);
         for (int r = 0; r < rows; r++) merge(scratch.total, r, scratch.part, r, wide);
     }
@@ -183,12 +175,8 @@ INLINE void each_task(const AttendArgs& args, int rows_in_task, const Body& body
 
 // Few queries, so that whole tasks would not keep all threads busy: each (task, segment) is a piece of work by itself.
 // The partial results of a query row and head lie together, segment after segment.
-void attend_split(const AttendArgs& args, Share& share, int rows_in_task, const Scratch& scratch) {
+void attend_split(const AttendArgs& args, Share& share, int rows_in_task, int segments, const Scratch& scratch) {
     const int group = group_of(args), wide = whole_panels(args.head_size);
-    int segments = 0;
-    each_task(args, rows_in_task, [&](const Task& task) {
-        segments = task.segment_end > segments ? task.segment_end : segments;
-    });
     float* partials = args.scratch + share.parts * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const auto slot = [&](int row, int head, int s) {
         return partials + ((int64_t{row} * args.heads + head) * segments + s) * partial_floats(1, wide);
@@ -217,24 +205,37 @@ void attend_split(const AttendArgs& args, Share& share, int rows_in_task, const 
         for (int r = 0; r < task.rows * group; r++) {
             if (number++ % share.parts != share.part) continue;
             const int row = task.row + r / group, head = task.source.kv_head * group + r % group;
-            begin_total(scratch.total, 1, wide);
-            for (int s = task.segment_begin; s < task.segment_end; s++)
-                merge(scratch.total, 0, partial_at(slot(row, head, s), 1, wide), 0, wide);
-            finish_row(args, scratch.total, 0, row, head);
+            const Partial total = partial_at(slot(row, head, task.segment_begin), 1, wide);
+            for (int s = task.segment_begin + 1; s < task.segment_end; s++)
+                merge(total, 0, partial_at(slot(row, head, s), 1, wide), 0, wide);
+            finish_row(args, total, 0, row, head);
         }
     });
 }
 
+// Segments of the longest sequence.
+int segments_of(const AttendArgs& args) {
+    int positions = 0;
+    for (int s = 0; s < args.sequences; s++) {
+        const int last = args.row_starts[s + 1] - 1;
+        const int here = args.cache.k ? args.positions[last] + 1 : args.row_starts[s + 1] - args.row_starts[s];
+        positions = here > positions ? here : positions;
+    }
+    return (positions + segment - 1) / segment;
+}
+
 void attend(const AttendArgs& args, Share& share) {
-    const int group = group_of(args);
-    const bool split = attend_splits(args.rows, args.kv_heads, share.parts);
-    // Enough rows to make loading K and V cheap; enough tasks to go round.
-    int rows_in_task = attend_task_rows(args.heads, args.kv_heads);
-    while (rows_in_task > 4 && args.rows * args.kv_heads < 8 * share.parts * rows_in_task) rows_in_task /= 2;
-    const Scratch scratch = scratch_of(args, share.part, rows_in_task * group);
-    if (split) return attend_split(args, share, rows_in_task, scratch);
+    // Enough rows to make loading K and V cheap; enough pieces of work to go round.
+    const int segments = segments_of(args), pieces = 8 * share.parts;
+    int rows = attend_task_rows(args.heads, args.kv_heads);
+    const bool few = args.rows * args.kv_heads < pieces * rows;
+    const bool split = few && segments > 1 && int64_t{args.rows} * args.heads * segments <= args.partials;
+    const int parts_of_task = split ? segments : 1;
+    while (rows > 4 && args.rows * args.kv_heads * parts_of_task < pieces * rows) rows /= 2;
+    const Scratch scratch = scratch_of(args, share.part, rows * group_of(args));
+    if (split) return attend_split(args, share, rows, segments, scratch);
     int next = share.take(), number = 0;
-    each_task(args, rows_in_task, [&](const Task& task) {
+    each_task(args, rows, [&](const Task& task) {
         if (number++ != next) return;
         attend_task(args, task, scratch);
         next = share.take();

@@ -13,30 +13,26 @@ namespace {
 
 constexpr int panels = segment / panel;
 
-template <typename T>
-INLINE T element(float value);
-template <>
-inline __attribute__((always_inline)) float element<float>(float value) {
-    return value;
-}
-// Saturates: an infinity in the cache would turn other positions' zero weights into NaN.
-template <>
-inline __attribute__((always_inline)) uint16_t element<uint16_t>(float value) {
-    return float_to_half(value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value);
-}
+// Halves saturate: an infinity in the cache would turn other positions' zero weights into NaN.
+INLINE Floats storable(Floats v, const uint16_t*) { return larger(smaller(v, all(65504.0f)), all(-65504.0f)); }
+INLINE Floats storable(Floats v, const float*) { return v; }
 
 template <typename T>
 void store_row(const AttendArgs& args, const int32_t* table, int row) {
     const int tokens = args.cache.block_tokens, size = args.head_size;
     const int position = args.positions[row], slot = position % tokens;
     const int64_t at = table[position / tokens] * args.cache.block_stride;
-    T* k = reinterpret_cast<T*>(args.cache.k + at);
-    T* v = reinterpret_cast<T*>(args.cache.v + at);
-    const float *from_k = args.k.row(row), *from_v = args.v.row(row);
-    for (int i = 0; i < args.kv_heads * size; i++) k[int64_t{i} * tokens + slot] = element<T>(from_k[i]);
-    for (int head = 0; head < args.kv_heads; head++)
-        for (int d = 0; d < size; d++)
-            v[(int64_t{head} * tokens + slot) * size + d] = element<T>(from_v[head * size + d]);
+    T* k = reinterpret_cast<T*>(args.cache.k + at) + slot;
+    T* v = reinterpret_cast<T*>(args.cache.v + at) + int64_t{slot} * size;
+    for (int head = 0; head < args.kv_heads; head++, k += int64_t{size} * tokens, v += int64_t{size} * tokens)
+        each(size, [&](int d, auto get, auto) {
+            const int n = size - d < lanes ? size - d : lanes;
+            T elements[lanes];
+            store(elements, storable(get(args.k.row(row) + head * size + d), elements));
+            for (int i = 0; i < n; i++) k[int64_t{d + i} * tokens] = elements[i];
+            store(elements, storable(get(args.v.row(row) + head * size + d), elements));
+            __builtin_memcpy(v + d, elements, static_cast<size_t>(n) * sizeof(T));
+        });
 }
 
 void store(const AttendArgs& args, Share& share) {

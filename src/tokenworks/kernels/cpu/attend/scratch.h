@@ -16,9 +16,6 @@ static inline int attend_task_rows(int heads, int kv_heads) {
     return rows < 1 ? 1 : rows > 32 ? 32 : rows;
 }
 
-// Whether a step is so small that its tasks must be cut into segments to keep all threads busy.
-static inline bool attend_splits(int rows, int kv_heads, int threads) { return rows * kv_heads < 8 * threads; }
-
 // Floats for `rows` (query, head) pairs: mixed values, maximum, sum.
 static inline int64_t partial_floats(int64_t rows, int wide) { return rows * (wide + 2); }
 
@@ -29,11 +26,16 @@ static inline int64_t attend_thread_floats(int heads, int kv_heads, int head_siz
     return (floats + 15) / 16 * 16;
 }
 
-// Of all threads, and the partial results of a split step whose sequences reach at most `positions`.
+// Partial results that a step may keep, one for each (query, head, segment): enough for a lone query at `positions`.
+static inline int64_t attend_partials(int heads, int64_t positions) {
+    const int64_t lone = heads * ((positions + segment - 1) / segment);
+    return lone > 16384 ? lone : 16384;
+}
+
+// Of all threads, and those partial results.
 static inline int64_t attend_floats(int heads, int kv_heads, int head_size, int threads, int64_t positions) {
-    const int64_t split_rows = int64_t{8} * threads * (heads / kv_heads);
     return threads * attend_thread_floats(heads, kv_heads, head_size) +
-           partial_floats(split_rows * ((positions + segment - 1) / segment), whole_panels(head_size));
+           partial_floats(attend_partials(heads, positions), whole_panels(head_size));
 }
 
 }  // namespace tokenworks::cpu
