@@ -183,6 +183,21 @@ void place_i8(const int8_t* code, uint8_t* rows, int column) {
     for (int i = 0; i < 8; i++) std::memcpy(rows + i * 64 + column * 4, code + i * 4, 4);
 }
 
+// Formats whose blocks hold the same bytes as a panel, only in another order: float16s, then codes four at a time.
+template <int block_bytes, int halves, int code_rows>
+void pack_copies(const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
+    const int64_t blocks = matrix.in_features / 32;
+    uint8_t* rows = matrix.data + panel * matrix.panel_bytes;
+    uint16_t* scales = reinterpret_cast<uint16_t*>(rows + matrix.code_bytes);
+    source += int64_t{panel} * panel_width * blocks * block_bytes;
+    for (int64_t b = 0; b < blocks; b++, rows += code_rows * 64, scales += halves * panel_width)
+        for (int c = 0; c < columns; c++) {
+            const uint8_t* block = source + (c * blocks + b) * block_bytes;
+            for (int i = 0; i < halves; i++) scales[i * panel_width + c] = u16(block + i * 2);
+            for (int i = 0; i < code_rows; i++) std::memcpy(rows + i * 64 + c * 4, block + halves * 2 + i * 4, 4);
+        }
+}
+
 }  // namespace
 
 FileFormat file_format(const std::string& name) {
@@ -241,6 +256,9 @@ void pack_panel(FileFormat format, const uint8_t* source, const PackedMatrix& ma
     if (columns < panel_width) std::memset(out, 0, static_cast<size_t>(matrix.panel_bytes));
     if (row.layout == Layout::f32) return pack_floats<uint32_t>(source, matrix, panel, columns);
     if (row.block == 1) return pack_floats<uint16_t>(source, matrix, panel, columns);
+    if (format == FileFormat::q8_0) return pack_copies<34, 1, 8>(source, matrix, panel, columns);
+    if (format == FileFormat::q4_0) return pack_copies<18, 1, 4>(source, matrix, panel, columns);
+    if (format == FileFormat::q4_1) return pack_copies<20, 2, 4>(source, matrix, panel, columns);
 
     const size_t row_bytes = file_bytes(format, matrix.in_features);
     const int per_scale = row.minimums ? 32 : 16;  // float16s a block adds to the scales
