@@ -92,6 +92,7 @@ class World:
         self.requests: dict[str, Generate] = {}
         self.replies: dict[str, list[TokenChunk]] = {}
         self.live: set[str] = set()
+        self.preempted = 0
         self.cancelled: set[str] = set()
 
     def arrive(self) -> None:
@@ -114,13 +115,17 @@ class World:
 
     def step(self) -> None:
         scheduler = self.engine._scheduler
-        decoding = {s.request.request_id for s in scheduler._running if s.state is State.DECODE}
+        decoding = {s.request.request_id: s.rank for s in scheduler._running if s.state is State.DECODE}
         preemptions = scheduler.stats().preemptions_total
         step = self.engine.step(self.now_s)
+        losers = [s.rank for s in scheduler._waiting if s.request.request_id in decoding]
         self.now_s += 0.01
         told = {chunk.request_id for chunk in step.chunks}
+        if losers:
+            assert all(decoding[r] < min(losers) for r in decoding.keys() & told), "not the last one gave up its blocks"
+            self.preempted += 1
         if step.stats.preemptions_total == preemptions:
-            assert decoding <= told, "a decoding sequence was held up"
+            assert decoding.keys() <= told, "a decoding sequence was held up"
         for chunk in step.chunks:
             self.replies[chunk.request_id].append(chunk)
             if chunk.finish is not None:
@@ -194,6 +199,20 @@ def test_random_worlds(seed: int) -> None:
         world.check_reply(request)
     stats = world.engine._scheduler.stats()
     assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
+
+
+def test_the_worlds_know_every_trouble() -> None:
+    """The tests above mean nothing if memory never runs out in them, or nobody shares or leaves."""
+    preempted = hits = cancelled = 0
+    for seed in (8, 9, 13, 23):
+        world = World(seed)
+        world.run(arrivals=100)
+        preempted += world.preempted
+        hits += world.engine._scheduler.stats().prefix_hit_tokens_total
+        cancelled += len(world.cancelled)
+    assert preempted > 5
+    assert hits > 500
+    assert cancelled > 10
 
 
 def sizes(**changes: int) -> Limits:

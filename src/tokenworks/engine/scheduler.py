@@ -209,13 +209,10 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
         """Gets a running sequence blocks for `tokens` tokens, from those of later rank that are not in the step yet.
 
-        False: it cannot run in this step. Where there is no later one, a decoding sequence gives up its own blocks, so
-        that the earlier ones go on; a prefill keeps its work and waits (if it is the first, nobody is in its way).
+        False: there is none, so it has given up its own: the earlier ones go on, and it comes back when there is room.
         """
         while self._space.grow(sequence, tokens) < tokens:
             victim = next(other for other in reversed(self._running) if not other.in_step)
-            if victim is sequence and victim.state is State.PREFILL:
-                return False
             self._running.remove(victim)
             self._space.release(victim)
             victim.become(State.WAITING)
