@@ -134,6 +134,7 @@ def test_unknown_paths_and_wrong_methods(http: httpx.Client) -> None:
     wrong = http.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "error" in wrong.json()
+    assert set(http.put("/v1/responses/resp_1").headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
 
 
 def test_a_body_announced_too_large_is_refused_unread(factory: object, http: httpx.Client) -> None:

@@ -97,6 +97,16 @@ ROUTES: tuple[Api, ...] = (
 )  # fmt: skip
 
 
+def _route(path: str) -> Route:
+    """One route for all methods of a path: of two with one path, the first alone would say what is allowed."""
+    handlers = {api.method: api.handler for api in ROUTES if api.path == path}
+
+    async def dispatch(request: Request) -> ASGIApp:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, dispatch, methods=list(handlers))
+
+
 def build_app(
     pool: "Pool", models: "Sequence[PoolModel]", settings: ServerSettings, store: ResponsesStore
 ) -> Starlette:
@@ -108,7 +118,7 @@ def build_app(
 
         return Response(describe(ROUTES, list(serving.models)), media_type="application/json")
 
-    routes = [Route(api.path, api.handler, methods=[api.method]) for api in ROUTES]
+    routes = [_route(path) for path in dict.fromkeys(api.path for api in ROUTES)]
     routes.append(Route("/metrics", info.metrics, methods=["GET"]))
     routes.append(Route("/openapi.json", openapi, methods=["GET"]))
     routes.append(Route("/", info.front_page, methods=["GET"]))

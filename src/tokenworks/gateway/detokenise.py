@@ -7,9 +7,10 @@ each token alone, so a token has fixed bytes, looked up once; text is those byte
 import codecs
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
+if TYPE_CHECKING:
+    import tokenizers
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -30,7 +31,7 @@ class Vocabulary:
     Raises ValueError for a decoder whose tokens do not stand alone (WordPiece and the like: not generative models).
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
         self._tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
         added = tokenizer.get_added_tokens_decoder()

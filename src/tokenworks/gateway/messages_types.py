@@ -72,6 +72,11 @@ class NoneChoice(msgspec.Struct, tag_field="type", tag="none"):
     pass
 
 
+class SystemBlock(msgspec.Struct):
+    text: str
+    type: Literal["text"] = "text"
+
+
 class OutputFormat(msgspec.Struct):
     schema: dict[str, Any]
     type: Literal["json_schema"] = "json_schema"
@@ -86,7 +91,7 @@ class CountTokensBody(msgspec.Struct, kw_only=True):
 
     model: str
     messages: Annotated[list[InputMessage], Meta(min_length=1)]
-    system: str | list[TextBlock] | None = None
+    system: str | list[SystemBlock] | None = None
     tools: Annotated[list[InputTool], Meta(max_length=128)] | None = None
     tool_choice: AutoChoice | AnyChoice | ToolChoice | NoneChoice | None = None
 

@@ -84,6 +84,7 @@ class Serving:
         self.metrics = Metrics()
         self.created_s = int(wall_time_s())
         self._in_flight = 0
+        self._text_models: dict[str, TextModel] = {}
         self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
 
     @property
@@ -143,7 +144,11 @@ class Serving:
             does = "generate text" if kind == "generate" else "make embeddings"
             raise InvalidRequest(f"the model {name!r} does not {does}", param="model")
         tokenizer = await asyncio.shield(tokenizer_task)
-        return TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary)
+        known = self._text_models.get(name)
+        if known is None:
+            known = TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary)
+            self._text_models[name] = known
+        return known
 
     def _tokenizer_task(self, model: "PoolModel") -> "asyncio.Task[ModelTokenizer]":
         task = self._tokenizers.get(model.name)
