@@ -51,8 +51,10 @@ int falling(const void* a, const void* b) {
 }
 
 constexpr int buckets = 1024;
-constexpr float near = 12.0f;  // e^-12 is 6e-6: what lies beyond is looked at only if a draw reaches it
-constexpr float far = 87.0f;   // weights beyond are 0
+// Candidates are collected within the first of these distances, and within the next if a draw reaches beyond them.
+// Weights beyond the last are 0.
+constexpr float far = 87.0f;
+constexpr float reaches[] = {8.0f, 16.0f, 32.0f, far};
 
 // The tokens of a row that are within `reach` of the best one. The weight of a token is e^-distance.
 struct Candidates {
@@ -198,7 +200,7 @@ int sample_row(const float* logits, int n, float temperature, const Options& how
     found.logits = reinterpret_cast<float*>(memory);
     found.ids = reinterpret_cast<int32_t*>(found.logits + n);
     found.sorted = reinterpret_cast<Entry*>(found.ids + n);
-    for (const float reach : {near, far}) {
+    for (const float reach : reaches) {
         found.reach = reach;
         collect(found, logits, n);
         const int token = draw(found, how, n);
