@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tokenworks.kernels.backend import Backend, Limits, StepBatch
+from tokenworks.kernels.backend import Backend, Int32, Limits, StepBatch
 from tokenworks.models.checkpoint import open_checkpoint
 
 Float32 = npt.NDArray[np.float32]
@@ -110,16 +110,21 @@ def reference_model(folder: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def reference_logits(model: PreTrainedModel, ids: Sequence[int]) -> Float32:
-    """[tokens, vocabulary]"""
+def reference_logits(model: PreTrainedModel, ids: Sequence[int], last: int = 0) -> Float32:
+    """[tokens, vocabulary], or of the `last` tokens only."""
     # transformers' Gemma 3 keeps its attention soft cap to itself unless its attention is handed it.
     cap = getattr(model.config, "attn_logit_softcapping", None)
-    logits = model(torch.tensor([list(ids)]), **({"softcap": cap} if cap else {})).logits
+    logits = model(torch.tensor([list(ids)]), logits_to_keep=last, **({"softcap": cap} if cap else {})).logits
     return np.asarray(logits[0].float().numpy(), np.float32)
 
 
-def our_logits(path: Path, ids: Sequence[int], backend: Backend, chunk_tokens: int | None = None) -> Float32:
-    """[tokens, vocabulary]: the whole prompt in one step, or in steps of `chunk_tokens`; KV cache in float32."""
+def our_logits(
+    path: Path, ids: Sequence[int], backend: Backend, chunk_tokens: int | None = None, last: int | None = None
+) -> Float32:
+    """[tokens, vocabulary], or of the `last` tokens only: the whole prompt in one step, or in steps of `chunk_tokens`.
+
+    The KV cache is float32.
+    """
     checkpoint = open_checkpoint(path)
     count, step = len(ids), chunk_tokens or len(ids)
     blocks = -(-count // BLOCK_TOKENS)
@@ -130,7 +135,8 @@ def our_logits(path: Path, ids: Sequence[int], backend: Backend, chunk_tokens: i
     rows = []
     for start in range(0, count, step):
         tokens = np.asarray(ids[start : start + step], np.int32)
-        rows.append(model.run(_batch(tokens, start, table)).copy())
+        wanted = np.arange(max(start, count - (last or count)), start + len(tokens), dtype=np.int32) - start
+        rows.append(model.run(_batch(tokens, start, table, wanted)).copy())
     return np.concatenate(rows)
 
 
@@ -144,15 +150,15 @@ def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> l
     ids, done = list(prompt), 0
     while len(ids) < len(prompt) + count:
         tokens = np.asarray(ids[done:], np.int32)
-        logits = model.run(_batch(tokens, done, table))
+        logits = model.run(_batch(tokens, done, table, np.array([len(tokens) - 1], np.int32)))
         done = len(ids)
         ids.append(int(logits[-1].argmax()))
     return ids[len(prompt) :]
 
 
-def _batch(tokens: npt.NDArray[np.int32], start: int, table: npt.NDArray[np.int32]) -> StepBatch:
-    rows = np.arange(len(tokens), dtype=np.int32)
-    return StepBatch(tokens, rows + np.int32(start), np.array([0, len(tokens)], np.int32), table, rows)
+def _batch(tokens: Int32, start: int, table: Int32, logit_rows: Int32) -> StepBatch:
+    positions = np.arange(start, start + len(tokens), dtype=np.int32)
+    return StepBatch(tokens, positions, np.array([0, len(tokens)], np.int32), table, logit_rows)
 
 
 def log_softmax(logits: Float32) -> npt.NDArray[np.float64]:
