@@ -14,7 +14,7 @@ from tokenworks.gateway.chat import usage_body
 from tokenworks.gateway.chat_types import UsageBody
 from tokenworks.gateway.generation import Ticket, collect, generate
 from tokenworks.gateway.http import json_response, openai_error, read_body
-from tokenworks.gateway.logprobs import CompletionLogprobs, completion_logprobs
+from tokenworks.gateway.logprobs import CompletionLogprobs, characters, completion_logprobs
 from tokenworks.gateway.sampling import (
     Count,
     SamplingBody,
@@ -188,12 +188,12 @@ class _Reply:
             text = self.model.tokenizer.decode(prompt.token_ids, skip_special=False)
         if self.body.logprobs is None:
             return text, None
-        first_id = prompt.token_ids[0]
         logprobs = completion_logprobs(
             prompt_logprobs,  # type: ignore[arg-type]
             self.model.vocabulary,
             self.as_ids,
-            first_id=first_id,
+            offset=len(text) - characters(self.model.vocabulary, prompt.token_ids),
+            first_id=prompt.token_ids[0],
         )
         return text, logprobs
 
@@ -232,7 +232,7 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
                         at = offsets[delta.index]
                         made = completion_logprobs(delta.logprobs, vocabulary, reply.as_ids, offset=at)
                         logprobs = _joined(logprobs, made)
-                        offsets[delta.index] += sum(map(len, made.tokens))
+                        offsets[delta.index] += characters(vocabulary, (entry.token_id for entry in delta.logprobs))
                 if text or logprobs is not None or finish is not None:
                     chunk.choices = [CompletionChoice(delta.index, text, logprobs, finish)]
                     yield data_event(chunk)

@@ -1,6 +1,6 @@
 """Log-probabilities in the two shapes that OpenAI's clients read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -39,29 +39,31 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], vocabulary: Vocabulary, as_i
     return ChoiceLogprobs(content)
 
 
+def characters(vocabulary: Vocabulary, token_ids: Iterable[int]) -> int:
+    """Characters of text that these tokens begin: one cut across tokens belongs to the first."""
+    return sum(byte & 0xC0 != 0x80 for token_id in token_ids for byte in vocabulary.token_bytes(token_id))
+
+
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs],
-    vocabulary: Vocabulary,
-    as_ids: bool,
-    *,
-    offset: int = 0,
-    first_id: int | None = None,
+    entries: Sequence[TokenLogprobs], vocabulary: Vocabulary, as_ids: bool, *, offset: int, first_id: int | None = None
 ) -> CompletionLogprobs:
-    """`first_id` is the first token of an echoed prompt, which nothing precedes; `offset` counts characters."""
+    """`offset` is where in the text the tokens begin, in characters; negative by the length of special tokens that
+    stand before the text without being part of it. `first_id` is an echoed prompt's first token: nothing precedes it.
+    """
     result = CompletionLogprobs([], [], [], [])
-    if first_id is not None:
-        result.tokens.append(_name(vocabulary, first_id, as_ids))
-        result.text_offset.append(offset)
-        result.token_logprobs.append(None)
-        result.top_logprobs.append(None)
-        offset += len(vocabulary.token_text(first_id))
-    for entry in entries:
-        name = _name(vocabulary, entry.token_id, as_ids)
-        top = {_name(vocabulary, token_id, as_ids): logprob for token_id, logprob in entry.top}
-        top.setdefault(name, entry.logprob)
-        result.tokens.append(name)
-        result.text_offset.append(offset)
-        result.token_logprobs.append(entry.logprob)
+
+    def add(token_id: int, logprob: float | None, top: dict[str, float] | None) -> None:
+        nonlocal offset
+        result.tokens.append(_name(vocabulary, token_id, as_ids))
+        result.text_offset.append(max(0, offset))
+        result.token_logprobs.append(logprob)
         result.top_logprobs.append(top)
-        offset += len(vocabulary.token_text(entry.token_id))
+        offset += characters(vocabulary, (token_id,))
+
+    if first_id is not None:
+        add(first_id, None, None)
+    for entry in entries:
+        top = {_name(vocabulary, token_id, as_ids): logprob for token_id, logprob in entry.top}
+        top.setdefault(_name(vocabulary, entry.token_id, as_ids), entry.logprob)
+        add(entry.token_id, entry.logprob, top)
     return result
