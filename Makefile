@@ -1,26 +1,28 @@
 # The whole house in three words: `make setup`, `make serve`, `make test`. Needs Python 3.11, gcc/g++, make.
 
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
-SOURCES := $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name CMakeLists.txt)
-# What the compiled part and the installation depend on. Python files are not here: the installation is editable.
-NATIVE := $(filter-out %.py,$(SOURCES)) pyproject.toml
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What the compiled part and the installation depend on. Not Python files: the installation is editable.
+NATIVE := pyproject.toml $(shell find src -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
 .PHONY: setup serve test lint docs clean
 
 setup: .venv/.installed
 
+# The build tools live in the environment too: with pip's throw-away ones every build would start from nothing.
 .venv/.made:
 	$(PYTHON) -m venv .venv
+	$(PIP) 'scikit-build-core>=1.0' 'nanobind>=2.9' cmake ninja
 	touch $@
 
 .venv/.installed: .venv/.made $(NATIVE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
-.venv/.tools: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint,hub]'
-	touch $@
+.venv/.tools: .venv/.made $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[test,lint,hub]'
+	touch .venv/.installed $@
 
 serve: setup
 	$(BIN)/tokenworks serve
