@@ -42,7 +42,7 @@ def make(smollm2: Path, tokenizer: ModelTokenizer) -> Callable[[int], Engine]:
 
 def question(tokenizer: ModelTokenizer, request_id: str, text: str, **how: object) -> Generate:
     chat = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    options = {"max_tokens": 40, "seed": 3, "temperature": 0.0, **how}
+    options = {"max_tokens": 24, "seed": 3, "temperature": 0.0, **how}
     return Generate(request_id, tuple(tokenizer.encode(chat)), Sampling(**options))  # type: ignore[arg-type]
 
 

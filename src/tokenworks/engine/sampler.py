@@ -74,6 +74,7 @@ class Sampler:
     def load(self, sequence: Sequence) -> None:
         """The sequence has got its slot."""
         sampling, slot = sequence.request.sampling, sequence.slot
+        assert slot >= 0
         self._temperature[slot] = sampling.temperature
         self._top_k[slot] = sampling.top_k
         self._top_p[slot] = sampling.top_p

@@ -104,10 +104,9 @@ class Scheduler:
         for sequence in prefills:
             if sequence.state is State.PREFILL and tokens < self._limits.step_tokens:
                 tokens, rows = self._prefill(sequence, tokens, rows, pieces, preempted)
-        if not preempted:  # else memory is short: those who run have it first
-            while tokens < self._limits.step_tokens and (newcomer := self._admit()) is not None:
-                admitted.append(newcomer)
-                tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
+        while tokens < self._limits.step_tokens and (newcomer := self._admit()) is not None:
+            admitted.append(newcomer)
+            tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
         return StepPlan(tuple(pieces), tokens, tuple(admitted), tuple(preempted), self._space.tables)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
@@ -230,7 +229,6 @@ class Scheduler:
         request = sequence.request
         if sequence.state is State.PREFILL:
             sequence.become(State.DECODE)
-            self._space.prefilled(sequence)
         finish: Finish | None = None
         stop_token_id: int | None = None
         token_ids: tuple[int, ...] = ()

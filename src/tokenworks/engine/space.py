@@ -78,10 +78,6 @@ class CacheSpace:
             nodes.append(node)
         self._announce(sequence)
 
-    def prefilled(self, sequence: Sequence) -> None:
-        """Its tokens are all computed: nobody need wait for it any more."""
-        self._retract(sequence)
-
     def release(self, sequence: Sequence) -> None:
         """Takes slot and blocks back; what is in the tree stays there, idle, if nobody else reads it."""
         row = self.tables[sequence.slot]
