@@ -90,8 +90,27 @@ INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #endif
 }
 
-INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+// b where they do not compare. Compilers make two instructions of a > b ? a : b.
+INLINE Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_max_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+INLINE Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_min_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 INLINE Floats magnitude(Floats a) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) & 0x7fffffff); }
 INLINE Floats square_root(Floats a) {
 #if defined(__AVX512F__)

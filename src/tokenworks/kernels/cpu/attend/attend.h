@@ -71,8 +71,11 @@ void soften(const AttendArgs& args, float* scores, Seen seen, int start, int fro
     for (int at = begin; at < to; at += lanes) {
         Floats s = load(scores + at);
         if (args.softcap != 0.0f) s = args.softcap * hyperbolic_tangent(s / args.softcap);
-        const Ints position = lane + (start + at);
-        s = (position >= seen.from) & (position < seen.to) ? s : all(-__builtin_inff());
+        const int first = start + at;
+        if (first < seen.from || first + lanes > seen.to) {
+            const Ints position = lane + first;
+            s = (position >= seen.from) & (position < seen.to) ? s : all(-__builtin_inff());
+        }
         store(scores + at, s);
         high = larger(high, s);
     }
