@@ -1,6 +1,7 @@
 """The CPU backend's edges: weights it refuses, steps it refuses, memory it shares and gives back."""
 
 import mmap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,11 @@ def test_a_result_outlives_its_executable() -> None:
     program = program_of(32, lambda b, x: b.activate(x, "silu"))
     result = CpuBackend().compile(program, tensors({"x": np.ones((2, 32))}), limits()).run(step([([0], 0)]))
     np.testing.assert_allclose(result, 1 / (1 + np.exp(-1)), rtol=1e-6)
+
+
+def test_threads_sleep_between_steps() -> None:
+    executable = attention()
+    run(executable, step([([1, 2], 0)], [[3]]))
+    before_s = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before_s < 0.1

@@ -11,11 +11,6 @@ namespace {
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-// A panel's 16 sums: two registers.
-struct Pair {
-    __m256 v[2];
-};
-
 INLINE int32_t sum_of(__m256i v) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
@@ -74,6 +69,15 @@ INLINE __m256 load_halves(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
+// See avx512.cpp.
+constexpr int ahead_bytes = 16384;
+template <int bytes>
+INLINE void prefetch(const PackedMatrix& shape, const uint8_t* codes, const uint16_t* scales) {
+    UNROLL for (int i = 0; i < bytes; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(codes + ahead_bytes + i), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(scales) + shape.panel_bytes, _MM_HINT_T0);
+}
+
 INLINE __m256i four(const int8_t* codes, int group) {
     int32_t value;
     __builtin_memcpy(&value, codes + group * 4, 4);
@@ -105,6 +109,7 @@ void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
     const __m256i low_half = _mm256_set1_epi8(15);
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
+        prefetch<256>(shape, panel, scales);
         for (int first = 0; first < height; first += at_once) {
             __m256i sums[at_once][2];
             UNROLL for (int r = 0; r < at_once; r++) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
@@ -148,6 +153,7 @@ void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
     constexpr int scales_per_32 = 32 / block * (minimums ? 32 : 16);
     const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
+        prefetch<512>(shape, panel, scales);
         for (int first = 0; first < height; first += at_once) {
             UNROLL for (int part = 0; part < 32 / block; part++) {
                 __m256i sums[at_once][2];
@@ -204,22 +210,22 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, cons
             float* out) {
     constexpr int at_once = height < 4 ? height : 4;
     for (int first = 0; first < height; first += at_once) {
-        Pair totals[at_once];
-        UNROLL for (int r = 0; r < at_once; r++) totals[r].v[0] = totals[r].v[1] = _mm256_setzero_ps();
+        __m256 totals[at_once][2];  // a panel's 16 sums are two registers
+        UNROLL for (int r = 0; r < at_once; r++) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
         const uint8_t* weights = panel;
         const float* inputs = x + first;
         for (int64_t k = shape.in_features; k > 0; k--) {
             UNROLL for (int side = 0; side < 2; side++) {
                 const __m256 row = Element::load(weights, side);
                 UNROLL for (int r = 0; r < at_once; r++)
-                    totals[r].v[side] = _mm256_fmadd_ps(row, _mm256_set1_ps(inputs[r]), totals[r].v[side]);
+                    totals[r][side] = _mm256_fmadd_ps(row, _mm256_set1_ps(inputs[r]), totals[r][side]);
             }
             weights += Element::row_bytes;
             inputs += height;
         }
         UNROLL for (int r = 0; r < at_once; r++) {
-            _mm256_store_ps(out + (first + r) * panel_width, totals[r].v[0]);
-            _mm256_store_ps(out + (first + r) * panel_width + 8, totals[r].v[1]);
+            _mm256_store_ps(out + (first + r) * panel_width, totals[r][0]);
+            _mm256_store_ps(out + (first + r) * panel_width + 8, totals[r][1]);
         }
     }
 }

@@ -10,8 +10,9 @@ struct Tile {
 };
 
 // The tile that begins at `row`, of `rows`.
-Tile tile_at(int row, int rows) {
-    int log2_height = 4;
+inline Tile tile_at(int row, int rows) {
+    if (rows - row >= 16) return {row, 16, 4};
+    int log2_height = 3;
     while (rows - row < tile_heights[log2_height]) log2_height--;
     return {row, tile_heights[log2_height], log2_height};
 }
