@@ -90,6 +90,15 @@ def _from_options(options: GrammarOptions) -> Grammar | None:
     return check_grammar(Grammar("lark", lark), f"{where}.grammar")
 
 
+def _no_beginning(source: str) -> str:
+    """Why no text at all fits a grammar that compiles (it needs itself before anything else); "" when one does."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    matcher = LLMatcher(LLTokenizer("byte"), source)
+    matcher.compute_bitmask()
+    return "no text fits it" if matcher.is_error() else ""
+
+
 def check_grammar(grammar: Grammar, param: str) -> Grammar:
     """The grammar again, when the compiler takes it; else InvalidRequest with the compiler's reason."""
     if len(grammar.text) > GRAMMAR_BYTES_MAX:
@@ -106,7 +115,7 @@ def check_grammar(grammar: Grammar, param: str) -> Grammar:
                 source = LLMatcher.grammar_from_regex(grammar.text)
             case "lark":
                 source = LLMatcher.grammar_from_lark(grammar.text)
-        problem = LLMatcher.validate_grammar(source)
+        problem = LLMatcher.validate_grammar(source) or _no_beginning(source)
     except (ValueError, RecursionError) as error:
         problem = str(error)
     if problem:

@@ -1,15 +1,19 @@
 """Messages to prompt token ids: the model's own chat template, with the tools it is offered."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from tokenworks.gateway.serving import TextModel
 from tokenworks.gateway.tools import Tool
-from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.errors import ContextTooLong, InvalidRequest
 
 Message = dict[str, Any]
 """As chat templates take it: role, content (text), tool_calls with arguments as an object, name."""
+
+_THREAD_FROM_MESSAGES = 64
+"""Longer conversations are rendered off the event loop, so that streams go on."""
 
 
 async def chat_prompt(
@@ -22,7 +26,12 @@ async def chat_prompt(
 
     Raises InvalidRequest for what the template refuses, ContextTooLong for what cannot fit.
     """
-    text = chat_text(model, messages, tools, template_values)
+    if len(messages) > model.context_tokens:  # each is a token at the very least
+        raise ContextTooLong(len(messages), 1, model.context_tokens)
+    if len(messages) > _THREAD_FROM_MESSAGES:
+        text = await asyncio.to_thread(chat_text, model, messages, tools, template_values)
+    else:
+        text = chat_text(model, messages, tools, template_values)
     return await model.encode(text, special=False, param="messages")
 
 
