@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import openai
+import psutil
 import pytest
+from running_factory import Factory
 
 CHAT = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
@@ -140,7 +142,7 @@ def test_unknown_paths_and_wrong_methods(http: httpx.Client) -> None:
     assert set(http.put("/v1/responses/resp_1").headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
 
 
-def test_a_body_announced_too_large_is_refused_unread(factory: object, http: httpx.Client) -> None:
+def test_a_body_announced_too_large_is_refused_unread(factory: Factory, http: httpx.Client) -> None:
     address = urlsplit(str(http.base_url))
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(
@@ -150,13 +152,13 @@ def test_a_body_announced_too_large_is_refused_unread(factory: object, http: htt
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_100_mb_without_a_length_are_refused_and_not_kept(factory: object, http: httpx.Client) -> None:
+def test_100_mb_without_a_length_are_refused_and_not_kept(factory: Factory, http: httpx.Client) -> None:
     def endless() -> Iterator[bytes]:
         for _ in range(1600):
             yield b" " * 65536
 
     before = factory.workers()
-    process = __import__("psutil").Process(factory.process.pid)
+    process = psutil.Process(factory.process.pid)
     resident_bytes = process.memory_info().rss
     reply = http.post("/v1/chat/completions", content=endless())
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 import schemathesis
-from conftest import Factory
 from hypothesis import HealthCheck, given, settings
+from running_factory import Factory
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.schemas import BaseSchema

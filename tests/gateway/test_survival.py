@@ -3,13 +3,14 @@
 import asyncio
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from conftest import Factory, start_factory
+from running_factory import Factory, start_factory
 
 LONG = {
     "model": "smollm2",
@@ -89,8 +90,6 @@ def test_a_port_in_use_is_said_at_once(smollm2: Path, factory: Factory) -> None:
         f"try: bind(ServerSettings(port={port}))\n"
         "except AddressInUse as error: print(error)"
     )
-    import sys
-
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert f"127.0.0.1:{port}" in said
     assert "--port" in said
