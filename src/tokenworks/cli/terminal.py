@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 def size(size_bytes: int) -> str:
     """In SI units: 98.4 MB."""
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.2f} GB"
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
