@@ -69,15 +69,6 @@ INLINE __m256 load_halves(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// See avx512.cpp.
-constexpr int ahead_bytes = 16384;
-template <int bytes>
-INLINE void prefetch(const PackedMatrix& shape, const uint8_t* codes, const uint16_t* scales) {
-    UNROLL for (int i = 0; i < bytes; i += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(codes + ahead_bytes + i), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(scales) + shape.panel_bytes, _MM_HINT_T0);
-}
-
 INLINE __m256i four(const int8_t* codes, int group) {
     int32_t value;
     __builtin_memcpy(&value, codes + group * 4, 4);
@@ -106,10 +97,9 @@ void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
         float* out) {
     clear<height>(out);
     constexpr int at_once = height < 4 ? height : 4;
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
     const __m256i low_half = _mm256_set1_epi8(15);
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        prefetch<256>(shape, panel, scales);
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 256);
         for (int first = 0; first < height; first += at_once) {
             __m256i sums[at_once][2];
             UNROLL for (int r = 0; r < at_once; r++) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
@@ -138,8 +128,7 @@ void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
                 }
             }
         }
-        panel += 256;
-        scales += minimums ? 32 : 16;
+        panel += shape.group_bytes;
         codes += height * 32;
         facts += height;
     }
@@ -150,10 +139,8 @@ void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
         float* out) {
     clear<height>(out);
     constexpr int at_once = height < 4 ? height : 4;
-    constexpr int scales_per_32 = 32 / block * (minimums ? 32 : 16);
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        prefetch<512>(shape, panel, scales);
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
         for (int first = 0; first < height; first += at_once) {
             UNROLL for (int part = 0; part < 32 / block; part++) {
                 __m256i sums[at_once][2];
@@ -180,8 +167,7 @@ void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
                 }
             }
         }
-        panel += 512;
-        scales += scales_per_32;
+        panel += shape.group_bytes;
         codes += height * 32;
         facts += height;
     }

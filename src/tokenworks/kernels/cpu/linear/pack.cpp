@@ -161,6 +161,9 @@ float read_float(FileFormat format, const uint8_t* p) {
     return value;
 }
 
+// Of 32 input features in a panel.
+int64_t code_bytes(Layout layout) { return layout == Layout::u4 ? 256 : 512; }
+
 int zero_of(const FormatRow& row) { return row.layout == Layout::u4 && !row.minimums ? 8 : 0; }
 
 template <typename Element>
@@ -188,14 +191,15 @@ template <int block_bytes, int halves, int code_rows>
 void pack_copies(const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
     const int64_t blocks = matrix.in_features / 32;
     uint8_t* rows = matrix.data + panel * matrix.panel_bytes;
-    uint16_t* scales = reinterpret_cast<uint16_t*>(rows + matrix.code_bytes);
     source += int64_t{panel} * panel_width * blocks * block_bytes;
-    for (int64_t b = 0; b < blocks; b++, rows += code_rows * 64, scales += halves * panel_width)
+    for (int64_t b = 0; b < blocks; b++, rows += matrix.group_bytes) {
+        uint16_t* scales = reinterpret_cast<uint16_t*>(rows + code_rows * 64);
         for (int c = 0; c < columns; c++) {
             const uint8_t* block = source + (c * blocks + b) * block_bytes;
             for (int i = 0; i < halves; i++) scales[i * panel_width + c] = u16(block + i * 2);
             for (int i = 0; i < code_rows; i++) std::memcpy(rows + i * 64 + c * 4, block + halves * 2 + i * 4, 4);
         }
+    }
 }
 
 }  // namespace
@@ -235,16 +239,12 @@ PackedMatrix packed_shape(FileFormat format, int64_t out_features, int64_t in_fe
     const FormatRow& row = row_of(format);
     file_bytes(format, in_features);
     PackedMatrix matrix{row.layout, out_features, in_features, row.scale_block, row.minimums, 0, 0, nullptr};
-    const int64_t elements = in_features * panel_width;
-    switch (row.layout) {
-        case Layout::u4: matrix.code_bytes = elements / 2; break;
-        case Layout::i8: matrix.code_bytes = elements; break;
-        case Layout::f16:
-        case Layout::bf16: matrix.code_bytes = elements * 2; break;
-        case Layout::f32: matrix.code_bytes = elements * 4; break;
+    int64_t bytes = in_features * panel_width * row.bytes;
+    if (row.scale_block) {
+        matrix.group_bytes = code_bytes(row.layout) + 32 / row.scale_block * (row.minimums ? 64 : 32);
+        bytes = in_features / 32 * matrix.group_bytes;
     }
-    const int64_t scales = row.scale_block ? in_features / row.scale_block * (row.minimums ? 64 : 32) : 0;
-    matrix.panel_bytes = (matrix.code_bytes + scales + 63) / 64 * 64;
+    matrix.panel_bytes = (bytes + 63) / 64 * 64;
     return matrix;
 }
 
@@ -262,19 +262,19 @@ void pack_panel(FileFormat format, const uint8_t* source, const PackedMatrix& ma
 
     const size_t row_bytes = file_bytes(format, matrix.in_features);
     const int per_scale = row.minimums ? 32 : 16;  // float16s a block adds to the scales
-    const int64_t rows_of_32 = row.layout == Layout::u4 ? 256 : 512;
-    uint16_t* scales = reinterpret_cast<uint16_t*>(out + matrix.code_bytes);
     Block block{};
     for (int64_t start = 0; start < matrix.in_features; start += row.block)
         for (int c = 0; c < columns; c++) {
             const size_t feature = static_cast<size_t>(panel) * panel_width + static_cast<size_t>(c);
             read_block(format, source + feature * row_bytes + start / row.block * row.bytes, block);
             for (int i = 0; i < row.block; i += 32) {
-                uint8_t* rows = out + (start + i) / 32 * rows_of_32;
+                uint8_t* rows = out + (start + i) / 32 * matrix.group_bytes;
                 row.layout == Layout::u4 ? place_u4(block.code + i, rows, c) : place_i8(block.code + i, rows, c);
             }
             for (int i = 0; i < row.block / row.scale_block; i++) {
-                uint16_t* at = scales + (start / row.scale_block + i) * per_scale + c;
+                const int64_t first = start + i * row.scale_block;
+                uint8_t* scales = out + first / 32 * matrix.group_bytes + code_bytes(row.layout);
+                uint16_t* at = reinterpret_cast<uint16_t*>(scales) + first % 32 / row.scale_block * per_scale + c;
                 at[0] = float_to_half(block.scale[i]);
                 if (row.minimums) at[16] = float_to_half(block.minimum[i]);
             }
@@ -284,23 +284,24 @@ void pack_panel(FileFormat format, const uint8_t* source, const PackedMatrix& ma
 void dequantise_row(const PackedMatrix& matrix, int64_t row, float* out) {
     const uint8_t* panel = matrix.panel(row / panel_width);
     const int c = static_cast<int>(row % panel_width);
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + matrix.code_bytes);
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(panel);
     const int zero = matrix.layout == Layout::u4 && !matrix.minimums ? 8 : 0;
     for (int64_t k = 0; k < matrix.in_features; k++) {
         int code = 0;
+        const uint8_t* group = panel + k / 32 * matrix.group_bytes;
         switch (matrix.layout) {
             case Layout::f32: out[k] = reinterpret_cast<const float*>(panel)[k * panel_width + c]; continue;
             case Layout::f16: out[k] = half_to_float(halves[k * panel_width + c]); continue;
             case Layout::bf16: out[k] = bfloat_to_float(halves[k * panel_width + c]); continue;
             case Layout::u4: {
-                const uint8_t both = panel[k / 32 * 256 + k % 16 / 4 * 64 + c * 4 + k % 4];
+                const uint8_t both = group[k % 16 / 4 * 64 + c * 4 + k % 4];
                 code = k % 32 < 16 ? both & 15 : both >> 4;
                 break;
             }
-            case Layout::i8: code = static_cast<int8_t>(panel[k / 4 * 64 + c * 4 + k % 4]); break;
+            case Layout::i8: code = static_cast<int8_t>(group[k % 32 / 4 * 64 + c * 4 + k % 4]); break;
         }
-        const uint16_t* at = scales + k / matrix.block * (matrix.minimums ? 32 : 16) + c;
+        const uint16_t* at = reinterpret_cast<const uint16_t*>(group + code_bytes(matrix.layout)) +
+                             k % 32 / matrix.block * (matrix.minimums ? 32 : 16) + c;
         out[k] = half_to_float(at[0]) * static_cast<float>(code - zero) +
                  (matrix.minimums ? half_to_float(at[16]) : 0.0f);
     }

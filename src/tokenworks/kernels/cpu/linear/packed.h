@@ -8,7 +8,8 @@
 //       inputs 4i + j (low half) and 16 + 4i + j (high half).
 // i8    codes -128..127. Every 4 input features: a row of 64 bytes; byte 4c + j is feature c's code of input j.
 // f16, bf16, f32: every input feature: a row of 16 values.
-// After all the codes of a panel come its scales: for each block 16 float16 and, with minimums, 16 more float16.
+// Every 32 input features' codes are followed by their scales, so that a panel is one stream of bytes: for each block 16
+// float16 and, with minimums, 16 more.
 // A weight's value is scale * (code - zero) + minimum; zero is 8 for u4 without minimums, else 0.
 #pragma once
 
@@ -40,7 +41,7 @@ struct PackedMatrix {
     int64_t out_features, in_features;
     int block;      // input features that share a scale: 32 or 16; 0 for floats
     bool minimums;  // blocks have a minimum beside their scale
-    int64_t code_bytes;   // of a panel
+    int64_t group_bytes;  // of 32 input features in a panel: codes, then scales; 0 for floats
     int64_t panel_bytes;  // codes and scales, a multiple of 64
     uint8_t* data;        // [panels, panel_bytes], 64-byte aligned
 

@@ -42,8 +42,8 @@ template <int height, bool minimums>
 void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
         float* out) {
     std::memset(out, 0, height * panel_width * sizeof(float));
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
-    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += 256, scales += minimums ? 32 : 16) {
+    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += shape.group_bytes) {
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 256);
         uint8_t low[256], high[256];
         for (int i = 0; i < 256; i++) {
             low[i] = panel[i] & 15;
@@ -69,9 +69,8 @@ template <int height, int block, bool minimums>
 void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
         float* out) {
     std::memset(out, 0, height * panel_width * sizeof(float));
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + shape.code_bytes);
-    constexpr int scales_per_32 = 32 / block * (minimums ? 32 : 16);
-    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += 512, scales += scales_per_32)
+    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += shape.group_bytes) {
+        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
         for (int r = 0; r < height; r++, codes += 32, facts++)
             for (int part = 0; part < 32 / block; part++) {
                 int32_t sums[panel_width] = {};
@@ -83,6 +82,7 @@ void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, co
                     if (minimums) total += half_to_float(scales[16 + c]) * facts->scaled_sum;
                 }
             }
+    }
 }
 
 float from_f16(uint16_t value) { return half_to_float(value); }
