@@ -1,6 +1,7 @@
 """/v1/chat/completions through the official client, a real server and a real model."""
 
 import json
+import string
 import math
 
 import openai
@@ -243,6 +244,7 @@ def test_a_json_schema_is_kept_to(client: openai.OpenAI) -> None:
     [
         ({"choice": ["red", "green"]}, {"red", "green"}),
         ({"regex": "(ab){2}"}, {"abab"}),
+        ({"regex": r"\d[\w]"}, {a + b for a in string.digits for b in string.digits + string.ascii_letters + "_"}),
         ({"grammar": 'start: "x" | "y"'}, {"x", "y"}),
         ({"json": {"const": "k"}}, {'"k"'}),
     ],

@@ -1,5 +1,6 @@
 """Structured output as clients ask for it, checked and turned into one Grammar for the engine."""
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -77,7 +78,7 @@ def _from_options(options: GrammarOptions) -> Grammar | None:
                 raise InvalidRequest(f"the schema is not valid JSON: {error}", param=f"{where}.json") from None
         return json_schema_grammar(schema, f"{where}.json")
     if options.regex is not None:
-        return check_grammar(Grammar("regex", options.regex), f"{where}.regex")
+        return check_grammar(Grammar("regex", _ascii_classes(options.regex)), f"{where}.regex")
     if options.choice is not None:
         return check_grammar(Grammar("choice", msgspec.json.encode(options.choice).decode()), f"{where}.choice")
     assert options.grammar is not None
@@ -88,6 +89,14 @@ def _from_options(options: GrammarOptions) -> Grammar | None:
     except Exception as error:  # the converter raises whatever its parser trips over
         raise InvalidRequest(f"the grammar does not read: {error}", param=f"{where}.grammar") from None
     return check_grammar(Grammar("lark", lark), f"{where}.grammar")
+
+
+_ASCII_CLASSES = {"d": "[0-9]", "w": "[0-9A-Za-z_]"}
+
+
+def _ascii_classes(pattern: str) -> str:
+    """The pattern with \\d and \\w as ASCII, which clients mean: the library's take every digit of Unicode."""
+    return re.sub(r"\\(.)", lambda escape: _ASCII_CLASSES.get(escape[1], escape[0]), pattern, flags=re.DOTALL)
 
 
 def _no_beginning(source: str) -> str:
