@@ -1,8 +1,8 @@
 """/v1/chat/completions through the official client, a real server and a real model."""
 
 import json
-import string
 import math
+import string
 
 import openai
 import pytest
