@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
-def manual_text() -> str:
-    """About 700 kB of English prose and code."""
+def manual_texts() -> list[str]:
+    """About 700 kB of English prose and code, in some eighty pieces: tokenising it whole would be the largest thing a
+    server has to hold, and its peak memory is one of the figures."""
     from pydoc_data import topics
 
-    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+    return [topics.topics[name] for name in sorted(topics.topics)]
 
 
 @dataclass(slots=True)

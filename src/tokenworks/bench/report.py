@@ -11,7 +11,7 @@ import psutil
 
 from tokenworks.bench.client import Client
 from tokenworks.bench.points import Point, measure
-from tokenworks.bench.prompts import Prompts, manual_text
+from tokenworks.bench.prompts import Prompts, manual_texts
 from tokenworks.bench.server import OwnServer, listening_process, peak_memory_bytes
 
 
@@ -58,7 +58,7 @@ async def bench_url(
     """Measures the server at `url`, any OpenAI-compatible one. `model` None: the first it serves."""
     client = Client(url, model)
     client.model = model or (await client.models())[0]
-    prompts = Prompts(await client.tokenize(manual_text()), seed)
+    prompts = Prompts([token for text in manual_texts() for token in await client.tokenize(text)], seed)
     points = await measure(client, prompts, concurrency=concurrency, repeats=repeats, progress=progress)
     if client.host in ("127.0.0.1", "localhost") and (process := listening_process(client.port)):
         points.append(Point("memory_peak", "bytes", (peak_memory_bytes(process),)))

@@ -3,6 +3,7 @@ flight."""
 
 import asyncio
 import contextlib
+import ctypes
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -177,4 +178,8 @@ class Serving:
 def _load_tokenizer(path: str) -> "ModelTokenizer":
     from tokenworks.models.tokenizer import load_tokenizer
 
-    return load_tokenizer(Path(path))
+    tokenizer = load_tokenizer(Path(path))
+    # What loading freed (14 MB for SmolLM2, a fifth of this process) glibc keeps until it is told to give it back.
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return tokenizer

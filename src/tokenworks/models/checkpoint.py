@@ -20,7 +20,8 @@ from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
 from tokenworks.models.fields import Fields
 from tokenworks.models.gguf import open_gguf
-from tokenworks.models.safetensors import open_safetensors, read_json
+from tokenworks.models.json_file import read_json
+from tokenworks.models.safetensors import open_safetensors
 from tokenworks.protocol.errors import ModelError
 
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from tokenworks.models.gguf import open_gguf
-
 # Tokens that end a turn or a text whatever a checkpoint's files forget to say; they count only where they are special.
 ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
 
@@ -17,6 +15,8 @@ def eos_token_ids(path: Path) -> frozenset[int]:
         from tokenworks.models.tokenizer import load_tokenizer  # here, so that its library is loaded only if needed
 
         return load_tokenizer(path).eos_token_ids
+    from tokenworks.models.gguf import open_gguf  # the gateway reads ENDS without numpy
+
     file = open_gguf(path)
     types, tokens = file.array("tokenizer.ggml.token_type"), file.array("tokenizer.ggml.tokens")
     named = {number for number, kind in enumerate(types) if kind == _CONTROL and tokens[number] in ENDS}

@@ -61,11 +61,6 @@ _RULES = {
 }
 
 
-def is_slow_to_build(file: GgufFile) -> bool:
-    """Whether merges must be derived from scores, which takes seconds for a large vocabulary."""
-    return file.metadata.get("tokenizer.ggml.model") == "llama"
-
-
 def build_tokenizer(file: GgufFile) -> Tokenizer:
     """Raises ModelError when the file has no tokenizer, or one of a kind that is not supported."""
     kind = file.metadata.get("tokenizer.ggml.model")

@@ -10,7 +10,7 @@ from typing import Any
 from tokenworks.kernels.program import Activation
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, DecoderLayer, EncoderConfig, Llama3Scaling, Rope
 from tokenworks.models.fields import Fields
-from tokenworks.models.safetensors import read_json, read_json_value
+from tokenworks.models.json_file import read_json, read_json_value
 from tokenworks.protocol.errors import ModelError
 
 _ACTIVATIONS: dict[str, Activation] = {

@@ -8,11 +8,11 @@ import math
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
 _ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -42,22 +42,6 @@ def open_safetensors(folder: Path) -> Mapping[str, Tensor]:
     if missing:
         raise ModelError(f"{index_path}: {weight_map[missing[0]]} lacks tensor {missing[0]!r}.")
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError naming the file."""
-    value = read_json_value(path)
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: a JSON object was expected.")
-    return value
-
-
-def read_json_value(path: Path) -> Any:
-    """Any JSON value from a file. Raises ModelError naming the file."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}).") from error
 
 
 def _open_file(path: Path) -> dict[str, Tensor]:

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from tokenworks.config import data_directory
 from tokenworks.models.ends import ENDS
-from tokenworks.models.gguf import GgufFile, open_gguf
-from tokenworks.models.gguf_tokenizer import build_tokenizer, is_slow_to_build
-from tokenworks.models.safetensors import read_json
+from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def load_tokenizer(path: Path) -> ModelTokenizer:
     if path.is_dir():
         return _from_folder(path)
     if path.is_file():
-        return _from_gguf(open_gguf(path))
+        return _from_gguf(path)
     raise ModelError(f"{path}: no such file or folder.")
 
 
@@ -74,8 +73,51 @@ def _from_folder(folder: Path) -> ModelTokenizer:
     return ModelTokenizer(tokenizer, _ends(tokenizer, ids), _content(settings.get("bos_token")), eos, template)
 
 
-def _from_gguf(file: GgufFile) -> ModelTokenizer:
-    tokenizer = _cached(file) if is_slow_to_build(file) else build_tokenizer(file)
+class _Kept(msgspec.Struct, frozen=True):
+    """A ModelTokenizer as a file: the library's own tokenizer.json, and what goes with it."""
+
+    tokenizer: msgspec.Raw
+    eos_token_ids: frozenset[int]
+    bos_token: str
+    eos_token: str
+    chat_template: str | None
+
+
+def _from_gguf(path: Path) -> ModelTokenizer:
+    """Builds the tokenizer once per file; later starts load what was built, with neither numpy nor the GGUF reader.
+
+    The key is what changes when the file does: its place, size and time. A cache that cannot be read or written only
+    costs time.
+    """
+    status = path.stat()
+    identity = f"{_CACHE_VERSION} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    kept_path = data_directory() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    if kept_path.exists():
+        with suppress(Exception):  # a damaged file is built again
+            kept = msgspec.json.decode(kept_path.read_bytes(), type=_Kept)
+            tokenizer = Tokenizer.from_buffer(bytes(kept.tokenizer))
+            return ModelTokenizer(tokenizer, kept.eos_token_ids, kept.bos_token, kept.eos_token, kept.chat_template)
+    built = _build_from_gguf(path)
+    with suppress(OSError):
+        kept_path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=kept_path.parent)
+        raw = msgspec.Raw(built.tokenizer.to_str().encode())
+        with os.fdopen(handle, "wb") as out:
+            out.write(
+                msgspec.json.encode(
+                    _Kept(raw, built.eos_token_ids, built.bos_token, built.eos_token, built.chat_template)
+                )
+            )
+        Path(part).replace(kept_path)
+    return built
+
+
+def _build_from_gguf(path: Path) -> ModelTokenizer:
+    from tokenworks.models.gguf import open_gguf
+    from tokenworks.models.gguf_tokenizer import build_tokenizer
+
+    file = open_gguf(path)
+    tokenizer = build_tokenizer(file)
     bos, eos = (
         tokenizer.id_to_token(number) or "" if isinstance(number, int) else ""
         for number in (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
@@ -85,28 +127,6 @@ def _from_gguf(file: GgufFile) -> ModelTokenizer:
     return ModelTokenizer(
         tokenizer, _ends(tokenizer, ids), bos, eos, template if isinstance(template, str) and template else None
     )
-
-
-def _cached(file: GgufFile) -> Tokenizer:
-    """Builds the tokenizer once per file; later starts load what was built.
-
-    The key is what changes when the file does: its place, size and time. A cache that cannot be read or written only
-    costs time.
-    """
-    status = file.path.stat()
-    identity = f"{_CACHE_VERSION} {file.path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    kept = data_directory() / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    if kept.exists():
-        with suppress(Exception):  # a damaged file is built again
-            return Tokenizer.from_file(str(kept))
-    tokenizer = build_tokenizer(file)
-    with suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=kept.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(tokenizer.to_str())
-        Path(part).replace(kept)
-    return tokenizer
 
 
 def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
