@@ -1,10 +1,14 @@
 """Real weights for every room's tests: pulled once through the model sources, then found on the disk."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tokenworks.models.sources import resolve
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: those under test are to hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

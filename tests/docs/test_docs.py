@@ -177,5 +177,6 @@ def test_clients(sandbox: Path) -> None:
 
 def test_make_serve_is_tokenworks_serve() -> None:
     """The README's first command, without its set-up: what the set-up makes is what runs this test."""
-    planned = subprocess.run(["make", "--dry-run", "serve"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--dry-run", "--no-print-directory", "serve"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert planned.stdout.splitlines()[-1] == ".venv/bin/tokenworks serve"

@@ -1,5 +1,7 @@
 """The API description is true, and nothing made from it, well or ill formed, is answered with a 500."""
 
+import json
+
 import httpx
 import pytest
 import schemathesis
@@ -29,10 +31,15 @@ CHECKS = (
 
 
 @pytest.fixture(scope="session")
-def api(factory: Factory) -> BaseSchema:
-    description = httpx.get(f"{factory.url}/openapi.json").json()
-    keep_short(description["components"]["schemas"])
-    return schemathesis.openapi.from_dict(description)
+def api(factory: Factory) -> dict[GenerationMode, BaseSchema]:
+    """The description as it is, for requests that violate it; a narrower one for requests that the server runs."""
+    text = httpx.get(f"{factory.url}/openapi.json").text
+    narrower = json.loads(text)
+    keep_short(narrower["components"]["schemas"])
+    return {
+        GenerationMode.NEGATIVE: schemathesis.openapi.from_dict(json.loads(text)),
+        GenerationMode.POSITIVE: schemathesis.openapi.from_dict(narrower),
+    }
 
 
 def keep_short(schemas: dict[str, dict[str, object]]) -> None:
@@ -47,9 +54,11 @@ def keep_short(schemas: dict[str, dict[str, object]]) -> None:
 
 @pytest.mark.parametrize("row", ROUTES, ids=lambda row: f"{row.method} {row.path}")
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value)
-def test_nothing_generated_breaks_the_server(api: BaseSchema, factory: Factory, row: Api, mode: GenerationMode) -> None:
+def test_nothing_generated_breaks_the_server(
+    api: dict[GenerationMode, BaseSchema], factory: Factory, row: Api, mode: GenerationMode
+) -> None:
     # Not through schemathesis's own pytest plugin: it does not know pytest 9.2 yet.
-    operation = api[row.path.replace(":path", "")][row.method]
+    operation = api[mode][row.path.replace(":path", "")][row.method]
     if mode is GenerationMode.NEGATIVE and row.body is None:
         pytest.skip("takes nothing that could be wrong")
 
