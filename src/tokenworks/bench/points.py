@@ -28,12 +28,22 @@ class Point:
 
 
 async def measure(
-    client: Client, prompts: Prompts, *, concurrency: Iterable[int], repeats: int, progress: Callable[[str], None]
+    client: Client,
+    prompts: Prompts,
+    *,
+    concurrency: Iterable[int],
+    repeats: int,
+    memory_bytes: Callable[[], int] | None,
+    progress: Callable[[str], None],
 ) -> list[Point]:
-    """All points against a running server, one after the other. `progress` is told what is being measured."""
+    """All points against a running server, one after the other. `progress` is told what is being measured.
+
+    `memory_bytes`, where the server's processes can be seen, is asked after each point: what they hold only grows.
+    """
     progress("warm-up")
     await _together(client, prompts.take(2, PROMPT_TOKENS), 8)
     points = [await _prefill(client, prompts, repeats, progress), await _decode(client, prompts, repeats, progress)]
+    held_bytes = []
     for streams in concurrency:
         progress(f"{streams} at once")
         rates, worst = [], []
@@ -43,6 +53,10 @@ async def measure(
             worst.append(first_token_s)
         points.append(Point(f"throughput_{streams}", "tok/s", tuple(rates)))
         points.append(Point(f"ttft_worst_{streams}", "s", tuple(worst)))
+        if memory_bytes:
+            held_bytes.append(memory_bytes())
+    if held_bytes:
+        points.append(Point("memory_peak", "bytes", (max(held_bytes),)))
     return points
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import psutil
 from tokenworks.bench.client import Client
 from tokenworks.bench.points import Point, measure
 from tokenworks.bench.prompts import Prompts, manual_texts
-from tokenworks.bench.server import OwnServer, listening_process, peak_memory_bytes
+from tokenworks.bench.server import OwnServer, listening_process, memory_bytes
 
 
 async def bench_own(
@@ -42,7 +43,7 @@ async def bench_own(
                     )
             finally:
                 server.stop()
-    report["points"].insert(-1, _row(Point("start_to_first_token", "s", tuple(starts))))
+    report["points"].append(_row(Point("start_to_first_token", "s", tuple(starts))))
     return report
 
 
@@ -59,9 +60,15 @@ async def bench_url(
     client = Client(url, model)
     client.model = model or (await client.models())[0]
     prompts = Prompts([token for text in manual_texts() for token in await client.tokenize(text)], seed)
-    points = await measure(client, prompts, concurrency=concurrency, repeats=repeats, progress=progress)
-    if client.host in ("127.0.0.1", "localhost") and (process := listening_process(client.port)):
-        points.append(Point("memory_peak", "bytes", (peak_memory_bytes(process),)))
+    process = listening_process(client.port) if client.host in ("127.0.0.1", "localhost") else None
+    points = await measure(
+        client,
+        prompts,
+        concurrency=concurrency,
+        repeats=repeats,
+        memory_bytes=partial(memory_bytes, process) if process else None,
+        progress=progress,
+    )
     return {
         "machine": machine(),
         "model": client.model,

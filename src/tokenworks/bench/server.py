@@ -63,11 +63,13 @@ def listening_process(port: int) -> psutil.Process | None:
     return None
 
 
-def peak_memory_bytes(process: psutil.Process) -> int:
-    """The largest resident memory of a process and of each of its descendants, added up (pages they share count in
-    each). Linux: VmHWM of /proc/PID/status."""
+def memory_bytes(process: psutil.Process) -> int:
+    """Resident memory of a process and its descendants now; pages that they share count once.
+
+    Linux: Pss of /proc/PID/smaps_rollup.
+    """
     total = 0
     for one in (process, *process.children(recursive=True)):
-        status = Path(f"/proc/{one.pid}/status").read_text()
-        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
+        rollup = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
     return total
