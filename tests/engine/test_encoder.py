@@ -1,14 +1,17 @@
 """Encoders: any inputs, in any order and number, give the vectors that each gives alone."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tokenworks.engine.encoder import Encoder
+from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.kernels.backend import Float32, Limits, StepBatch
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.messages import Embed, Embedded
 
 VOCABULARY, WIDTH, LONGEST = 50, 16, 40
 LIMITS = Limits(
@@ -44,27 +47,81 @@ class Counting:
         return self.inner.run(batch)
 
 
-def test_each_input_gets_the_vector_it_gets_alone() -> None:
+def engine() -> tuple[EncoderEngine, Counting]:
     executable = Counting()
-    encoder = Encoder(executable, LIMITS, width=WIDTH, vocabulary=VOCABULARY)  # type: ignore[arg-type]
-    rng = np.random.default_rng(4)
-    inputs = [rng.integers(0, VOCABULARY, length).tolist() for length in (3, LONGEST, 1, 7, 7, 2, 30, 12, 1, 1, 1, 1)]
-    together = encoder.embed(inputs)
-    assert together.dtype == np.float32
-    assert sum(tokens for tokens, _ in executable.steps) == sum(map(len, inputs))
+    return EncoderEngine(executable, LIMITS, width=WIDTH, vocabulary=VOCABULARY), executable  # type: ignore[arg-type]
+
+
+def run(encoder: EncoderEngine) -> list[Embedded]:
+    answers: list[Embedded] = []
+    while encoder.busy:
+        answers += encoder.step()[0]
+    return answers
+
+
+def alone(ids: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    encoder, _ = engine()
+    encoder.add(Embed("one", (ids,)))
+    return np.frombuffer(run(encoder)[0].vectors, "<f4")
+
+
+INPUTS = st.lists(
+    st.lists(st.integers(0, VOCABULARY), min_size=1, max_size=LONGEST).map(tuple), max_size=8
+).map(tuple)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(INPUTS, max_size=6))
+def test_every_request_gets_the_vectors_its_inputs_get_alone(requests: list[tuple[tuple[int, ...], ...]]) -> None:
+    encoder, executable = engine()
+    for number, inputs in enumerate(requests):
+        encoder.add(Embed(str(number), inputs))
+    answers = run(encoder)
+    assert sorted(answer.request_id for answer in answers) == sorted(map(str, range(len(requests))))
+    for answer in answers:
+        inputs = requests[int(answer.request_id)]
+        bad = [number for number, ids in enumerate(inputs) if VOCABULARY in ids]
+        if bad:
+            assert answer.error == f"input {bad[0]} has a token id outside the vocabulary of {VOCABULARY}"
+            continue
+        vectors = np.frombuffer(answer.vectors, "<f4").reshape(-1, answer.width)
+        assert (answer.error, answer.width, len(vectors)) == (None, WIDTH, len(inputs))
+        for ids, vector in zip(inputs, vectors, strict=True):
+            np.testing.assert_allclose(alone(ids), vector, rtol=1e-6, atol=1e-6)
     assert all(tokens <= LIMITS.step_tokens and count <= LIMITS.sequences for tokens, count in executable.steps)
-    assert len(executable.steps) < len(inputs) / 2
-    for tokens, vector in zip(inputs, together, strict=True):
-        np.testing.assert_allclose(encoder.embed([tokens])[0], vector, rtol=1e-6, atol=1e-6)
-    assert encoder.embed([]).shape == (0, WIDTH)
 
 
-def test_inputs_that_cannot_be_encoded_are_named() -> None:
-    encoder = Encoder(Counting(), LIMITS, width=WIDTH, vocabulary=VOCABULARY)  # type: ignore[arg-type]
-    for bad, words in [
-        ([], "input 1 has 0 tokens"),
-        ([0] * (LONGEST + 1), f"input 1 has {LONGEST + 1} tokens; from 1 to {LONGEST}"),
-        ([VOCABULARY], "input 1 has a token id outside"),
-    ]:
-        with pytest.raises(InvalidRequest, match=words):
-            encoder.embed([[1, 2], bad])
+def test_short_requests_share_a_step_and_a_long_one_is_cut() -> None:
+    encoder, executable = engine()
+    for name in "abc":
+        encoder.add(Embed(name, ((1, 2),)))
+    encoder.add(Embed("long", ((1,) * LONGEST, (2,) * LONGEST)))
+    done, step = encoder.step()
+    assert [answer.request_id for answer in done] == ["a", "b", "c"]
+    assert step.stats.running == 1
+    assert [answer.request_id for answer in run(encoder)] == ["long"]
+    assert executable.steps == [(6, 3), (LONGEST, 1), (LONGEST, 1)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ((), "input 1 has 0 tokens"),
+        ((0,) * (LONGEST + 1), f"input 1 has {LONGEST + 1} tokens; from 1 to {LONGEST}"),
+    ],
+)
+def test_inputs_that_cannot_be_encoded_are_named(bad: tuple[int, ...], words: str) -> None:
+    encoder, executable = engine()
+    encoder.add(Embed("bad", ((1, 2), bad)))
+    (answer,) = run(encoder)
+    assert answer.error is not None and words in answer.error
+    assert executable.steps == []
+
+
+def test_a_cancelled_request_is_forgotten_between_steps() -> None:
+    encoder, _ = engine()
+    encoder.add(Embed("long", ((1,) * LONGEST, (1,) * LONGEST)))
+    encoder.step()
+    encoder.cancel("long")
+    encoder.cancel("unknown")
+    assert not encoder.busy

@@ -1,56 +1,101 @@
-"""Runs an encoder: token ids in, one vector per input out. Nothing is kept between steps."""
+"""The engine of a model that embeds: requests wait in line, each step encodes what fits, nothing is kept between steps.
+
+Long requests are cut at their inputs and delay nobody by more than a step; short ones share a step.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tokenworks.kernels.backend import Executable, Float32, Limits, StepBatch
-from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.messages import Embed, Embedded, EngineStats, StepDone
+
+Input = Sequence[int]
 
 
-class Encoder:
-    """Packs inputs into steps within the limits, the longest first, so that a step's inputs are of similar length."""
+@dataclass(slots=True)
+class _Call:
+    request: Embed
+    vectors: list[Float32] = field(default_factory=list)
+    """[width] each, in the inputs' order; as many as are done."""
+
+
+class EncoderEngine:
+    """`add` requests, call `step` while `busy`; every request ends in one Embedded, unless it is cancelled."""
 
     def __init__(self, executable: Executable, limits: Limits, *, width: int, vocabulary: int) -> None:
+        """`limits.step_tokens` is the longest input taken; `width` that of a vector."""
         self._executable = executable
         self._limits = limits
         self._width = width
         self._vocabulary = vocabulary
+        self._calls: dict[str, _Call] = {}
+        self._done: list[Embedded] = []
+        """Answers that no step has to make, to be told with the next one."""
+        self._steps = self._tokens = 0
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> Float32:
-        """[inputs, width] in the inputs' order. Raises InvalidRequest naming the input that cannot be encoded."""
-        for number, tokens in enumerate(inputs):
-            if not 0 < len(tokens) <= self._limits.step_tokens:
-                raise InvalidRequest(
-                    f"input {number} has {len(tokens)} tokens; from 1 to {self._limits.step_tokens} are taken",
-                    param="input",
-                )
-            if not (min(tokens) >= 0 and max(tokens) < self._vocabulary):
-                raise InvalidRequest(
-                    f"input {number} has a token id outside the vocabulary of {self._vocabulary}", param="input"
-                )
-        vectors = np.empty((len(inputs), self._width), np.float32)
-        batch: list[int] = []
-        tokens_in_batch = 0
-        for number in sorted(range(len(inputs)), key=lambda number: -len(inputs[number])):
-            length = len(inputs[number])
-            if batch and (tokens_in_batch + length > self._limits.step_tokens or len(batch) == self._limits.sequences):
-                vectors[batch] = self._run([inputs[other] for other in batch])
-                batch, tokens_in_batch = [], 0
-            batch.append(number)
-            tokens_in_batch += length
+    @property
+    def busy(self) -> bool:
+        """`step` has something to do or to tell."""
+        return bool(self._calls or self._done)
+
+    def add(self, request: Embed) -> None:
+        """Takes a request; one with an input that cannot be encoded is answered with the error, naming the input."""
+        error = next(filter(None, (self._objection(number, ids) for number, ids in enumerate(request.inputs))), None)
+        if error is not None:
+            self._done.append(Embedded(request.request_id, error=error))
+        elif not request.inputs:
+            self._done.append(Embedded(request.request_id, self._width))
+        else:
+            self._calls[request.request_id] = _Call(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Forgets a request; nobody is told."""
+        self._calls.pop(request_id, None)
+
+    def step(self) -> tuple[list[Embedded], StepDone]:
+        """Encodes the next inputs, in order of arrival. Returns the requests that are whole now."""
+        done, self._done = self._done, []
+        batch = self._next_inputs()
         if batch:
-            vectors[batch] = self._run([inputs[other] for other in batch])
-        return vectors
+            rows = self._executable.run(_step_batch([ids for _, ids in batch]))
+            for (call, _), row in zip(batch, rows.copy(), strict=True):
+                call.vectors.append(row)
+                if len(call.vectors) == len(call.request.inputs):
+                    del self._calls[call.request.request_id]
+                    vectors = np.stack(call.vectors).astype("<f4", copy=False)
+                    done.append(Embedded(call.request.request_id, self._width, vectors.tobytes()))
+            self._steps += 1
+            self._tokens += sum(len(ids) for _, ids in batch)
+        stats = EngineStats(running=len(self._calls), prompt_tokens_total=self._tokens, steps_total=self._steps)
+        return done, StepDone((), stats)
 
-    def _run(self, inputs: Sequence[Sequence[int]]) -> Float32:
-        lengths = np.array([len(tokens) for tokens in inputs])
-        return self._executable.run(
-            StepBatch(
-                tokens=np.concatenate([np.asarray(tokens, np.int32) for tokens in inputs]),
-                positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-                row_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-                block_tables=np.empty((len(inputs), 0), np.int32),
-                logit_rows=np.empty(0, np.int32),
-            )
-        )
+    def _objection(self, number: int, ids: Input) -> str | None:
+        if not 0 < len(ids) <= self._limits.step_tokens:
+            return f"input {number} has {len(ids)} tokens; from 1 to {self._limits.step_tokens} are taken"
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            return f"input {number} has a token id outside the vocabulary of {self._vocabulary}"
+        return None
+
+    def _next_inputs(self) -> list[tuple[_Call, Input]]:
+        batch: list[tuple[_Call, Input]] = []
+        left = self._limits.step_tokens
+        for call in self._calls.values():
+            for ids in call.request.inputs[len(call.vectors) :]:
+                if len(ids) > left or len(batch) == self._limits.sequences:
+                    return batch
+                left -= len(ids)
+                batch.append((call, ids))
+        return batch
+
+
+def _step_batch(inputs: Sequence[Input]) -> StepBatch:
+    lengths = np.array([len(ids) for ids in inputs])
+    return StepBatch(
+        tokens=np.concatenate([np.asarray(ids, np.int32) for ids in inputs]),
+        positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        row_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        block_tables=np.empty((len(inputs), 0), np.int32),
+        logit_rows=np.empty(0, np.int32),
+    )

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-from tokenworks.engine.encoder import Encoder
+from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
-from tokenworks.fleet.encoding import EncoderQueue
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
@@ -17,7 +16,7 @@ from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.messages import Ready
 
 
-def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderQueue, Ready]:
+def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderEngine, Ready]:
     """A model ready to run. Adds the phases open, pack and engine to `phases_s`. Raises ModelError."""
     mark_s = now_s()
 
@@ -35,10 +34,9 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
     executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
     phase("pack")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
-    engine: Engine | EncoderQueue
+    engine: Engine | EncoderEngine
     if config.kind == "embed":
-        encoder = Encoder(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
-        engine = EncoderQueue(encoder, step_tokens=limits.step_tokens)
+        engine = EncoderEngine(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         engine = Engine(

@@ -39,8 +39,8 @@ from tokenworks.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from tokenworks.engine.encoder import EncoderEngine
     from tokenworks.engine.engine import Engine
-    from tokenworks.fleet.encoding import EncoderQueue
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     if ready.kind == "generate":
         _generate(link, cast("Engine", engine), termination)
     else:
-        _embed(link, cast("EncoderQueue", engine), termination)
+        _embed(link, cast("EncoderEngine", engine), termination)
     return 0
 
 
@@ -84,22 +84,22 @@ def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -
             link.send(engine.step(now_s()))
 
 
-def _embed(link: WorkerLink, queue: "EncoderQueue", termination: "_Termination") -> None:
-    while queue.busy or not termination.asked:
-        for message in link.receive(wait=not queue.busy):
+def _embed(link: WorkerLink, engine: "EncoderEngine", termination: "_Termination") -> None:
+    while engine.busy or not termination.asked:
+        for message in link.receive(wait=not engine.busy):
             match message:
                 case Embed() if not termination.asked:
-                    queue.add(message)
+                    engine.add(message)
                 case Cancel(request_id):
-                    queue.cancel(request_id)
+                    engine.cancel(request_id)
                 case Generate(request_id) if not termination.asked:
                     error = "This model makes embeddings; it generates no text."
                     chunk = TokenChunk(request_id, finish=Finish.FAILED, error=error)
                     link.send(StepDone((chunk,), EngineStats()))
                 case Drain():
                     termination.asked = True
-        if queue.busy:
-            done, step = queue.step()
+        if engine.busy:
+            done, step = engine.step()
             for embedded in done:
                 link.send(embedded)
             link.send(step)
