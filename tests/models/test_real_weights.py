@@ -4,6 +4,7 @@ The reference backend computes with the same numbers as transformers, so it must
 activations to 8 bits for the quantised formats; how far that may move the distribution is stated here.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from small_checkpoints import Float32, log_softmax, our_logits, reference_logits
+from small_checkpoints import Float32, greedy, log_softmax, our_logits, reference_logits, reference_model
 from transformers import AutoModel, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -138,6 +139,21 @@ def test_gemma3_cpu_backend(gemma3: Path, gemma3_logits: tuple[list[int], Float3
     kl, agreement = _divergence(our_logits(gemma3, ids, CpuBackend(), chunk_tokens=100, last=GEMMA3_ROWS), theirs)
     assert kl < MAX_KL_NATS
     assert agreement > MIN_AGREEMENT
+
+
+@pytest.mark.parametrize(("load", "model"), [(_smollm2, "smollm2"), (_gemma3, "gemma3")], ids=["smollm2", "gemma3"])
+def test_greedy_continuation_with_float_weights(
+    load: Callable[[Path], PreTrainedModel], model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same weights without their quantisation: then the CPU backend's activations stay float32, too."""
+    path: Path = request.getfixturevalue(model)
+    load(path).half().save_pretrained(tmp_path)
+    prompt = load_tokenizer(path).encode(TEXT)
+    made = greedy(tmp_path, prompt, 200, CpuBackend())
+    # One pass over all of it shows what the reference would have chosen at every place.
+    theirs = reference_logits(reference_model(tmp_path), prompt + made, last=len(made) + 1)
+    assert theirs[:-1].argmax(axis=-1).tolist() == made
+    assert len(set(made)) > 20
 
 
 def test_minilm_vectors(minilm: Path) -> None:
