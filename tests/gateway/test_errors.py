@@ -70,7 +70,10 @@ BAD_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 100] * 2000}}}}, SCHEMA),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": deep(900)}}}, SCHEMA),
     ({"structured_outputs": {"regex": "(" * 3000}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "ends in \\"}}, "structured_outputs.regex"),
     ({"structured_outputs": {"grammar": "start: nothing"}}, "structured_outputs.grammar"),
+    ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
+    ({"tools": [{"function": {"name": "f", "parameters": {"not": {}}}}], "tool_choice": "required"}, "tools"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
     ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json"),
     ({"structured_outputs": {"grammar": "start: start"}}, "structured_outputs.grammar"),
@@ -87,6 +90,16 @@ def test_a_bad_field_is_named(http: httpx.Client, change: dict[str, object], par
     error = reply.json()["error"]
     assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert 0 < len(error["message"]) < 1000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("grammar", [{"regex": "(a{1000}){1000}{1000}"}, {"grammar": 'start: "a"{1000000}'}])
+def test_a_grammar_that_only_the_models_own_tokens_show_to_be_too_much_is_refused(
+    http: httpx.Client, grammar: dict[str, str], stream: bool
+) -> None:
+    reply = http.post("/v1/chat/completions", json={**CHAT, "structured_outputs": grammar, "stream": stream})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "cannot be used: " in reply.json()["error"]["message"]
 
 
 BAD_BODIES = [

@@ -56,8 +56,13 @@ async def lost_after_two(request: Generate) -> AsyncIterator[TokenChunk]:
     raise WorkerLost("no worker is left")
 
 
-async def failed_at_once(request: Generate) -> AsyncIterator[TokenChunk]:
-    yield TokenChunk(request.request_id, finish=Finish.FAILED, error="the cache is on fire")
+async def impossible(request: Generate) -> AsyncIterator[TokenChunk]:
+    yield TokenChunk(request.request_id, finish=Finish.FAILED, error="the grammar is too much")
+
+
+async def lost_at_once(request: Generate) -> AsyncIterator[TokenChunk]:
+    raise WorkerLost("no worker is left")
+    yield
 
 
 async def broken(request: Generate) -> AsyncIterator[TokenChunk]:
@@ -91,13 +96,17 @@ async def test_a_stream_that_fails_later_ends_with_an_error_event(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/responses"])
+@pytest.mark.parametrize(
+    ("script", "status", "said"),
+    [(impossible, 400, "the grammar is too much"), (lost_at_once, 503, "no worker is left")],
+)
 async def test_what_fails_before_the_first_token_has_its_own_status(
-    serve: Callable[..., httpx.AsyncClient], path: str, stream: bool
+    serve: Callable[..., httpx.AsyncClient], path: str, stream: bool, script: Script, status: int, said: str
 ) -> None:
-    async with serve(failed_at_once) as client:
+    async with serve(script) as client:
         reply = await client.post(path, json={"model": "m", "stream": stream, **BODIES[path]})
-    assert reply.status_code == 500
-    assert "the cache is on fire" in reply.json()["error"]["message"]
+    assert reply.status_code == status
+    assert said in reply.json()["error"]["message"]
 
 
 async def test_a_bug_is_a_500_in_shape_without_its_details(serve: Callable[..., httpx.AsyncClient]) -> None:
@@ -151,7 +160,7 @@ async def test_only_the_first_of_n_starts_before_the_prompt_is_cached(smollm2: P
 
 
 async def test_the_prompt_a_chat_template_refuses_is_the_clients_fault(serve: Callable[..., httpx.AsyncClient]) -> None:
-    async with serve(failed_at_once) as client:
+    async with serve(impossible) as client:
         body = {"model": "m", "messages": MESSAGES, "chat_template_kwargs": {"add_generation_prompt": False}}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 400
 

@@ -6,8 +6,6 @@ own, on first use, while other requests go on.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tokenworks.engine.grammar import open_grammar, reason
 from tokenworks.protocol.errors import EngineError, InvalidRequest
 from tokenworks.protocol.sampling import Grammar
 
@@ -56,7 +55,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the grammar cannot go on: {_first_line(self._matcher.get_error())}")
+            raise EngineError(f"the grammar cannot go on: {reason(self._matcher)}")
 
 
 class GrammarCompiler:
@@ -78,7 +77,7 @@ class GrammarCompiler:
         return self._thread.submit(self._compile, grammar)
 
     def _compile(self, grammar: Grammar) -> Matcher:
-        from llguidance import LLMatcher, LLTokenizer  # on first use: start-up time is a feature
+        from llguidance import LLTokenizer  # on first use: start-up time is a feature
 
         if len(grammar.text) > GRAMMAR_CHARACTERS:
             raise InvalidRequest(f"the grammar has {len(grammar.text)} characters; at most {GRAMMAR_CHARACTERS}")
@@ -86,37 +85,9 @@ class GrammarCompiler:
             self._tokenizer = LLTokenizer(self._tokenizer_json(), eos_token=self._eos_token_ids)
         matcher = self._compiled.get(grammar)
         if matcher is None:
-            matcher = LLMatcher(self._tokenizer, _to_llguidance(grammar), log_level=0)
-            if matcher.is_error():
-                raise InvalidRequest(f"the {grammar.syntax} cannot be used: {_first_line(matcher.get_error())}")
+            matcher = open_grammar(grammar, self._tokenizer)
             self._compiled[grammar] = matcher
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return Matcher(matcher.deep_copy(), self._tokenizer.vocab_size, self._vocabulary)
-
-
-def _to_llguidance(grammar: Grammar) -> str:
-    """The library's own notation."""
-    from llguidance import LLMatcher
-
-    try:
-        match grammar.syntax:
-            case "json_schema":
-                return LLMatcher.grammar_from_json_schema(grammar.text)
-            case "regex":
-                return LLMatcher.grammar_from_regex(grammar.text)
-            case "lark":
-                return LLMatcher.grammar_from_lark(grammar.text)
-            case "choice":
-                choices = json.loads(grammar.text)
-                strings = isinstance(choices, list) and all(isinstance(choice, str) and choice for choice in choices)
-                if not choices or not strings:
-                    raise ValueError("expected a JSON array of strings, at least one, none empty")
-                return LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in choices))
-    except ValueError as error:
-        raise InvalidRequest(f"the {grammar.syntax} cannot be used: {_first_line(str(error))}") from error
-
-
-def _first_line(message: str) -> str:
-    return message.strip().partition("\n")[0]

@@ -14,7 +14,7 @@ import msgspec
 from tokenworks.gateway.detokenise import Detokeniser, Vocabulary
 from tokenworks.gateway.stops import StopStrings
 from tokenworks.protocol.clock import now_s
-from tokenworks.protocol.errors import EngineError, TokenworksError, WorkerLost
+from tokenworks.protocol.errors import EngineError, InvalidRequest, TokenworksError, WorkerLost
 from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
 from tokenworks.telemetry.metrics import Metrics
 
@@ -66,7 +66,7 @@ class Delta(msgspec.Struct, frozen=True):
 async def generate(pool: "Pool", metrics: Metrics, ticket: Ticket) -> AsyncGenerator[Delta, None]:
     """Every sequence's deltas as they come; `ticket.usage` is complete when this ends.
 
-    Raises EngineError or WorkerLost when a sequence fails; the others of the request are then cancelled.
+    Raises InvalidRequest, EngineError or WorkerLost when a sequence fails; the request's others are then cancelled.
     """
     ticket.usage.prompt_tokens = sum(len(s.prompt_ids) for s in ticket.sequences[:: ticket.per_prompt])
     if len(ticket.sequences) == 1:
@@ -139,8 +139,8 @@ async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncGenerator[
         async for chunk in chunks:
             if counts_prompt:
                 usage.cached_tokens += chunk.cached_tokens
-            if chunk.finish is Finish.FAILED:
-                raise EngineError(chunk.error or "the engine failed without saying why")
+            if chunk.finish is Finish.FAILED:  # its own words are off: a grammar that grew too much, for one
+                raise InvalidRequest(chunk.error or "the engine cannot do this request")
             if chunk.finish is Finish.CANCELLED:
                 raise WorkerLost("the request was cancelled inside the factory")
             token_ids, finish = chunk.token_ids, chunk.finish

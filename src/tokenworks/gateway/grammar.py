@@ -1,6 +1,7 @@
 """Structured output as clients ask for it, checked and turned into one Grammar for the engine."""
 
 import re
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -78,55 +79,58 @@ def _from_options(options: GrammarOptions) -> Grammar | None:
                 raise InvalidRequest(f"the schema is not valid JSON: {error}", param=f"{where}.json") from None
         return json_schema_grammar(schema, f"{where}.json")
     if options.regex is not None:
-        return check_grammar(Grammar("regex", _ascii_classes(options.regex)), f"{where}.regex")
+        return check_grammar(Grammar("regex", _ascii_classes(options.regex, f"{where}.regex")), f"{where}.regex")
     if options.choice is not None:
         return check_grammar(Grammar("choice", msgspec.json.encode(options.choice).decode()), f"{where}.choice")
     assert options.grammar is not None
-    from llguidance.gbnf_to_lark import any_to_lark
+    return check_grammar(Grammar("lark", _as_lark(options.grammar, f"{where}.grammar")), f"{where}.grammar")
+
+
+def _as_lark(text: str, param: str) -> str:
+    """Lark as it is, GBNF (the one with ::=) translated."""
+    if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE) is None:
+        return text
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
-        lark = any_to_lark(options.grammar)
+        return gbnf_to_lark(text)
     except Exception as error:  # the converter raises whatever its parser trips over
-        raise InvalidRequest(f"the grammar does not read: {error}", param=f"{where}.grammar") from None
-    return check_grammar(Grammar("lark", lark), f"{where}.grammar")
+        raise InvalidRequest(f"the grammar does not read: {error}", param=param) from None
 
 
 _ASCII_CLASSES = {"d": "[0-9]", "w": "[0-9A-Za-z_]"}
 
 
-def _ascii_classes(pattern: str) -> str:
+def _ascii_classes(pattern: str, param: str) -> str:
     """The pattern with \\d and \\w as ASCII, which clients mean: the library's take every digit of Unicode."""
-    return re.sub(r"\\(.)", lambda escape: _ASCII_CLASSES.get(escape[1], escape[0]), pattern, flags=re.DOTALL)
 
+    def replacement(escape: re.Match[str]) -> str:
+        if not escape[1]:  # the library would read it as nothing
+            raise InvalidRequest("the regex ends in a backslash that escapes nothing", param=param)
+        return _ASCII_CLASSES.get(escape[1], escape[0])
 
-def _no_beginning(source: str) -> str:
-    """Why no text at all fits a grammar that compiles (it needs itself before anything else); "" when one does."""
-    from llguidance import LLMatcher, LLTokenizer
-
-    matcher = LLMatcher(LLTokenizer("byte"), source)
-    matcher.compute_bitmask()
-    return "no text fits it" if matcher.is_error() else ""
+    return re.sub(r"\\(.?)", replacement, pattern, flags=re.DOTALL)
 
 
 def check_grammar(grammar: Grammar, param: str) -> Grammar:
-    """The grammar again, when the compiler takes it; else InvalidRequest with the compiler's reason."""
+    """The grammar again, when it can be used; else InvalidRequest with the reason."""
     if len(grammar.text) > GRAMMAR_BYTES_MAX:
         raise InvalidRequest(f"larger than {GRAMMAR_BYTES_MAX} bytes", param=param)
-    if grammar.syntax == "choice":
-        return grammar
-    from llguidance import LLMatcher
+    problem = _problem(grammar)
+    if problem:
+        raise InvalidRequest(problem, param=param)
+    return grammar
+
+
+@lru_cache(maxsize=64)
+def _problem(grammar: Grammar) -> str:
+    """Why the grammar cannot be used; "" when it can. Remembered: clients send the same few again and again."""
+    from llguidance import LLTokenizer
+
+    from tokenworks.engine.grammar import open_grammar
 
     try:
-        match grammar.syntax:
-            case "json_schema":
-                source = LLMatcher.grammar_from_json_schema(grammar.text)
-            case "regex":
-                source = LLMatcher.grammar_from_regex(grammar.text)
-            case "lark":
-                source = LLMatcher.grammar_from_lark(grammar.text)
-        problem = LLMatcher.validate_grammar(source) or _no_beginning(source)
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-    if problem:
-        raise InvalidRequest(f"cannot be compiled: {problem[:500]}", param=param)
-    return grammar
+        open_grammar(grammar, LLTokenizer("byte"))
+    except InvalidRequest as error:
+        return error.message
+    return ""

@@ -21,6 +21,7 @@ class Finish(StrEnum):
     """max_tokens or the context limit."""
     CANCELLED = "cancelled"
     FAILED = "failed"
+    """The request itself cannot be done (`TokenChunk.error` says why); trouble of the worker's own ends the worker."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +97,7 @@ class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
     stop_token_id: int | None = None
     """The token of a STOP (the last of `token_ids`)."""
     error: str | None = None
-    """With FAILED: what went wrong, for people."""
+    """With FAILED: what is wrong with the request, for its client."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
