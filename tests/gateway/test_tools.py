@@ -17,6 +17,7 @@ from tokenworks.gateway.tools import (
     forced_grammar,
     format_of,
 )
+from tokenworks.protocol.messages import Finish
 
 WEATHER = Tool("weather", "", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
 CLOCK = Tool("clock", "", {"type": "object", "properties": {}})
@@ -54,7 +55,7 @@ def read(tool_format: ToolFormat, pieces: list[str]) -> Parts:
     parser = ToolParser(tool_format, [WEATHER, CLOCK])
     parts: Parts = []
     for number, piece in enumerate(pieces, 1):
-        for part in parser.push(piece, last=number == len(pieces)):
+        for part in parser.push(piece, Finish.STOP if number == len(pieces) else None):
             if isinstance(part, ToolCall):
                 parts.append((part.name, json.loads(part.arguments)))
             elif parts and isinstance(parts[-1], str):
@@ -78,6 +79,33 @@ def test_text_without_calls_comes_through_unchanged_however_it_is_cut(
 ) -> None:
     pieces = [text[at : at + size] for at in range(0, len(text), size)] + [""]
     assert "".join(str(part) for part in read(tool_format, pieces)) == text
+
+
+@pytest.mark.parametrize(
+    ("tool_format", "text", "arguments"),
+    [
+        (HERMES, '<tool_call>\n{"name": "weather"', ""),
+        (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Ly', '{"city": "Ly'),
+        (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Lyon"}', '{"city": "Lyon"}'),
+        (HERMES, '<tool_call>\n{"name": "weather", "arguments": {"city": "Lyon"}}\n</tool', '{"city": "Lyon"}'),
+        (LLAMA, '{"name": "weather", "parameters": {"city": "L', '{"city": "L'),
+        (GEMMA, '{"name": "weather", "parameters": {', "{"),
+    ],
+)
+def test_a_call_that_the_token_limit_cuts_off_is_a_call_as_far_as_it_goes(
+    tool_format: ToolFormat, text: str, arguments: str
+) -> None:
+    [call] = ToolParser(tool_format, [WEATHER]).push(text, Finish.LENGTH)
+    assert isinstance(call, ToolCall)
+    assert (call.name, call.arguments, call.cut) == ("weather", arguments, not arguments.endswith("}"))
+    assert ToolParser(tool_format, [WEATHER]).push(text, Finish.STOP) == [text]
+    assert ToolParser(tool_format, [CLOCK]).push(text, Finish.LENGTH) == [text]
+
+
+@pytest.mark.parametrize("text", ["<", "<tool_call>", '<tool_call>\n{"name": "wea'])
+def test_where_calls_are_forced_half_a_mark_is_never_shown_as_text(text: str) -> None:
+    assert ToolParser(HERMES, [WEATHER], forced=True).push(text, Finish.LENGTH) == []
+    assert ToolParser(HERMES, [WEATHER]).push(text, Finish.LENGTH) == [text]
 
 
 def test_text_is_shown_as_soon_as_it_cannot_be_a_call() -> None:

@@ -29,6 +29,7 @@ from tokenworks.gateway.chat_types import (
     UsageBody,
 )
 from tokenworks.gateway.generation import Delta, Ticket, Usage, collect, generate
+from tokenworks.gateway.grammar import check_grammar
 from tokenworks.gateway.http import json_response, openai_error, read_body
 from tokenworks.gateway.logprobs import chat_logprobs
 from tokenworks.gateway.prompt import Message, chat_prompt
@@ -49,14 +50,14 @@ async def chat_completions(request: Request) -> ASGIApp:
     model = await serving.generator(body.model)
     tools, grammar = chosen_tools(model, body)
     ticket = await _ticket(model, body, tools, grammar)
-    reply = _Reply(body, model, ticket, tools)
+    reply = _Reply(body, model, ticket, tools, calls_forced=grammar is not None)
     if body.stream:
         return EventStream(_events(serving, reply), lambda error: data_event(openai_error(error)))
     with serving.admitted(len(ticket.sequences)):
         wholes = await until_disconnect(request, collect(serving.pool, serving.metrics, ticket))
     choices = []
     for index, whole in enumerate(wholes):
-        parts = reply.parts(index, whole.text, last=True)
+        parts = reply.parts(index, whole.text, whole.finish)
         calls = [MessageToolCall(id=c.id, function=FunctionCall(c.name, c.arguments)) for c in _calls(parts)]
         text = "".join(part for part in parts if isinstance(part, str))
         message = ReplyMessage(text or (None if calls else ""))
@@ -74,18 +75,20 @@ async def chat_completions(request: Request) -> ASGIApp:
 class _Reply:
     """What whole and streamed replies share."""
 
-    def __init__(self, body: ChatBody, model: TextModel, ticket: Ticket, tools: list[Tool]) -> None:
+    def __init__(
+        self, body: ChatBody, model: TextModel, ticket: Ticket, tools: list[Tool], *, calls_forced: bool
+    ) -> None:
         self.body, self.model, self.ticket = body, model, ticket
         self.id = ticket.sequences[0].request_id.rpartition("-")[0]
         self.created_s = int(wall_time_s())
         self.as_ids = bool(body.return_tokens_as_token_ids)
-        self._parsers = [ToolParser(model.tool_format, tools) for _ in ticket.sequences] if tools else None
+        self._parsers = [ToolParser(model.tool_format, tools, forced=calls_forced) for _ in ticket.sequences if tools]
         self.calls_made = [0] * len(ticket.sequences)
 
-    def parts(self, index: int, text: str, *, last: bool) -> list[str | ToolCall]:
-        if self._parsers is None:
+    def parts(self, index: int, text: str, finish: Finish | None) -> list[str | ToolCall]:
+        if not self._parsers:
             return [text] if text else []
-        parts = self._parsers[index].push(text, last=last)
+        parts = self._parsers[index].push(text, finish)
         self.calls_made[index] += sum(1 for _ in _calls(parts))
         return parts
 
@@ -123,7 +126,7 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
                     yield event(index, ChatDelta(role="assistant", content=""))
                 source: Delta | None = delta
                 place = reply.calls_made[index]
-                for part in reply.parts(index, delta.text, last=delta.finish is not None):
+                for part in reply.parts(index, delta.text, delta.finish):
                     if isinstance(part, str):
                         yield event(index, ChatDelta(content=part), source)
                     else:
@@ -169,7 +172,9 @@ def choose_tools(
     if choice == "required":
         if not offered:
             raise InvalidRequest("tool_choice asks for a call, but there are no tools", param="tool_choice")
-        return offered, forced_grammar(model.tool_format, offered, parallel=parallel is not False)
+        return offered, check_grammar(
+            forced_grammar(model.tool_format, offered, parallel=parallel is not False), "tools"
+        )
     return offered, None
 
 

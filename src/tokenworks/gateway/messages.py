@@ -74,14 +74,14 @@ async def messages(request: Request) -> ASGIApp:
         sequences=(Generate(request_id=message_id, prompt_ids=tuple(prompt_ids), sampling=sampling),),
         stops=tuple(body.stop_sequences or ()),
     )
-    parser = ToolParser(model.tool_format, tools) if tools else None
+    parser = ToolParser(model.tool_format, tools, forced=grammar is not None) if tools else None
     if body.stream:
         return EventStream(
             _events(serving, body, ticket, parser), lambda error: named_event("error", anthropic_error(error))
         )
     with serving.admitted(1):
         [whole] = await until_disconnect(request, collect(serving.pool, serving.metrics, ticket))
-    parts = _parts(parser, whole.text, last=True)
+    parts = _parts(parser, whole.text, whole.finish)
     content: list[TextBlock | ToolUseBlock] = [
         TextBlock(part) if isinstance(part, str) else _tool_use(part) for part in parts
     ]
@@ -134,7 +134,7 @@ async def _events(
                         usage=_usage(ticket),
                     )
                     yield named_event("message_start", {"type": "message_start", "message": message})
-                for part in _parts(parser, delta.text, last=delta.finish is not None):
+                for part in _parts(parser, delta.text, delta.finish):
                     if isinstance(part, str):
                         if not in_text:
                             in_text, block = True, block + 1
@@ -157,14 +157,15 @@ async def _events(
     yield named_event("message_stop", {"type": "message_stop"})
 
 
-def _parts(parser: ToolParser | None, text: str, *, last: bool) -> list[str | ToolCall]:
+def _parts(parser: ToolParser | None, text: str, finish: Finish | None) -> list[str | ToolCall]:
     if parser is None:
         return [text] if text else []
-    return parser.push(text, last=last)
+    return parser.push(text, finish)
 
 
 def _tool_use(call: ToolCall) -> ToolUseBlock:
-    return ToolUseBlock(call.id, call.name, msgspec.json.decode(call.arguments))
+    """A call that was cut off has no input: this API has no place for half of it."""
+    return ToolUseBlock(call.id, call.name, {} if call.cut else msgspec.json.decode(call.arguments))
 
 
 def _usage(ticket: Ticket) -> MessageUsage:

@@ -121,10 +121,10 @@ class _Run:
     """One response as it comes to be."""
 
     def __init__(
-        self, body: ResponsesBody, items: list[InputItem], model: TextModel, ticket: Ticket, tools: Sequence[Tool]
+        self, body: ResponsesBody, items: list[InputItem], model: TextModel, ticket: Ticket, parser: ToolParser | None
     ) -> None:
         self._body, self._items, self._model, self._ticket = body, items, model, ticket
-        self._parser = ToolParser(model.tool_format, tools) if tools else None
+        self._parser = parser
         self._sequence_number = 0
         self._message: OutputMessage | None = None
         self._texts: list[str] = []
@@ -163,7 +163,8 @@ class _Run:
         )
         sequence = Generate(request_id=f"resp_{uuid.uuid4().hex}", prompt_ids=tuple(prompt_ids), sampling=sampling)
         ticket = Ticket(model=model.name, vocabulary=model.vocabulary, sequences=(sequence,))
-        return _Run(body, items, model, ticket, tools)
+        parser = ToolParser(model.tool_format, tools, forced=forced is not None) if tools else None
+        return _Run(body, items, model, ticket, parser)
 
     async def events(self, serving: Serving) -> AsyncGenerator[dict[str, Any], None]:
         """Every event in order; `response` is complete (and stored) with the last."""
@@ -203,7 +204,7 @@ class _Run:
         last = delta.finish is not None
         parts: list[str | ToolCall] = [delta.text] if delta.text else []
         if self._parser is not None:
-            parts = self._parser.push(delta.text, last=last)
+            parts = self._parser.push(delta.text, delta.finish)
         logprobs: list[Any] = []
         if delta.logprobs:
             logprobs = chat_logprobs(delta.logprobs, self._model.vocabulary, False).content
@@ -269,7 +270,7 @@ class _Run:
             call_id=call.id,
             name=call.name,
             arguments=call.arguments,
-            status="completed",
+            status="incomplete" if call.cut else "completed",
         )
         index = len(self.response.output)
         self.response.output.append(item)

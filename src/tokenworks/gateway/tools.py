@@ -5,12 +5,14 @@ The format is chosen by what the model's chat template itself contains, never by
 
 import ast
 import json
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.messages import Finish
 from tokenworks.protocol.sampling import Grammar
 
 
@@ -30,6 +32,8 @@ class ToolCall(NamedTuple):
     arguments: str
     """JSON, as the API wants it."""
     id: str
+    cut: bool = False
+    """The token limit came before the call's end: `arguments` is only the beginning of JSON, perhaps nothing."""
 
 
 Parse = Callable[[str], list[tuple[str, dict[str, Any]]] | None]
@@ -88,6 +92,24 @@ def _parse_json(text: str) -> list[tuple[str, dict[str, Any]]] | None:
             return None
         result.append((call["name"], arguments))
     return result or None
+
+
+_BEGUN_CALL = re.compile(
+    r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"(\s*,\s*"(arguments|parameters)"\s*:\s*(?P<arguments>.*))?', re.DOTALL
+)
+
+
+def _begun_call(text: str) -> ToolCall | None:
+    """One call as JSON that the token limit cut off somewhere after the name: its arguments as far as they go."""
+    match = _BEGUN_CALL.match(text)
+    if match is None:
+        return None
+    arguments, cut = match["arguments"] or "", False
+    try:
+        _, end = json.JSONDecoder().raw_decode(arguments)
+    except (ValueError, RecursionError):
+        end, cut = len(arguments), True
+    return ToolCall(match["name"], arguments[:end], new_call_id(), cut)
 
 
 def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]] | None:
@@ -158,9 +180,13 @@ def format_of(chat_template: str) -> ToolFormat:
 
 
 class ToolParser:
-    """Splits a model's text, as it comes, into text to show and calls. What may yet be a call is held back."""
+    """Splits a model's text, as it comes, into text to show and calls. What may yet be a call is held back.
 
-    def __init__(self, tool_format: ToolFormat, tools: Sequence[Tool]) -> None:
+    `forced`: the model could write nothing but calls (`forced_grammar`), so that no text is ever shown.
+    """
+
+    def __init__(self, tool_format: ToolFormat, tools: Sequence[Tool], *, forced: bool = False) -> None:
+        self._forced = forced
         self._spans = tool_format.spans
         self._names = {tool.name for tool in tools}
         self._held = ""
@@ -170,14 +196,14 @@ class ToolParser:
         self._at_start = True
         self._after_call = False
 
-    def push(self, text: str, *, last: bool = False) -> list[str | ToolCall]:
-        """Text and calls that `text` completes, in order; with `last`, everything that was held back."""
+    def push(self, text: str, finish: Finish | None = None) -> list[str | ToolCall]:
+        """Text and calls that `text` completes, in order; with the `finish`, everything that was held back."""
         self._held += text
         parts: list[str | ToolCall] = []
-        while self._inside is not None or self._open(parts, last):
-            if not self._close(parts, last):
+        while self._inside is not None or self._open(parts, last=finish is not None):
+            if not self._close(parts, finish):
                 break
-        return parts
+        return [part for part in parts if isinstance(part, ToolCall)] if self._forced else parts
 
     def _open(self, parts: list[str | ToolCall], last: bool) -> bool:
         """Show the text before the next opening and step inside it; False when there is none yet."""
@@ -208,20 +234,24 @@ class ToolParser:
             self._after_call = False
         return self._inside is not None
 
-    def _close(self, parts: list[str | ToolCall], last: bool) -> bool:
+    def _close(self, parts: list[str | ToolCall], finish: Finish | None) -> bool:
         """Turn what is inside into calls, or into text when it is not one; False when its end has not come yet."""
         span = self._inside
         assert span is not None
         body_from = 0 if span.keep_opening else len(span.opening)
         end = -1 if span.closing is None else self._held.find(span.closing, body_from)
-        if end < 0 and not last:
+        if end < 0 and finish is None:
             return False
         whole_to = len(self._held) if end < 0 or span.closing is None else end + len(span.closing)
         whole, self._held = self._held[:whole_to], self._held[whole_to:]
-        calls = span.parse(whole[body_from : end if end >= 0 else len(whole)])
+        body = whole[body_from : end if end >= 0 else len(whole)]
+        calls = span.parse(body)
+        begun = _begun_call(body) if calls is None and end < 0 and finish is Finish.LENGTH else None
         self._after_call = calls is not None and all(name in self._names for name, _ in calls)
         if calls is not None and self._after_call:
             parts.extend(ToolCall(name, json.dumps(arguments), new_call_id()) for name, arguments in calls)
+        elif begun is not None and begun.name in self._names:
+            parts.append(begun)
         else:
             parts.append(self._lead + whole)
         self._inside, self._lead, self._at_start = None, "", False
