@@ -80,6 +80,29 @@ def test_an_echo_stands_before_the_text_whole_and_streamed(client: openai.OpenAI
     assert chunks[-1].usage.completion_tokens == 5
 
 
+def test_a_prompt_that_fills_the_context_can_be_scored_and_one_token_more_is_refused(client: openai.OpenAI) -> None:
+    ask = {"model": "smollm2", "max_tokens": 0, "echo": True, "logprobs": 0}
+    reply = client.completions.create(**ask, prompt=[504] * 768)
+    assert len(reply.choices[0].logprobs.token_logprobs) == reply.usage.total_tokens == 768
+    for prompt_tokens, max_tokens in ((769, 0), (768, 1), (760, 9), (768, None)):
+        ask = {"model": "smollm2", "max_tokens": max_tokens, "echo": True}
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 768 tokens") as refused:
+            client.completions.create(**ask, prompt=[504] * prompt_tokens)
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_scoring_alone_makes_no_token_whole_and_streamed(client: openai.OpenAI, logprobs: int | None) -> None:
+    ask = {"model": "smollm2", "prompt": TEXT, "max_tokens": 0, "echo": True, "logprobs": logprobs}
+    whole = client.completions.create(**ask)
+    [choice] = whole.choices
+    assert (choice.text, choice.finish_reason, whole.usage.completion_tokens) == (TEXT, "length", 0)
+    *chunks, last = client.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].text for chunk in chunks) == TEXT
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert last.usage == whole.usage.model_copy(update={"prompt_tokens_details": last.usage.prompt_tokens_details})
+
+
 def test_tokenize_and_detokenize_are_inverse(http: httpx.Client) -> None:
     text = "naïve 日本 🙂 <|im_end|>"
     tokenized = http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()

@@ -60,4 +60,5 @@ def test_each_model_does_its_own_work_only(client: openai.OpenAI) -> None:
 def test_an_input_longer_than_the_context_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.embeddings.create(model="minilm", input="word " * 2000)
-    assert refused.value.code == "context_length_exceeded"
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+    assert "max_tokens" not in refused.value.message

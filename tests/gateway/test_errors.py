@@ -141,9 +141,13 @@ def test_a_prompt_longer_than_the_context_is_refused(client: openai.OpenAI, repe
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="smollm2", messages=[{"role": "user", "content": "word " * repeat}])
     assert refused.value.code == "context_length_exceeded"
+    assert (refused.value.param, "max_tokens" in refused.value.message) == ("messages", False)
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**{**CHAT, "max_tokens": 100_000})
     assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="smollm2", input="word " * repeat)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
 
 
 def test_unknown_paths_and_wrong_methods(http: httpx.Client) -> None:

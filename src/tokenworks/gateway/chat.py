@@ -186,7 +186,7 @@ async def _ticket(model: TextModel, body: ChatBody, tools: list[Tool], grammar: 
     max_tokens = body.max_completion_tokens or body.max_tokens
     sampling = sampling_from(
         body,
-        max_tokens=model.room(len(prompt_ids), max_tokens),
+        max_tokens=model.room(len(prompt_ids), max_tokens, "messages"),
         vocabulary_tokens=model.vocabulary_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,

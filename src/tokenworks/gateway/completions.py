@@ -89,15 +89,10 @@ async def completions(request: Request) -> ASGIApp:
     choices = []
     for index, whole in enumerate(wholes):
         text, logprobs = reply.echoed(index, whole.prompt_logprobs)
-        if reply.scoring_only:
-            choices.append(CompletionChoice(index, text, logprobs, "length"))
-            continue
         if body.logprobs is not None:
             made = completion_logprobs(whole.logprobs, model.vocabulary, reply.as_ids, offset=len(text))
             logprobs = _joined(logprobs, made)
         choices.append(CompletionChoice(index, text + whole.text, logprobs, _finish_reason(whole.finish)))
-    if reply.scoring_only:
-        reply.ticket.usage.completion_tokens = 0
     usage = usage_body(reply.ticket.usage)
     return json_response(
         Completion(id=reply.id, created=reply.created_s, model=body.model, choices=choices, usage=usage)
@@ -149,14 +144,11 @@ class _Reply:
         self.as_ids = bool(body.return_tokens_as_token_ids)
         self.n = body.n or 1
         asked = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        self.scoring_only = asked == 0
-        """The prompt's own logprobs are all that is wanted. The engine always makes a token; it is thrown away."""
         sequences = []
         for number, prompt in enumerate(prompts):
-            room = model.room(len(prompt.token_ids), asked if body.max_tokens is not None else None)
             sampling = sampling_from(
                 body,
-                max_tokens=max(1, min(asked, room)),
+                max_tokens=min(asked, model.room(len(prompt.token_ids), body.max_tokens, "prompt")),
                 vocabulary_tokens=model.vocabulary_tokens,
                 logprobs=body.logprobs,
                 prompt_logprobs=body.logprobs if body.echo else None,
@@ -224,21 +216,16 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
                     text, logprobs = reply.echoed(delta.index, delta.prompt_logprobs)
                     offsets[delta.index] = len(text)
                 finish = _finish_reason(delta.finish) if delta.finish is not None else None
-                if reply.scoring_only:
-                    finish = "length"
-                else:
-                    text += delta.text
-                    if body.logprobs is not None and delta.logprobs:
-                        at = offsets[delta.index]
-                        made = completion_logprobs(delta.logprobs, vocabulary, reply.as_ids, offset=at)
-                        logprobs = _joined(logprobs, made)
-                        offsets[delta.index] += characters(vocabulary, (entry.token_id for entry in delta.logprobs))
+                text += delta.text
+                if body.logprobs is not None and delta.logprobs:
+                    at = offsets[delta.index]
+                    made = completion_logprobs(delta.logprobs, vocabulary, reply.as_ids, offset=at)
+                    logprobs = _joined(logprobs, made)
+                    offsets[delta.index] += characters(vocabulary, (entry.token_id for entry in delta.logprobs))
                 if text or logprobs is not None or finish is not None:
                     chunk.choices = [CompletionChoice(delta.index, text, logprobs, finish)]
                     yield data_event(chunk)
     if with_usage:
-        if reply.scoring_only:
-            ticket.usage.completion_tokens = 0
         chunk.choices, chunk.usage = [], usage_body(ticket.usage)
         yield data_event(chunk)
     yield DONE

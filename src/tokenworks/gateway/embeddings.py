@@ -99,6 +99,6 @@ async def _inputs(model: TextModel, given: str | list[str | int | list[int]]) ->
             model.check_ids(item, "input")
             token_ids = item
         if len(token_ids) > model.context_tokens:
-            raise ContextTooLong(len(token_ids), 0, model.context_tokens)
+            raise ContextTooLong(len(token_ids), None, model.context_tokens, param="input")
         result.append(token_ids)
     return result

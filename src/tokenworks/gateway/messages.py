@@ -60,7 +60,7 @@ async def messages(request: Request) -> ASGIApp:
     prompt_ids = await chat_prompt(model, _template_messages(body), tools)
     sampling = Sampling(
         # Clients of this API ask for more than small contexts hold; theirs is a ceiling, not a wish.
-        max_tokens=min(body.max_tokens, model.room(len(prompt_ids), None)),
+        max_tokens=min(body.max_tokens, model.room(len(prompt_ids), None, "messages")),
         seed=draw_seed(),
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,

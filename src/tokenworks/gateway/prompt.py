@@ -21,18 +21,20 @@ async def chat_prompt(
     messages: Sequence[Message],
     tools: Sequence[Tool] = (),
     template_values: dict[str, Any] | None = None,
+    *,
+    param: str = "messages",
 ) -> list[int]:
     """Prompt ids up to where the assistant goes on. A last message of the assistant's is continued, not answered.
 
-    Raises InvalidRequest for what the template refuses, ContextTooLong for what cannot fit.
+    Raises InvalidRequest for what the template refuses, ContextTooLong, naming `param`, for what cannot fit.
     """
     if len(messages) > model.context_tokens:  # each is a token at the very least
-        raise ContextTooLong(len(messages), 1, model.context_tokens)
+        raise ContextTooLong(len(messages), None, model.context_tokens, param=param)
     if len(messages) > _THREAD_FROM_MESSAGES:
         text = await asyncio.to_thread(chat_text, model, messages, tools, template_values)
     else:
         text = chat_text(model, messages, tools, template_values)
-    return await model.encode(text, special=False, param="messages")
+    return await model.encode(text, special=False, param=param)
 
 
 def chat_text(

@@ -151,10 +151,10 @@ class _Run:
     async def prepare(model: TextModel, body: ResponsesBody, items: list[InputItem]) -> "_Run":
         tools, forced = _tools(model, body)
         messages = _template_messages(body.instructions, items)
-        prompt_ids = await chat_prompt(model, messages, tools)
+        prompt_ids = await chat_prompt(model, messages, tools, param="input")
         wants_logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
         sampling = Sampling(
-            max_tokens=model.room(len(prompt_ids), body.max_output_tokens),
+            max_tokens=model.room(len(prompt_ids), body.max_output_tokens, "input"),
             seed=draw_seed(),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,

@@ -48,7 +48,8 @@ class TextModel:
     async def encode(self, text: str, *, special: bool, param: str) -> list[int]:
         """Token ids. Raises ContextTooLong for a text that cannot fit however it is cut."""
         if len(text) > self.context_tokens * _TOKEN_CHARACTERS_MAX:
-            raise ContextTooLong(-(-len(text) // _TOKEN_CHARACTERS_MAX), 1, self.context_tokens)
+            at_least = -(-len(text) // _TOKEN_CHARACTERS_MAX)
+            raise ContextTooLong(at_least, None, self.context_tokens, param=param)
         try:
             if len(text) < _THREAD_FROM_CHARACTERS:
                 return self.tokenizer.encode(text, special=special)
@@ -63,11 +64,11 @@ class TextModel:
                 f"{max(token_ids)} is no token id: they end at {self.vocabulary_tokens - 1}", param=param
             )
 
-    def room(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        """How many tokens may follow: what was asked for, or all that is left. Raises ContextTooLong."""
+    def room(self, prompt_tokens: int, max_tokens: int | None, param: str) -> int:
+        """How many tokens may follow: what was asked for, or all that is left. Raises ContextTooLong naming `param`."""
         left = self.context_tokens - prompt_tokens
-        if left < (1 if max_tokens is None else max_tokens) or prompt_tokens > self.context_tokens:
-            raise ContextTooLong(prompt_tokens, 1 if max_tokens is None else max_tokens, self.context_tokens)
+        if left < (1 if max_tokens is None else max_tokens):
+            raise ContextTooLong(prompt_tokens, max_tokens, self.context_tokens, param=param)
         return left if max_tokens is None else max_tokens
 
 

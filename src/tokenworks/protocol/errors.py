@@ -37,17 +37,22 @@ class InvalidRequest(UserError):
 
 
 class ContextTooLong(UserError):
-    """Prompt and asked-for output do not fit the model's context."""
+    """Prompt and asked-for output do not fit the model's context. `max_tokens` is None where none were asked for."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context_tokens: int, *, param: str) -> None:
+        asked, cure = "", "Shorten it."
+        if max_tokens is not None:
+            asked, cure = f" and max_tokens asks for {max_tokens}", "Shorten the prompt or lower max_tokens."
+        elif prompt_tokens == context_tokens:
+            asked = ", which leaves no room for output"
+        # Clients look for the first words, which are OpenAI's.
         super().__init__(
-            f"This model's context is {context_tokens} tokens; the prompt has {prompt_tokens} and max_tokens asks for "
-            f"{max_tokens}. Shorten the prompt or lower max_tokens.",
-            param="messages",
+            f"This model's maximum context length is {context_tokens} tokens; the prompt has {prompt_tokens}{asked}. "
+            + cure,
+            param=param,
         )
-        self.prompt_tokens, self.max_tokens, self.context_tokens = prompt_tokens, max_tokens, context_tokens
 
 
 class ModelNotFound(UserError):
