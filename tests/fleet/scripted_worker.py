@@ -48,9 +48,14 @@ def main() -> None:
         sys.stderr.write("no luck today\n")
         sys.exit(1)
     end = socket.socket(fileno=link_fd)
-    if mode == "garbage" and starts == 1:
+    if mode == "garbage" or (mode == "garbage_once" and starts == 1):
+        WorkerLink(end, os.pipe()[0]).send(Ready("generate", 1000, 50000, 0, 0, {"start": 0.0}))
+        end.recv(1, socket.MSG_PEEK)  # a request has come
         end.sendall(b"\xff\xff\xff\xff garbage")
-        time.sleep(1000)
+        while mode == "garbage" and end.recv(1000):
+            pass
+        time.sleep(0 if mode == "garbage" else 1000)  # it exits in good order, or has to be killed
+        return
     wake_fd, _ = os.pipe()
     link = WorkerLink(end, wake_fd)
     link.send(Ready("generate", 1000, 50000, 0, 0, {"start": 0.0}))
@@ -62,7 +67,7 @@ def main() -> None:
             match message:
                 case Generate():
                     if message.prompt_ids[0] == POISON:
-                        os.kill(os.getpid(), signal.SIGKILL)
+                        os.kill(os.getpid(), signal.SIGSEGV)
                     requests[message.request_id] = message
                     running[message.request_id] = list(message.output_ids)
                 case Cancel(request_id):

@@ -111,12 +111,24 @@ async def test_killed_workers_leave_no_gap_and_no_repeat(open_pool):
             assert sum(chunk.cached_tokens for chunk in chunks) == 1, "the second worker's first chunk is not the first"
 
 
+async def test_a_stream_outlives_many_kills_in_quick_succession(open_pool):
+    """A person or a system short of memory is no fault of the request's, though it never gets to make a token."""
+    async with open_pool() as pool:
+        asked = request("a", tokens=100)
+        task = asyncio.create_task(collect(pool, asked))
+        for kills in range(4):
+            await until(lambda: pool.statuses()[0].phase is Phase.READY)
+            os.kill(pool.statuses()[0].pid, signal.SIGKILL)
+            await until(lambda: pool.statuses()[0].restarts == kills + 1)  # noqa: B023
+        assert tokens_of(await task) == expected(asked)
+
+
 async def test_poison_is_failed_and_its_neighbours_are_not(open_pool):
     async with open_pool() as pool:
         asked = [request(f"r{i}", tokens=300) for i in range(4)]
         neighbours = [asyncio.create_task(collect(pool, each)) for each in asked]
         await until(lambda: pool.stats("m").running == 4)
-        with pytest.raises(WorkerLost, match="3 times in a row"):
+        with pytest.raises(WorkerLost, match="again and again"):
             await collect(pool, request("poison", prompt=POISON))
         for each, task in zip(asked, neighbours, strict=True):
             assert tokens_of(await task) == expected(each)
@@ -154,9 +166,16 @@ async def test_a_request_waits_for_a_worker_that_starts_at_the_third_try(open_po
 
 
 async def test_a_worker_that_talks_nonsense_is_replaced(open_pool):
-    async with open_pool("garbage") as pool:
+    async with open_pool("garbage_once") as pool:
         asked = request("a")
         assert tokens_of(await collect(pool, asked)) == expected(asked)
+
+
+async def test_workers_that_always_talk_nonsense_are_given_up(open_pool, diary):
+    async with open_pool("garbage") as pool:
+        with pytest.raises(WorkerLost, match=r"again and again.*cannot be taken"):
+            await collect(pool, request("a"))
+        assert len(diary.read_text().splitlines()) <= 4, "3 that the request is blamed for, and the one after them"
 
 
 async def test_closing_the_iterator_cancels(open_pool):

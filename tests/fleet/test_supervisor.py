@@ -45,12 +45,12 @@ class World:
                 case Fail(request_id, reason):
                     self.end(request_id)
                     self.failed[request_id] = reason
-        suspects = [name for name in self.made if self._strikes(name) == rules.STRIKES - 1]
+        suspects = [name for name in self.made if self._strikes(name) + 1 >= rules.STRIKES]
         assert len(suspects) <= 1, "two suspects at once"
 
-    def _strikes(self, name: str) -> int:
+    def _strikes(self, name: str) -> float:
         request = self.supervisor._requests.get(name)
-        return request.strikes if request else 0
+        return request.strikes if request else 0.0
 
     def end(self, request_id: str) -> None:
         self.endings[request_id] += 1
@@ -79,7 +79,7 @@ class World:
         if self.process is None:
             return
         if self.process == "dying" or self.random.random() < self.faults:
-            self.die(self.random.choice(("crashed", "crashed", "drained")) if self.process == "ready" else "crashed")
+            self.die(self.random.choice(("crashed", "killed", "drained")[: 3 if self.process == "ready" else 2]))
         elif self.random.random() < self.faults:
             self.process = "hung"
         elif self.process == "starting":
@@ -149,7 +149,7 @@ def test_one_poison_among_many_fails_alone(seed):
         world.arrive()
     world.settle()
     assert list(world.failed) == ["r25-poison"]
-    assert "3 times in a row" in world.failed["r25-poison"]
+    assert "again and again" in world.failed["r25-poison"]
 
 
 def test_delays_grow_and_shrink_again():
@@ -188,6 +188,32 @@ def test_given_up_after_deaths_without_health_and_tried_again_later():
     world.settle()
     assert world.endings["r2"] == 1
     assert "r2" not in world.failed
+
+
+@pytest.mark.parametrize(("how", "deaths"), [("crashed", rules.STRIKES), ("killed", 2 * rules.STRIKES)])
+def test_a_request_is_failed_sooner_for_crashes_than_for_kills_from_outside(how, deaths):
+    world = World(0, on_demand=False)
+    world.arrive()
+    for _ in range(deaths):
+        assert not world.failed
+        while world.process != "ready":
+            world.step()
+        world.die(how)
+    assert list(world.failed) == ["r1"]
+
+
+@pytest.mark.parametrize(("how", "deaths"), [("crashed", rules.START_DEATHS), ("killed", 2 * rules.START_DEATHS)])
+def test_given_up_sooner_for_crashes_at_start_than_for_kills_from_outside(how, deaths):
+    world = World(0, on_demand=False)
+    world.arrive()
+    for _ in range(deaths):
+        if world.supervisor.phase is Phase.BACKOFF:
+            world.now_s = world.supervisor.due_s()
+            world.perform(world.supervisor.tick(world.now_s))
+        assert world.process == "starting"
+        world.die(how)
+    assert world.supervisor.phase is Phase.GIVEN_UP
+    assert list(world.failed) == ["r1"]
 
 
 def test_unusable_files_are_not_tried_twice():

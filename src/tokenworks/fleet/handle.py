@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 
 from tokenworks.fleet.host import Command, Process, describe_exit
 from tokenworks.fleet.link import BadFrame
@@ -157,25 +158,29 @@ class WorkerHandle:
             status, exit_text = 1, f"could not be spawned: {error}"
         self._process = None
         self.stats = EngineStats()
-        self._died(status, exit_text, process.last_words())
+        self._died(status, exit_text, process.last_words(), broken=process.broken)
 
-    def _died(self, status: int, exit_text: str, last_words: str) -> None:
+    def _died(self, status: int, exit_text: str, last_words: str, *, broken: bool) -> None:
         starting = self.phase is Phase.STARTING
         how: Death = "crashed"
         reason = f"The worker of {self.name!r} {exit_text}."
         if self._supervisor.overdue:
             reason = f"The worker of {self.name!r} kept us waiting too long and was ended."
+        elif broken:
+            reason = f"The worker of {self.name!r} sent what cannot be taken and was ended."
         elif starting and status == UNUSABLE_STATUS:
             how, reason = "unusable", last_words
         elif not starting and status == 0:
             how = "drained"
-        if how == "crashed":
+        elif status == -signal.SIGKILL:
+            how = "killed"
+        if how in ("crashed", "killed"):
             if starting and last_words:
                 reason += " It said:\n" + "\n".join(last_words.splitlines()[-_SHOWN_LINES:])
             elif self.phase is not Phase.CLOSED:
                 _log.warning("%s %d requests in flight.\n%s", reason, len(self._calls), last_words)
         self._unusable = how == "unusable"
-        self._died_before = how == "crashed"
+        self._died_before = how in ("crashed", "killed")
         progressed = {name for name, call in self._calls.items() if call.made_tokens >= PROGRESS_TOKENS}
         self._perform(self._supervisor.died(now_s(), how, reason, progressed))
 

@@ -101,6 +101,11 @@ class Process:
         if self._popen is not None:
             self._popen.kill()
 
+    @property
+    def broken(self) -> bool:
+        """It was ended for what it sent."""
+        return self._link is not None and self._link.broken
+
     def last_words(self) -> str:
         """The end of what it wrote to its standard error."""
         return self._last_words.text()

@@ -22,6 +22,8 @@ class GatewayLink(asyncio.Protocol):
         self._reader = FrameReader()
         self._decoder = msgspec.msgpack.Decoder(ToGateway)
         self._transport: asyncio.Transport | None = None
+        self.broken = False
+        """What came could not be taken: the link was closed for it, not by the other end."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
@@ -30,8 +32,10 @@ class GatewayLink(asyncio.Protocol):
         try:
             for payload in self._reader.feed(data):
                 self._on_message(self._decoder.decode(payload))
-        except (BadFrame, msgspec.DecodeError) as error:
-            _log.error("A worker sent what is no message (%s); it is taken for dead.", error)
+        except Exception as error:  # or the loop would close the link and leave us to think that the worker had
+            ours = not isinstance(error, BadFrame | msgspec.DecodeError)
+            _log.error("A worker sent what cannot be taken (%s); it is taken for dead.", error, exc_info=ours)
+            self.broken = True
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

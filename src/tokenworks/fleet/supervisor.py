@@ -8,7 +8,8 @@
 
 Rules:
 - A request that ran in a worker that died is submitted again to the next one. It gets a strike; the strikes are
-  forgotten when it makes PROGRESS_TOKENS. At STRIKES deaths in a row it is failed: it may be what kills the worker.
+  forgotten when it makes PROGRESS_TOKENS. At STRIKES in a row it is failed: it may be what kills the worker.
+- A SIGKILL counts half, here and below: it comes from outside, from a person or a system short of memory.
 - Whoever has only one strike left is a suspect, and suspects run one at a time, so that a neighbour of the culprit is
   not failed with it.
 - A worker is started again after a delay that grows with the deaths in a row. It is given up when its files are
@@ -21,6 +22,7 @@ Rules:
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil
 from typing import Literal
 
 STRIKES = 3
@@ -101,13 +103,16 @@ class Fail:
 
 Action = Spawn | Kill | Submit | Fail
 
-Death = Literal["crashed", "drained", "unusable"]
-"""Unexpected; exited by itself with nothing left to do; or told that its model files cannot be used."""
+Death = Literal["crashed", "killed", "drained", "unusable"]
+"""By its own doing; by SIGKILL; exited with nothing left to do; or told that its model files cannot be used."""
+
+_WEIGHTS: dict[Death, float] = {"crashed": 1.0, "killed": 0.5, "drained": 0.0, "unusable": 1.0}
+"""What a death counts towards STRIKES, START_DEATHS and DEATHS."""
 
 
 @dataclass(slots=True)
 class _Request:
-    strikes: int = 0
+    strikes: float = 0.0
     submitted: bool = False
 
 
@@ -121,7 +126,7 @@ class Supervisor:
     silence_limit_s: float = SILENCE_LIMIT_S
 
     phase: Phase = Phase.OFF
-    deaths: int = 0
+    deaths: float = 0.0
     """In a row, without a sign of health in between."""
     suspect: str | None = None
     """The one suspect that is running; tell its `progressed`."""
@@ -129,7 +134,7 @@ class Supervisor:
     """Why the worker died last, for people."""
 
     _requests: dict[str, _Request] = field(default_factory=dict)
-    _start_deaths: int = 0
+    _start_deaths: float = 0.0
     _healthy: bool = False
     _since_s: float = 0.0
     """When the phase was entered."""
@@ -161,7 +166,7 @@ class Supervisor:
         """The process says that it is ready."""
         self._expect("ready")
         self._enter("ready", Phase.READY, now_s)
-        self._start_deaths = 0
+        self._start_deaths = 0.0
         self._healthy = False
         return self._submit(now_s)
 
@@ -172,7 +177,7 @@ class Supervisor:
     def progressed(self, request_id: str, now_s: float) -> list[Action]:
         """A request has made PROGRESS_TOKENS since it was submitted: it is no suspect."""
         self._expect("progressed")
-        self._requests[request_id].strikes = 0
+        self._requests[request_id].strikes = 0.0
         self._healthy = True
         if self.suspect == request_id:
             self.suspect = None
@@ -194,15 +199,16 @@ class Supervisor:
             return []
         self.reason, self.suspect = reason, None
         actions: list[Action] = []
+        weight = _WEIGHTS[how]
         if how == "drained":
-            self.deaths = 0
+            self.deaths = 0.0
         else:
             starting = self.phase is Phase.STARTING
-            self._start_deaths += starting
+            self._start_deaths += weight if starting else 0.0
             alive_s = 0.0 if starting else now_s - self._since_s
             healthy = not starting and (self._healthy or bool(progressed) or alive_s >= HEALTHY_S)
-            self.deaths = 1 if healthy else self.deaths + 1
-            actions += self._strike(progressed)
+            self.deaths = weight if healthy else self.deaths + weight
+            actions += self._strike(weight, progressed)
         for request in self._requests.values():
             request.submitted = False
         if how == "unusable" or self._start_deaths >= START_DEATHS or self.deaths >= DEATHS:
@@ -210,7 +216,7 @@ class Supervisor:
         if self.on_demand and not self._requests:
             self._enter("died", Phase.OFF, now_s)
             return actions
-        delay_s = DELAYS_S[min(max(self.deaths, 1), len(DELAYS_S)) - 1]
+        delay_s = DELAYS_S[min(max(ceil(self.deaths), 1), len(DELAYS_S)) - 1]
         if delay_s == 0:
             return actions + self._start("died", now_s)
         self._enter("died", Phase.BACKOFF, now_s)
@@ -283,7 +289,7 @@ class Supervisor:
             self._heard_s = now_s  # the silence that is limited begins with the first request
         actions: list[Action] = []
         for request_id, request in waiting:
-            if request.strikes == STRIKES - 1:
+            if request.strikes + 1 >= STRIKES:
                 if self.suspect is not None:
                     continue
                 self.suspect = request_id
@@ -291,25 +297,23 @@ class Supervisor:
             actions.append(Submit(request_id))
         return actions
 
-    def _strike(self, progressed: Collection[str]) -> list[Action]:
+    def _strike(self, weight: float, progressed: Collection[str]) -> list[Action]:
         actions: list[Action] = []
         for request_id, request in list(self._requests.items()):
             if not request.submitted:
                 continue
-            request.strikes = 1 if request_id in progressed else request.strikes + 1
+            request.strikes = weight if request_id in progressed else request.strikes + weight
             if request.strikes >= STRIKES:
                 del self._requests[request_id]
                 actions.append(
-                    Fail(
-                        request_id, f"The worker died {STRIKES} times in a row while it ran this request. {self.reason}"
-                    )
+                    Fail(request_id, f"The worker died again and again while it ran this request. {self.reason}")
                 )
         return actions
 
     def _give_up(self, now_s: float) -> list[Action]:
         self._enter("died", Phase.GIVEN_UP, now_s)
         self._wake_s = now_s + RETRY_S
-        self.deaths = self._start_deaths = 0
+        self.deaths = self._start_deaths = 0.0
         actions: list[Action] = [Fail(request_id, self.reason) for request_id in self._requests]
         self._requests.clear()
         return actions
