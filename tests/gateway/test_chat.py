@@ -48,6 +48,21 @@ def test_a_greedy_reply_is_the_same_whole_and_streamed(client: openai.OpenAI) ->
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_usage_counts_along_where_that_is_asked_for(client: openai.OpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    ask = {
+        "model": "smollm2",
+        "max_tokens": 5,
+        "stream": True,
+        "stream_options": options,
+        "extra_body": {"ignore_eos": True},
+    }
+    for chunks in (client.chat.completions.create(**ask, messages=ASK), client.completions.create(**ask, prompt="Hi")):
+        counts = [chunk.usage.completion_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        assert {1, 2, 3, 4, 5} <= {*counts}
+
+
 def test_a_prompt_seen_before_comes_from_the_cache_and_changes_nothing(client: openai.OpenAI) -> None:
     ask = [{"role": "user", "content": "Tell me about the sea. " * 12}]
     first, second = (
@@ -246,16 +261,18 @@ def test_a_json_schema_is_kept_to(client: openai.OpenAI) -> None:
         ({"regex": "(ab){2}"}, {"abab"}),
         ({"regex": r"\d[\w]"}, {a + b for a in string.digits for b in string.digits + string.ascii_letters + "_"}),
         ({"grammar": 'start: "x" | "y"'}, {"x", "y"}),
+        ({"grammar": '?start: one\none: "x"'}, {"x"}),
+        ({"grammar": 'root ::= "x" | "y"'}, {"x", "y"}),
         ({"json": {"const": "k"}}, {'"k"'}),
     ],
 )
 def test_structured_outputs_allow_nothing_else(
     client: openai.OpenAI, constraint: dict[str, object], allowed: set[str]
 ) -> None:
-    reply = client.chat.completions.create(
-        model="smollm2", messages=ASK, max_tokens=20, extra_body={"structured_outputs": constraint}
-    )
-    assert reply.choices[0].message.content in allowed
+    older = {f"guided_{name}": value for name, value in constraint.items()}
+    for extra in ({"structured_outputs": constraint}, older):
+        reply = client.chat.completions.create(model="smollm2", messages=ASK, max_tokens=20, extra_body=extra)
+        assert reply.choices[0].message.content in allowed
 
 
 def test_characters_arrive_whole(client: openai.OpenAI) -> None:

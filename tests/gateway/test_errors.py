@@ -1,5 +1,6 @@
 """Bad input gets a clear refusal in the API's own shape, quickly, and the neighbours do not notice."""
 
+import gzip
 import json
 import socket
 import threading
@@ -80,6 +81,8 @@ BAD_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"messages": [{"role": "user", "content": ""}] * 9000}, "messages"),
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
     ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": "a"}, "guided_regex": "b"}, "structured_outputs"),
+    ({"guided_regex": "("}, "structured_outputs.regex"),
     ({"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs"),
 ]  # fmt: skip
 
@@ -100,6 +103,19 @@ def test_a_grammar_that_proves_too_much_only_at_work_is_the_clients_mistake(
     reply = http.post("/v1/chat/completions", json={**CHAT, "structured_outputs": grammar, "stream": stream})
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
     assert "the grammar cannot go on: " in reply.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_refused_by_name(http: httpx.Client) -> None:
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        reply = http.post(path, content=gzip.compress(json.dumps(CHAT).encode()), headers={"content-encoding": "gzip"})
+        assert reply.status_code == 400
+        assert "gzip" in reply.json()["error"]["message"]
+
+
+def test_a_conversation_kept_elsewhere_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="smollm2", input="And then?", conversation="conv_1")
+    assert refused.value.param == "conversation"
 
 
 BAD_BODIES = [

@@ -33,7 +33,7 @@ from tokenworks.gateway.grammar import check_grammar
 from tokenworks.gateway.http import json_response, openai_error, read_body
 from tokenworks.gateway.logprobs import chat_logprobs
 from tokenworks.gateway.prompt import Message, chat_prompt
-from tokenworks.gateway.sampling import FinishReason, sampling_from, sibling_sampling, stop_strings
+from tokenworks.gateway.sampling import FinishReason, StreamOptions, sampling_from, sibling_sampling, stop_strings
 from tokenworks.gateway.serving import Serving, TextModel
 from tokenworks.gateway.stream import DONE, EventStream, data_event, until_disconnect
 from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, forced_grammar, named_tool
@@ -104,9 +104,9 @@ def _calls(parts: Iterable[str | ToolCall]) -> Iterable[ToolCall]:
 
 async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None]:
     body, ticket = reply.body, reply.ticket
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    options = body.stream_options or StreamOptions()
     chunk = ChatChunk(id=reply.id, created=reply.created_s, model=body.model, choices=[])
-    if with_usage:
+    if options.include_usage:
         chunk.usage = None  # on every chunk but the last, as OpenAI has it
     begun: set[int] = set()
 
@@ -115,6 +115,8 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
         if body.logprobs and source is not None and source.logprobs:
             choice.logprobs = chat_logprobs(source.logprobs, reply.model.vocabulary, reply.as_ids)
         chunk.choices = [choice]
+        if options.continuous_usage_stats:
+            chunk.usage = usage_body(ticket.usage)
         return data_event(chunk)
 
     with serving.admitted(len(ticket.sequences)):
@@ -138,7 +140,7 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
                     yield event(index, ChatDelta(), source, reply.finish_reason(index, delta.finish))
                 elif source is not None and body.logprobs and delta.logprobs:
                     yield event(index, ChatDelta(content=""), source)
-    if with_usage:
+    if options.include_usage:
         chunk.choices, chunk.usage = [], usage_body(ticket.usage)
         yield data_event(chunk)
     yield DONE

@@ -18,6 +18,7 @@ from tokenworks.gateway.logprobs import CompletionLogprobs, characters, completi
 from tokenworks.gateway.sampling import (
     Count,
     SamplingBody,
+    StreamOptions,
     TokenId,
     TopLogprobs,
     sampling_from,
@@ -203,9 +204,9 @@ def _finish_reason(finish: str) -> Literal["stop", "length"]:
 
 async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None]:
     body, ticket, vocabulary = reply.body, reply.ticket, reply.model.vocabulary
-    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    options = body.stream_options or StreamOptions()
     chunk = Completion(id=reply.id, created=reply.created_s, model=body.model, choices=[])
-    if with_usage:
+    if options.include_usage:
         chunk.usage = None
     offsets: dict[int, int] = {}
     with serving.admitted(len(ticket.sequences)):
@@ -224,8 +225,10 @@ async def _events(serving: Serving, reply: _Reply) -> AsyncGenerator[bytes, None
                     offsets[delta.index] += characters(vocabulary, (entry.token_id for entry in delta.logprobs))
                 if text or logprobs is not None or finish is not None:
                     chunk.choices = [CompletionChoice(delta.index, text, logprobs, finish)]
+                    if options.continuous_usage_stats:
+                        chunk.usage = usage_body(ticket.usage)
                     yield data_event(chunk)
-    if with_usage:
+    if options.include_usage:
         chunk.choices, chunk.usage = [], usage_body(ticket.usage)
         yield data_event(chunk)
     yield DONE

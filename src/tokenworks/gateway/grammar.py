@@ -14,6 +14,7 @@ GRAMMAR_BYTES_MAX = 65_536
 """Longer schemas, patterns and grammars are refused: compiling them would hold up a worker."""
 
 GrammarText = Annotated[str, Meta(min_length=1, max_length=GRAMMAR_BYTES_MAX)]
+Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1024)]
 
 
 class GrammarOptions(msgspec.Struct):
@@ -21,7 +22,7 @@ class GrammarOptions(msgspec.Struct):
 
     json: dict[str, Any] | GrammarText | None = None
     regex: GrammarText | None = None
-    choice: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1024)] | None = None
+    choice: Choices | None = None
     grammar: GrammarText | None = None
     """Lark, or GBNF as llama.cpp writes it."""
     json_object: bool | None = None

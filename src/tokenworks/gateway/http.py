@@ -24,6 +24,9 @@ async def read_body(request: Request, type_: type[T]) -> T:
     Raises BodyTooLarge as soon as the announced or the received size passes the limit (the rest is never kept), and
     InvalidRequest naming the field for anything that is not the JSON that `type_` describes.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidRequest(f"the body's content-encoding is {encoding[:50]}; this server takes plain JSON")
     limit_bytes: int = request.app.state.gateway.max_body_bytes
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit_bytes:

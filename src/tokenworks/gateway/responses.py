@@ -63,6 +63,8 @@ async def create_response(request: Request) -> ASGIApp:
     body = await read_body(request, ResponsesBody)
     if body.background:
         raise InvalidRequest("background responses are not offered here", param="background")
+    if body.conversation is not None:
+        raise InvalidRequest("conversations are not kept here; use previous_response_id", param="conversation")
     model = await serving.generator(body.model)
     items = await _conversation(serving, body)
     run = await _Run.prepare(model, body, items)

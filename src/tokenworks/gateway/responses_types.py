@@ -87,6 +87,8 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     store: bool | None = None
     background: bool | None = None
+    conversation: Any = None
+    """Refused: to leave it out silently would be to forget what the client believes is known."""
     max_output_tokens: Tokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None

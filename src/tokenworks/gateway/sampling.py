@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from tokenworks.gateway.grammar import GrammarOptions, build_grammar
+from tokenworks.gateway.grammar import Choices, GrammarOptions, GrammarText, build_grammar
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.protocol.sampling import Grammar, Sampling
 
@@ -22,6 +22,9 @@ Stop = StopString | Annotated[list[StopString], Meta(max_length=16)]
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    """A last chunk without choices has the usage."""
+    continuous_usage_stats: bool | None = None
+    """vLLM's: every other chunk has the usage so far, too."""
 
 
 class SamplingBody(msgspec.Struct, kw_only=True):
@@ -46,6 +49,11 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     return_tokens_as_token_ids: bool | None = None
     structured_outputs: GrammarOptions | None = None
+    guided_json: dict[str, Any] | GrammarText | None = None
+    """The four guided_* are what vLLM called `structured_outputs` before; clients that still say so mean the same."""
+    guided_regex: GrammarText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
     response_format: dict[str, Any] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     user: str | None = None
@@ -70,6 +78,16 @@ def token_bias(bias: dict[str, float] | None, vocabulary_tokens: int) -> dict[in
             )
         result[int(key)] = value
     return result
+
+
+def grammar_options(body: SamplingBody) -> GrammarOptions | None:
+    """What `structured_outputs` asks for, by either of its names."""
+    guided = GrammarOptions(body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar)
+    if guided == GrammarOptions():
+        return body.structured_outputs
+    if body.structured_outputs is not None:
+        raise InvalidRequest("structured_outputs and guided_* exclude each other", param="structured_outputs")
+    return guided
 
 
 def draw_seed() -> int:
@@ -107,7 +125,7 @@ def sampling_from(
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        grammar=grammar or build_grammar(body.response_format, body.structured_outputs),
+        grammar=grammar or build_grammar(body.response_format, grammar_options(body)),
     )
 
 
