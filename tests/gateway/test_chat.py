@@ -60,7 +60,7 @@ def test_usage_counts_along_where_that_is_asked_for(client: openai.OpenAI) -> No
     for chunks in (client.chat.completions.create(**ask, messages=ASK), client.completions.create(**ask, prompt="Hi")):
         counts = [chunk.usage.completion_tokens for chunk in chunks]
         assert counts == sorted(counts)
-        assert {1, 2, 3, 4, 5} <= {*counts}
+        assert counts[0] < counts[-1] == 5  # half a character makes a token but no chunk
 
 
 def test_a_prompt_seen_before_comes_from_the_cache_and_changes_nothing(client: openai.OpenAI) -> None:

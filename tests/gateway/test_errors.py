@@ -118,6 +118,11 @@ def test_a_conversation_kept_elsewhere_is_refused(client: openai.OpenAI) -> None
     assert refused.value.param == "conversation"
 
 
+def test_too_many_prompts_are_refused_before_they_are_read(http: httpx.Client) -> None:
+    reply = http.post("/v1/completions", json={"model": "smollm2", "prompt": ["a" * 8] * 80_000}, timeout=10)
+    assert (reply.status_code, "sequences" in reply.json()["error"]["message"]) == (400, True)
+
+
 BAD_BODIES = [
     b"",
     b"{",

@@ -117,6 +117,26 @@ async def test_a_bug_is_a_500_in_shape_without_its_details(serve: Callable[..., 
     assert "secret" not in reply.text
 
 
+async def test_a_client_that_leaves_while_it_sends_its_body_is_no_failure_of_ours(
+    smollm2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ResponsesStore(tmp_path / "responses.sqlite")
+    app = build_app(ScriptedPool(broken), [PoolModel("m", WorkerSettings(path=str(smollm2)))], ServerSettings(), store)
+    received = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+    sent: list[object] = []
+
+    async def receive() -> dict[str, object]:
+        return received.pop(0)
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    assert not caplog.records
+    assert sent[0]["status"] == 499
+
+
 async def test_too_many_at_once_are_told_to_come_back(serve: Callable[..., httpx.AsyncClient]) -> None:
     running, go_on = asyncio.Event(), asyncio.Event()
 

@@ -1,5 +1,6 @@
 """/v1/completions: raw prompts, as text or token ids; what evaluation harnesses and load generators call."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -81,7 +82,7 @@ async def completions(request: Request) -> ASGIApp:
     body = await read_body(request, CompletionBody)
     model = await serving.generator(body.model)
     _refuse_unsupported(body)
-    prompts = await _prompts(model, body)
+    prompts = await _prompts(serving, model, body)
     reply = _Reply(body, model, prompts)
     if body.stream:
         return EventStream(_events(serving, reply), lambda error: data_event(openai_error(error)))
@@ -109,7 +110,7 @@ def _refuse_unsupported(body: CompletionBody) -> None:
         raise InvalidRequest("max_tokens 0 makes sense only with echo", param="max_tokens")
 
 
-async def _prompts(model: TextModel, body: CompletionBody) -> list[_Prompt]:
+async def _prompts(serving: Serving, model: TextModel, body: CompletionBody) -> list[_Prompt]:
     prompt = body.prompt
     given: list[str | list[int]]
     if isinstance(prompt, str):
@@ -120,8 +121,10 @@ async def _prompts(model: TextModel, body: CompletionBody) -> list[_Prompt]:
         given = prompt  # type: ignore[assignment]
     else:
         raise InvalidRequest("prompt mixes texts and token ids", param="prompt")
+    serving.check_possible(len(given) * (body.n or 1))
     result = []
     for item in given:
+        await asyncio.sleep(0)  # many texts are long work: streams go on in between
         if isinstance(item, str):
             special = body.add_special_tokens is not False
             result.append(_Prompt(await model.encode(item, special=special, param="prompt"), item))

@@ -1,5 +1,6 @@
 """/v1/embeddings."""
 
+import asyncio
 import base64
 from array import array
 from typing import Annotated, Literal
@@ -89,6 +90,7 @@ async def _inputs(model: TextModel, given: str | list[str | int | list[int]]) ->
         raise InvalidRequest(f"at most {INPUTS_MAX} inputs in one request", param="input")
     result = []
     for item in items:
+        await asyncio.sleep(0)  # many texts are long work: streams go on in between
         if isinstance(item, str):
             if not item:
                 raise InvalidRequest("an input is empty", param="input")

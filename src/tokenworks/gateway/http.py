@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tokenworks.gateway.stream import ClientGone
@@ -164,5 +164,6 @@ ERROR_HANDLERS: dict[Any, Any] = {
     TokenworksError: on_tokenworks_error,
     HTTPException: on_http_error,
     ClientGone: on_client_gone,
+    ClientDisconnect: on_client_gone,  # in the middle of its body
     Exception: on_other_error,
 }

@@ -50,12 +50,9 @@ class TextModel:
         if len(text) > self.context_tokens * _TOKEN_CHARACTERS_MAX:
             at_least = -(-len(text) // _TOKEN_CHARACTERS_MAX)
             raise ContextTooLong(at_least, None, self.context_tokens, param=param)
-        try:
-            if len(text) < _THREAD_FROM_CHARACTERS:
-                return self.tokenizer.encode(text, special=special)
-            return await asyncio.to_thread(self.tokenizer.encode, text, special=special)
-        except UnicodeEncodeError:
-            raise InvalidRequest("the text is not valid Unicode", param=param) from None
+        if len(text) < _THREAD_FROM_CHARACTERS:
+            return self.tokenizer.encode(text, special=special)
+        return await asyncio.to_thread(self.tokenizer.encode, text, special=special)
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest for an id that the model does not have."""
@@ -162,11 +159,15 @@ class Serving:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
+    def check_possible(self, sequences: int) -> None:
+        """InvalidRequest for more sequences than ever run at once."""
+        if sequences > self.max_waiting:
+            raise InvalidRequest(f"one request may ask for at most {self.max_waiting} sequences (prompts times n)")
+
     @contextlib.contextmanager
     def admitted(self, sequences: int) -> Iterator[None]:
         """Holds room for so many sequences. Raises InvalidRequest (never possible) or Overloaded (not now)."""
-        if sequences > self.max_waiting:
-            raise InvalidRequest(f"one request may ask for at most {self.max_waiting} sequences (prompts times n)")
+        self.check_possible(sequences)
         if self._in_flight + sequences > self.max_waiting:
             raise Overloaded(f"{self._in_flight} sequences are in flight, the most this server takes; try again soon")
         self._in_flight += sequences

@@ -35,7 +35,8 @@ class ModelTokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Special tokens written in `text` are recognised. `special` also adds those that the model expects around
         every text (BOS; [CLS] and [SEP]): for plain prompts, not for a rendered chat template, which has its own."""
-        return self.tokenizer.encode(text, add_special_tokens=special).ids
+        # The library's `encode` keeps the interpreter's lock all the while; this lets other threads go on.
+        return self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
