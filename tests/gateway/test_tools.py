@@ -1,5 +1,7 @@
 import json
 
+import anthropic
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +129,39 @@ def test_the_format_is_read_off_the_template() -> None:
     assert format_of("<start_of_turn>user") is GEMMA
     assert format_of("<|im_start|>{% if tools %}<tool_call>") is HERMES
     assert format_of("<|im_start|>") is HERMES
+
+
+def test_no_api_shows_half_a_forced_call_as_text(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+    ask, schema = [{"role": "user", "content": "The weather in Lyon?"}], WEATHER.parameters
+    for limit in (1, 4, 8, 16, 18):
+        chat = client.chat.completions.create(
+            model="smollm2",
+            messages=ask,
+            max_tokens=limit,
+            temperature=0,
+            tools=[{"type": "function", "function": {"name": "weather", "parameters": schema}}],
+            tool_choice="required",
+        ).choices[0]
+        assert (chat.finish_reason, chat.message.content or "") == ("length", "")
+        response = client.responses.create(
+            model="smollm2",
+            input=ask,
+            max_output_tokens=limit,
+            temperature=0,
+            tools=[{"type": "function", "name": "weather", "parameters": schema, "strict": True}],
+            tool_choice="required",
+        )
+        assert (response.status, response.output_text) == ("incomplete", "")
+        message = claude.messages.create(
+            model="smollm2",
+            messages=ask,
+            max_tokens=limit,
+            tools=[{"name": "weather", "input_schema": schema}],
+            tool_choice={"type": "any"},
+            extra_body={"temperature": 0},
+        )
+        assert message.stop_reason == "max_tokens"
+        assert all(block.type == "tool_use" for block in message.content)
+    assert chat.message.tool_calls[0].function.name == "weather"
+    assert [item.type for item in response.output] == ["function_call"]
+    assert message.content[0].name == "weather"
