@@ -36,6 +36,8 @@ CASES: list[tuple[ToolFormat, str, Parts]] = [
      '{"name": "weather", "arguments": {"city": "x"}}]</tool_call>',
      [("clock", {}), ("weather", {"city": "x"})]),
     (HERMES, '<tool_call>\n{"name": "clock", "arguments": {}}', [("clock", {})]),
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"city": "\\"a}}</tool_call> b"}}</tool_call>',
+     [("weather", {"city": '"a}}</tool_call> b'})]),
     (HERMES, "<tool_call>not json</tool_call> after", ["<tool_call>not json</tool_call> after"]),
     (HERMES, "a < b and <tool", ["a < b and <tool"]),
     (HERMES, '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',

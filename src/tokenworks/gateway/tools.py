@@ -239,7 +239,7 @@ class ToolParser:
         span = self._inside
         assert span is not None
         body_from = 0 if span.keep_opening else len(span.opening)
-        end = -1 if span.closing is None else self._held.find(span.closing, body_from)
+        end = -1 if span.closing is None else _closing_at(self._held, span.closing, body_from)
         if end < 0 and finish is None:
             return False
         whole_to = len(self._held) if end < 0 or span.closing is None else end + len(span.closing)
@@ -256,6 +256,14 @@ class ToolParser:
             parts.append(self._lead + whole)
         self._inside, self._lead, self._at_start = None, "", False
         return bool(self._held)
+
+
+def _closing_at(text: str, closing: str, start: int) -> int:
+    """Where `closing` comes first outside of a quoted string: an argument may say it too. -1: nowhere yet."""
+    end = text.find(closing, start)
+    while end >= 0 and re.sub(r"\\.", "", text[start:end], flags=re.DOTALL).count('"') % 2:
+        end = text.find(closing, end + 1)
+    return end
 
 
 def _partial_tail(text: str, opening: str) -> int:
