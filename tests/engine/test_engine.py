@@ -261,6 +261,18 @@ def test_a_bias_that_leaves_nothing_fails_that_request(backend: Backend) -> None
     assert replies["fine"].tokens == alone(backend, ask("fine", PROMPT)).tokens
 
 
+def test_nothing_is_kept_of_a_request_that_has_ended(backend: Backend) -> None:
+    engine = make_engine(backend, limits())
+    requests = [ask(str(n), PROMPT, presence_penalty=1.0, max_tokens=n) for n in range(1, 5)]
+    for request in requests:
+        engine.add(request, 0.0)
+    engine.step(0.0)
+    engine.cancel("4")
+    run(engine)
+    assert not engine._sampler._adjustments
+    assert not engine._scheduler._sequences
+
+
 def test_uniform_numbers() -> None:
     numbers = uniforms(np.repeat(np.array([stream_of(s) for s in range(100)]), 1000), np.tile(np.arange(1000), 100))
     assert 0 <= numbers.min() < 1e-4

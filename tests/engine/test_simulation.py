@@ -318,9 +318,9 @@ def test_cached_blocks_are_not_counted_as_room_for_the_rest() -> None:
 
 def test_running_requests_have_a_block_each_put_by() -> None:
     engine, _ = engine_for(sizes(blocks=6), 100)
-    engine.add(ask("runs", [5] * 8, max_tokens=3, ignore_eos=True), 0.0)
+    engine.add(ask("runs", [5] * 9, max_tokens=5, ignore_eos=True), 0.0)
     engine.step(0.0)
-    engine.add(ask("waits", [7] * 12, max_tokens=1), 0.0)  # wants the 4 free ones: the first would be thrown out next
+    engine.add(ask("waits", [7] * 8, max_tokens=1), 0.0)  # wants the 3 free ones; the first will soon want one of them
     assert engine.step(0.0).stats.waiting == 1
     while engine.busy:
         assert engine.step(0.0).stats.preemptions_total == 0
