@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from command import run
 
 from tokenworks import __version__
@@ -36,6 +37,14 @@ def test_doctor(smollm2: Path) -> None:
     topics = {finding["topic"] for finding in facts["findings"]}
     assert {"processor", "memory", "gpu", "kernels", "compiler", "models"} <= topics
     assert "Ready: `tokenworks serve`." in run("doctor").stdout
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path / "file" / "home"))
+    done = run("models", "pull", "smollm2-135m")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "home" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bench(smollm2: Path, tmp_path: Path) -> None:

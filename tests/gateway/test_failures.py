@@ -14,7 +14,7 @@ from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.gateway import responses_store
 from tokenworks.gateway.app import build_app
 from tokenworks.gateway.responses_store import ResponsesStore, StoredResponse
-from tokenworks.protocol.errors import WorkerLost
+from tokenworks.protocol.errors import FactoryError, WorkerLost
 from tokenworks.protocol.messages import Finish, Generate, Ready, TokenChunk
 
 Script = Callable[[Generate], AsyncIterator[TokenChunk]]
@@ -203,3 +203,15 @@ def test_the_store_is_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pyt
         again.put(name, StoredResponse(b"{}", b"[]"))
     assert [name for name in "cdefg" if again.get(name)] == ["e", "f", "g"]
     again.close()
+
+
+def test_a_full_disk_loses_the_record_not_the_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ResponsesStore(tmp_path / "responses.sqlite")
+    store._connection.execute("PRAGMA max_page_count = 1")  # SQLite's own way to say that the disk is full
+    store.put("a", StoredResponse(b"x" * 100_000, b"[]"))
+    assert "response a is not kept" in caplog.text
+    assert store.get("a") is None
+    store.close()
+    (tmp_path / "file").touch()
+    with pytest.raises(FactoryError, match="TOKENWORKS_HOME"):
+        ResponsesStore(tmp_path / "file" / "responses.sqlite")

@@ -91,3 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has seen enough. Python would complain once more at exit while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # The system's word on a file or a disk; what it is about is in the error.
+        print(f"error: {error}", file=sys.stderr)
+        return FACTORY_ERROR_STATUS

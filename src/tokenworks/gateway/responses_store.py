@@ -1,9 +1,12 @@
 """Stored responses, so that a later request can go on from `previous_response_id`: one SQLite file, bounded."""
 
+import logging
 import sqlite3
 import threading
 from pathlib import Path
 from typing import NamedTuple
+
+from tokenworks.protocol.errors import FactoryError
 
 RESPONSES_MAX = 10_000
 TOTAL_BYTES_MAX = 256 * 2**20
@@ -22,20 +25,37 @@ class ResponsesStore:
     """Blocking and thread-safe; the oldest responses go when there are too many."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises FactoryError when nothing can be written there."""
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._create_table()
+        except (OSError, sqlite3.Error) as error:
+            raise FactoryError(
+                f"{path}: stored responses cannot be kept there ({error}). Make room or give write access, "
+                "or choose another folder with TOKENWORKS_HOME."
+            ) from error
+        [(self._bytes, self._count)] = self._connection.execute(
+            "SELECT coalesce(sum(bytes), 0), count(*) FROM responses"
+        )
+
+    def _create_table(self) -> None:
         self._connection.executescript(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;"
             "CREATE TABLE IF NOT EXISTS responses("
             " number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, response BLOB NOT NULL,"
             " conversation BLOB NOT NULL, bytes INTEGER NOT NULL)"
         )
-        [(self._bytes, self._count)] = self._connection.execute(
-            "SELECT coalesce(sum(bytes), 0), count(*) FROM responses"
-        )
 
     def put(self, response_id: str, stored: StoredResponse) -> None:
+        """Keeps it. A full disk is logged and loses the record, not the answer that has been made."""
+        try:
+            self._put(response_id, stored)
+        except sqlite3.Error:
+            logging.getLogger(__name__).exception("response %s is not kept", response_id)
+
+    def _put(self, response_id: str, stored: StoredResponse) -> None:
         size = len(stored.response) + len(stored.conversation)
         with self._lock:
             self._connection.execute(
