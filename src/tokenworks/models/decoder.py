@@ -18,14 +18,18 @@ def decoder_program(config: DecoderConfig) -> Program:
     x = b.embed("embed", config.width, scale=config.embedding_scale)
     for number, layer in enumerate(config.layers):
         name = f"layers.{number}."
-        x = _attention(b, config, layer, name, x)
+        attended = _attend(b, config, layer, name, x)
+        if number == len(config.layers) - 1:
+            # Behind the last attention no row looks at another: only those whose logits are wanted go on.
+            x, attended = b.select_rows(x), b.select_rows(attended)
+        x = _attention_out(b, config, name, x, attended)
         x = _mlp(b, config, name, x)
-    x = b.rmsnorm(b.select_rows(x), "norm", config.norm_epsilon)
+    x = b.rmsnorm(x, "norm", config.norm_epsilon)
     logits = b.linear(x, ("embed" if config.tied_head else "head",), config.vocabulary)
     return b.finish(b.softcap(logits, config.logit_softcap) if config.logit_softcap else logits)
 
 
-def _attention(b: ProgramBuilder, config: DecoderConfig, layer: DecoderLayer, name: str, x: Value) -> Value:
+def _attend(b: ProgramBuilder, config: DecoderConfig, layer: DecoderLayer, name: str, x: Value) -> Value:
     size, q_width, kv_width = config.head_size, config.heads * config.head_size, config.kv_heads * config.head_size
     normed = b.rmsnorm(x, name + "attention_norm", config.norm_epsilon)
     qkv = _linear(b, config, name, normed, ("q", "k", "v"), q_width + 2 * kv_width)
@@ -34,7 +38,7 @@ def _attention(b: ProgramBuilder, config: DecoderConfig, layer: DecoderLayer, na
         q = b.rmsnorm(q, name + "q_norm", config.norm_epsilon, group=size)
         k = b.rmsnorm(k, name + "k_norm", config.norm_epsilon, group=size)
     frequencies = "rope." + layer.rope
-    attended = b.attend(
+    return b.attend(
         b.rope(q, size, frequencies),
         b.rope(k, size, frequencies),
         v,
@@ -45,6 +49,9 @@ def _attention(b: ProgramBuilder, config: DecoderConfig, layer: DecoderLayer, na
         window=layer.window,
         softcap=config.attention_softcap,
     )
+
+
+def _attention_out(b: ProgramBuilder, config: DecoderConfig, name: str, x: Value, attended: Value) -> Value:
     out = _linear(b, config, name, attended, ("o",), config.width)
     if config.sandwich_norms:
         out = b.rmsnorm(out, name + "attention_post_norm", config.norm_epsilon)
