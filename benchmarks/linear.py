@@ -48,7 +48,7 @@ def product_s(format_name: str, out_features: int, in_features: int, rows: int, 
     copies = max(1, TOTAL_BYTES // size)
     data = np.zeros(size, np.uint8)
     executor = _cpu.Executor(threads)
-    weights = executor.pack([("w", format_name, out_features, in_features, data)] * copies)
+    weights = executor.pack([("w", format_name, out_features, in_features, data, None)] * copies)
     executor.allocate(rows * (in_features + out_features), rows, in_features, 0, 16, True, [])
     quantised = executor.quantised(weights[0])
     executor.prepare(_cpu.Rows.tokens, (0, in_features), in_features, quantised, not quantised)

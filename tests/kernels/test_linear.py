@@ -1,6 +1,7 @@
 """Linear products on the CPU: the stated arithmetic in every format, the same bits in any batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,18 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
 
 ROWS = 300
-FLOATS = ["F32", "F16", "BF16"]
+FLOATS = ["F32", "F16", "BF16", "F8_E4M3"]
 QUANTISED = [name for name in FORMATS if name not in FLOATS]
 
 SCALE_BYTES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2],
                "Q6_K": [208]}  # fmt: skip
 """Where a block keeps its float16s; every other byte may be anything."""
+
+SCALE_CODES = {"MXFP4": (1, 118, 124), "NVFP4": (4, 1, 60)}
+"""Of formats with scales of a byte: how many bytes a block begins with, and their range."""
 
 
 def weight(name: str, form_name: str, out_features: int, in_features: int, rng: Generator) -> Tensor:
@@ -32,12 +37,24 @@ def weight(name: str, form_name: str, out_features: int, in_features: int, rng: 
             values = values.astype(np.float16)
         elif form_name == "BF16":
             values = (values.view(np.uint32) >> 16).astype(np.uint16)
+        elif form_name == "F8_E4M3":
+            codes = rng.integers(0, 254, shape, np.uint8)
+            codes[codes >= 127] += 1
+            return Tensor(name, form_name, shape, codes.reshape(-1), row_scales(out_features, rng))
         return Tensor(name, form_name, shape, values.reshape(-1).view(np.uint8))
     blocks = rng.integers(0, 256, (out_features * in_features // form.block_elements, form.block_bytes), np.uint8)
-    for at in SCALE_BYTES[form_name]:
+    for at in SCALE_BYTES.get(form_name, []):
         scales = rng.uniform(-0.02, 0.02, len(blocks)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
-    return Tensor(name, form_name, shape, blocks.reshape(-1))
+    if form_name in SCALE_CODES:
+        count, least, most = SCALE_CODES[form_name]
+        blocks[:, :count] = rng.integers(least, most, (len(blocks), count), np.uint8)
+    scaled = form_name in ("NVFP4", "I8")
+    return Tensor(name, form_name, shape, blocks.reshape(-1), row_scales(out_features, rng) if scaled else None)
+
+
+def row_scales(rows: int, rng: Generator) -> Float32:
+    return rng.uniform(-0.02, 0.02, rows).astype(np.float32)
 
 
 def product(
@@ -68,7 +85,7 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
 @pytest.mark.parametrize("form_name", QUANTISED)
 def test_quantised_weights_multiply_quantised_inputs(form_name: str, out_features: int) -> None:
     rng = np.random.default_rng(1)
-    k = 3 * FORMATS[form_name].block_elements
+    k = 3 * max(32, FORMATS[form_name].block_elements)
     x = rng.standard_normal((37, k)).astype(np.float32)
     w = weight("w", form_name, out_features, k, rng)
     got = run(product([w], x), step([(range(37), 0)]))
@@ -102,6 +119,32 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(form_
         np.testing.assert_array_equal(got, whole[first : first + rows])
     for threads in (1, 3):
         np.testing.assert_array_equal(run(product([w], x, threads=threads), step([(range(ROWS), 0)])), whole)
+
+
+@pytest.mark.parametrize("form_name", ["NVFP4", "I8", "F8_E4M3"])
+def test_a_scale_for_the_whole_tensor_is_applied_to_the_finished_sum(form_name: str) -> None:
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((20, 64)).astype(np.float32)
+    w = replace(weight("w", form_name, 40, 64, rng), row_scales=None)
+    bias = rng.standard_normal(40).astype(np.float32)
+    plain = run(product([w], x), step([(range(20), 0)]))
+    scaled = replace(w, row_scales=np.full(40, 0.3, np.float32))
+    got = run(product([scaled], x, biases=[bias]), step([(range(20), 0)]))
+    # NVFP4 and F8_E4M3 have a power of two of their own in the same factor, which rounds nothing.
+    np.testing.assert_array_equal(got, plain * np.float32(0.3) + bias)
+
+
+def test_weights_that_cannot_be_run_are_named() -> None:
+    rng = np.random.default_rng(10)
+    w = weight("w", "F8_E4M3", 16, 64, rng)
+    w.data[100] = 0xFF
+    with pytest.raises(ModelError, match="'w': it holds NaN"):
+        product([w], np.zeros((1, 64), np.float32))
+    with pytest.raises(ModelError, match="'w': rows of 33 are not whole groups of 32"):
+        product([weight("w", "I8", 16, 33, rng)], np.zeros((1, 33), np.float32))
+    short = replace(weight("w", "I8", 16, 64, rng), row_scales=np.ones(15, np.float32))
+    with pytest.raises(ModelError, match="'w': one scale for each row"):
+        product([short], np.zeros((1, 64), np.float32))
 
 
 def test_zeros_and_large_inputs() -> None:

@@ -1,9 +1,11 @@
 """The table of storage formats: how many bytes a block of elements takes, and what numbers those bytes mean.
 
 A format stores a tensor row-major as blocks of `block_elements` consecutive elements. The block formats are those of
-GGUF files; their layouts follow ggml's structures (github.com/ggml-org/ggml, src/ggml-common.h). A block never crosses
-a row, so whole rows can be moved without looking inside. `dequantise` is the slow, obvious meaning of a format: the
-numpy reference runs on it, and every packed kernel is held to it.
+GGUF files; their layouts follow ggml's structures (github.com/ggml-org/ggml, src/ggml-common.h). The small floats are
+those of the OCP specifications "Microscaling Formats (MX)" (E2M1, E8M0) and "8-bit Floating Point" (E4M3). I8 and
+F8_E4M3 are one byte per element and leave the scale to the tensor's `row_scales`. A block never crosses a row, so whole
+rows can be moved without looking inside. `dequantise` is the slow, obvious meaning of a format: the numpy reference
+runs on it, and every packed kernel is held to it.
 """
 
 import math
@@ -46,7 +48,10 @@ def dequantise(tensor: Tensor) -> Float32:
     """The numbers of a tensor: float32, of its shape. Four bytes an element: for tests and the reference only."""
     form = FORMATS[tensor.format]
     blocks = np.ascontiguousarray(tensor.data).reshape(-1, form.block_bytes)
-    return form.unpack(blocks).reshape(tensor.shape)
+    numbers = form.unpack(blocks).reshape(tensor.shape)
+    if tensor.row_scales is None:
+        return numbers
+    return numbers * tensor.row_scales.reshape(-1, *(1,) * (len(tensor.shape) - 1))
 
 
 def _half(blocks: Bytes, at: int) -> Float32:
@@ -139,6 +144,48 @@ def _q6_k(blocks: Bytes) -> Float32:
     return (levels * scales[:, :, None]).reshape(-1, 256)
 
 
+E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice the sixteen numbers of E2M1, by code: whole numbers; ggml halves the scales instead."""
+
+
+def _mxfp4(blocks: Bytes) -> Float32:
+    # 2^(e - 127) is a float32 of exponent e, or a subnormal; ldexp makes its half exactly.
+    halved: Float32 = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+    return E2M1_DOUBLED[_nibbles(blocks[:, 1:])] * halved
+
+
+def _nvfp4(blocks: Bytes) -> Float32:
+    # Four runs of 16 elements with a scale each: the low nibbles of its 8 bytes, then the high ones. Scales are E4M3
+    # without the sign; ggml reads the code of NaN as 0.
+    scales = E4M3[blocks[:, :4] & 127] * np.float32(0.5)
+    scales[blocks[:, :4] == 127] = 0
+    scales[blocks[:, :4] == 255] = 240
+    codes = _nibbles(blocks[:, 4:].reshape(-1, 4, 8))
+    numbers: Float32 = E2M1_DOUBLED[codes] * scales[:, :, None]
+    return numbers.reshape(-1, 64)
+
+
+def _e4m3_numbers() -> Float32:
+    codes = np.arange(256)
+    exponents, mantissas = codes >> 3 & 15, codes & 7
+    normal = np.ldexp(1 + mantissas / 8, exponents - 7)
+    numbers = np.where(exponents == 0, np.ldexp(mantissas / 8, -6), normal) * np.where(codes & 128, -1, 1)
+    numbers[[127, 255]] = np.nan
+    return numbers.astype(np.float32)
+
+
+E4M3 = _e4m3_numbers()
+"""The numbers of FP8 E4M3, by code: bias 7, no infinities, NaN only where all seven bits are set."""
+
+
+def _i8(blocks: Bytes) -> Float32:
+    return blocks.view(np.int8).astype(np.float32)
+
+
+def _f8_e4m3(blocks: Bytes) -> Float32:
+    return E4M3[blocks]
+
+
 FORMATS = {
     row.name: row
     for row in (
@@ -154,6 +201,10 @@ FORMATS = {
         Format("Q4_K", 256, 144, _q4_k),  # f16 scale, f16 minimum, 12 bytes of 6-bit scales, 128 of nibbles
         Format("Q5_K", 256, 176, _q5_k),  # the same with 32 bytes of fifth bits before the nibbles
         Format("Q6_K", 256, 210, _q6_k),  # 128 bytes of nibbles, 64 of upper bits, 16 x int8 scale, f16 scale
+        Format("MXFP4", 32, 17, _mxfp4),  # E8M0 scale, 16 bytes of E2M1 codes
+        Format("NVFP4", 64, 36, _nvfp4),  # 4 E4M3 scales, each of 16 elements, 32 bytes of E2M1 codes
+        Format("I8", 1, 1, _i8),
+        Format("F8_E4M3", 1, 1, _f8_e4m3),
     )
 }
 """Format by name."""

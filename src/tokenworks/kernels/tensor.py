@@ -10,10 +10,12 @@ import numpy.typing as npt
 class Tensor:
     """`data` is uint8, flat, row-major in `format` (a name in kernels/formats.py); usually a view of a mapped file.
 
-    `shape` is in elements, outermost first: [out_features, in_features] for a linear weight.
+    `shape` is in elements, outermost first: [out_features, in_features] for a linear weight. `row_scales`, float32
+    [shape[0]], multiply the numbers of each row: the second-level scale of NVFP4, the scales of I8 and F8_E4M3.
     """
 
     name: str
     format: str
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
+    row_scales: npt.NDArray[np.float32] | None = None

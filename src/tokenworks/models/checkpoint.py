@@ -5,7 +5,7 @@ stores in another order or form are converted when they are looked up, one at a 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -129,7 +129,7 @@ class _Weights(Mapping[str, Tensor]):
             offset = self.names.norm_offset if name.endswith("norm") else 0.0
             if offset or tensor.format != "F32":
                 return _float32(name, dequantise(tensor) + np.float32(offset))
-        return Tensor(name, tensor.format, tensor.shape, tensor.data)
+        return replace(tensor, name=name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.sources
@@ -144,8 +144,12 @@ def _halves(tensor: Tensor, heads: int) -> Tensor:
 
     Rows move whole, so any format can be reordered.
     """
-    rows = tensor.data.reshape(heads, tensor.shape[0] // heads // 2, 2, -1)
-    return Tensor(tensor.name, tensor.format, tensor.shape, np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))
+    pairs = (heads, tensor.shape[0] // heads // 2, 2, -1)
+    data = np.ascontiguousarray(tensor.data.reshape(pairs).swapaxes(1, 2)).reshape(-1)
+    scales = tensor.row_scales
+    if scales is not None:
+        scales = np.ascontiguousarray(scales.reshape(pairs).swapaxes(1, 2)).reshape(-1)
+    return replace(tensor, data=data, row_scales=scales)
 
 
 def _float32(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:

@@ -9,14 +9,14 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.kernels.formats import FORMATS, tensor_bytes
+from tokenworks.kernels.formats import FORMATS, dequantise, tensor_bytes
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
@@ -30,7 +30,7 @@ _TYPE_NAMES = """
 F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S
 IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16
 """
-_TENSOR_TYPES = dict(enumerate(_TYPE_NAMES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+_TENSOR_TYPES = dict(enumerate(_TYPE_NAMES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 _MAX_RANK = 4
 _SCAN_BYTES = 1 << 20
 
@@ -97,7 +97,27 @@ def open_gguf(path: Path) -> GgufFile:
     tensors = {item[0]: _tensor(path, data, start, *item) for item in described}
     if len(tensors) != tensor_count:
         raise ModelError(f"{path} is damaged: it describes a tensor twice.")
-    return GgufFile(path, metadata, tensors, data)
+    return GgufFile(path, metadata, _with_scales(path, tensors), data)
+
+
+def _with_scales(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Joins each "X.scale" to "X.weight" as its row_scales: a scale per tensor or per row, which llama.cpp's converter
+    writes beside NVFP4 weights. "X.input_scale", a hint for quantising activations, is left out: ours adapt to each
+    block of inputs."""
+    joined = {}
+    for name, tensor in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        weight = tensors.get(stem + ".weight")
+        if weight is not None and leaf in ("scale", "input_scale"):
+            continue
+        scale = tensors.get(stem + ".scale") if leaf == "weight" else None
+        if scale is not None:
+            numbers = dequantise(scale).ravel()
+            if len(numbers) not in (1, tensor.shape[0]):
+                raise ModelError(f"{path}: tensor {scale.name!r} has {len(numbers)} scales for {tensor.shape[0]} rows.")
+            tensor = replace(tensor, row_scales=np.array(np.broadcast_to(numbers, tensor.shape[:1])))
+        joined[name] = tensor
+    return joined
 
 
 def _describe(reader: "_Reader") -> tuple[str, tuple[int, ...], int, int]:

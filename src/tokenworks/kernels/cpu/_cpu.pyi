@@ -1,6 +1,6 @@
 """The extension module (module.cpp). `Place`: floats from the arena's begin, floats from one row to the next.
-`Raw`: a weight's name, format, out_features, in_features and bytes. What is wrong with a weight or a step is raised as
-ValueError."""
+`Raw`: a weight's name, format, out_features, in_features, bytes and row_scales. What is wrong with a weight or a step
+is raised as ValueError."""
 
 from enum import Enum
 from typing import TypeAlias
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Place: TypeAlias = tuple[int, int]
-Raw: TypeAlias = tuple[str, str, int, int, npt.NDArray[np.uint8]]
+Raw: TypeAlias = tuple[str, str, int, int, npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]
 
 class Rows(Enum):
     tokens = 0

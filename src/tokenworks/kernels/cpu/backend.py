@@ -118,7 +118,7 @@ def _load(
 
 
 def _raw(name: str, tensor: Tensor) -> "_cpu.Raw":
-    return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data
+    return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data, tensor.row_scales
 
 
 def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

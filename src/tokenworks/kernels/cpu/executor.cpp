@@ -14,6 +14,10 @@ constexpr int64_t line = 64;
 
 int64_t to_line(int64_t bytes) { return (bytes + line - 1) / line * line; }
 
+std::invalid_argument named(const RawWeight& weight, const std::string& what) {
+    return std::invalid_argument("weight '" + weight.name + "': " + what);
+}
+
 // Throws std::invalid_argument, with the weight's name, if it cannot be read.
 FileFormat checked_format(const RawWeight& weight) {
     try {
@@ -24,7 +28,19 @@ FileFormat checked_format(const RawWeight& weight) {
                                         " bytes where its shape and format need " + std::to_string(expected));
         return format;
     } catch (const std::invalid_argument& error) {
-        throw std::invalid_argument("weight '" + weight.name + "': " + error.what());
+        throw named(weight, error.what());
+    }
+}
+
+PackedMatrix shape_of(const RawWeight& weight, FileFormat format) {
+    // Kernels read E4M3's bits as another float's, where NaN is a number.
+    if (format == FileFormat::f8_e4m3 &&
+        std::any_of(weight.data, weight.data + weight.bytes, [](uint8_t bits) { return (bits & 0x7f) == 0x7f; }))
+        throw named(weight, "it holds NaN");
+    try {
+        return packed_shape(format, weight.out_features, weight.in_features, weight.row_scales);
+    } catch (const std::invalid_argument& error) {
+        throw named(weight, error.what());
     }
 }
 
@@ -42,7 +58,7 @@ std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
     int64_t bytes = 0;
     for (const RawWeight& weight : weights) {
         formats.push_back(checked_format(weight));
-        shapes.push_back(packed_shape(formats.back(), weight.out_features, weight.in_features));
+        shapes.push_back(shape_of(weight, formats.back()));
         bytes += shapes.back().bytes();
     }
     Region region(static_cast<size_t>(bytes), true);
@@ -58,7 +74,8 @@ std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
         for (size_t t; (t = static_cast<size_t>(share.take())) < tasks.size();) {
             const Task& task = tasks[t];
             for (int p = task.begin; p < task.end; p++)
-                pack_panel(formats[task.weight], weights[task.weight].data, shapes[task.weight], p);
+                pack_panel(formats[task.weight], weights[task.weight].data, weights[task.weight].row_scales,
+                           shapes[task.weight], p);
         }
     });
     weights_.push_back(std::move(region));

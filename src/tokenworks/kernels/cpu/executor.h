@@ -26,6 +26,7 @@ struct RawWeight {
     int64_t out_features, in_features;
     const uint8_t* data;
     size_t bytes;
+    const float* row_scales;  // [out_features] or null
 };
 
 // kernels/backend.py: StepBatch.
@@ -84,7 +85,7 @@ class Executor {
     float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
     int64_t weight_bytes() const { return weight_bytes_; }
     int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size()); }
-    bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].block != 0; }
+    bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
 
   private:
     using Call = std::function<void(const Step&, Share&)>;

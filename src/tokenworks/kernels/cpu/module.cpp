@@ -21,11 +21,13 @@ using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::devic
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatTable = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using WritableTable = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Raw = std::tuple<std::string, std::string, int64_t, int64_t, Bytes>;
+using Raw = std::tuple<std::string, std::string, int64_t, int64_t, Bytes, std::optional<Floats>>;
 
 RawWeight raw(const Raw& weight) {
-    const auto& [name, format, out_features, in_features, data] = weight;
-    return {name, format, out_features, in_features, data.data(), data.size()};
+    const auto& [name, format, out_features, in_features, data, row_scales] = weight;
+    if (row_scales && row_scales->size() != static_cast<size_t>(out_features))
+        throw std::invalid_argument("weight '" + name + "': one scale for each row is needed");
+    return {name, format, out_features, in_features, data.data(), data.size(), row_scales ? row_scales->data() : nullptr};
 }
 
 // A new numpy array that owns its numbers.

@@ -1,5 +1,5 @@
 // AVX-512 with VNNI: vpdpbusd adds four products of an unsigned by a signed byte to each of 16 sums, so a row of a panel
-// is one instruction. i8 codes are shifted by 128 to be unsigned; the sums start lower by what that adds.
+// is one instruction.
 #include <immintrin.h>
 
 #include "linear.h"
@@ -19,16 +19,16 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(first));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtepi32_epi8(second));
-    const int32_t low = _mm512_reduce_add_epi32(first), high = _mm512_reduce_add_epi32(second);
-    const int32_t sum = low + high;
-    *facts = {scale, scale * static_cast<float>(sum), -8 * sum, -128 * sum, {-128 * low, -128 * high}};
+    *facts = facts_of(scale, _mm512_reduce_add_epi32(first), _mm512_reduce_add_epi32(second));
 }
 
 void finish(const FinishArgs& args) {
     const __mmask16 columns = static_cast<__mmask16>((1u << args.columns) - 1);
     const __m512 bias = args.bias ? _mm512_maskz_loadu_ps(columns, args.bias) : _mm512_setzero_ps();
+    __m512 scale = _mm512_set1_ps(args.scale);
+    if (args.row_scales) scale = _mm512_mul_ps(scale, _mm512_loadu_ps(args.row_scales));
     for (int r = 0; r < args.height; r++) {
-        __m512 value = _mm512_load_ps(args.sums + r * panel_width);
+        __m512 value = _mm512_mul_ps(_mm512_load_ps(args.sums + r * panel_width), scale);
         if (args.bias) value = _mm512_add_ps(value, bias);
         if (args.residual)
             value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(columns, args.residual + r * args.residual_stride));
@@ -49,139 +49,127 @@ INLINE __m512i four(const int8_t* codes, int group) {
     return _mm512_set1_epi32(value);
 }
 
-INLINE __m512 scaled(__m512 total, __m512i sums, __m512 scales, float scale) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), total);
+// 16 scales, as floats.
+template <Layout layout>
+INLINE __m512 load_scales(const uint8_t* scales, int part) {
+    constexpr Scales kind = row_of(layout).scales;
+    if constexpr (kind == Scales::f16) return load_halves(reinterpret_cast<const uint16_t*>(scales) + part * 16);
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales) + part);
+    if constexpr (kind == Scales::e4m3) return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23));
 }
 
-template <int height>
-INLINE void store(float* out, const __m512* totals) {
-    UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, totals[r]);
-}
-
-template <int height, bool minimums>
-void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
-        float* out) {
-    __m512 totals[height];
-    UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
+// 32 inputs' codes, as the unsigned numbers of BlockFacts.
+template <Layout layout>
+INLINE void load_codes(const uint8_t* group, __m512i (&rows)[8]) {
+    constexpr Codes kind = row_of(layout).codes;
+    if constexpr (kind == Codes::i8) {
+        UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_xor_si512(load(group + i * 64), _mm512_set1_epi8(-128));
+        return;
+    }
     const __m512i low_half = _mm512_set1_epi8(15);
-    for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 256);
-        __m512i rows[8];
-        UNROLL for (int i = 0; i < 4; i++) {
-            const __m512i both = load(panel + i * 64);
-            rows[i] = _mm512_and_si512(both, low_half);
-            rows[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
-        }
-        const __m512 scale = load_halves(scales);
-        const __m512 minimum = minimums ? load_halves(scales + 16) : _mm512_setzero_ps();
-        UNROLL for (int r = 0; r < height; r++) {
-            __m512i sums = minimums ? _mm512_setzero_si512() : _mm512_set1_epi32(facts[r].minus_8_sum);
-            UNROLL for (int i = 0; i < 8; i++) sums = _mm512_dpbusd_epi32(sums, rows[i], four(codes + r * 32, i));
-            totals[r] = scaled(totals[r], sums, scale, facts[r].scale);
-            if (minimums) totals[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(facts[r].scaled_sum), totals[r]);
-        }
-        panel += shape.group_bytes;
-        codes += height * 32;
-        facts += height;
+    UNROLL for (int i = 0; i < 4; i++) {
+        const __m512i both = load(group + i * 64);
+        rows[i] = _mm512_and_si512(both, low_half);
+        rows[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
     }
-    store<height>(out, totals);
+    if constexpr (kind == Codes::e2m1) {
+        const __m512i numbers =
+            _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+        UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_shuffle_epi8(numbers, rows[i]);
+    }
 }
 
-template <int height, bool minimums>
-void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
-        float* out) {
-    __m512 totals[height];
-    UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
-    const __m512i shift = _mm512_set1_epi8(-128);
-    for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
-        __m512i rows[8];
-        UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_xor_si512(load(panel + i * 64), shift);
-        const __m512 scale = load_halves(scales);
-        const __m512 minimum = minimums ? load_halves(scales + 16) : _mm512_setzero_ps();
-        UNROLL for (int r = 0; r < height; r++) {
-            __m512i sums = _mm512_set1_epi32(facts[r].minus_128_sum);
-            UNROLL for (int i = 0; i < 8; i++) sums = _mm512_dpbusd_epi32(sums, rows[i], four(codes + r * 32, i));
-            totals[r] = scaled(totals[r], sums, scale, facts[r].scale);
-            if (minimums) totals[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(facts[r].scaled_sum), totals[r]);
-        }
-        panel += shape.group_bytes;
-        codes += height * 32;
-        facts += height;
-    }
-    store<height>(out, totals);
+// Where the sum of a block (or of the half of one) begins.
+template <Layout layout>
+INLINE __m512i begin(const BlockFacts& facts, int part) {
+    constexpr LayoutRow row = row_of(layout);
+    if constexpr (row.codes == Codes::i8)
+        return _mm512_set1_epi32(row.block == 16 ? facts.minus_128_halves[part] : facts.minus_128);
+    if constexpr (row.codes == Codes::e2m1)
+        return _mm512_set1_epi32(row.block == 16 ? facts.minus_12_halves[part] : facts.minus_12);
+    return row.minimums ? _mm512_setzero_si512() : _mm512_set1_epi32(facts.minus_8);
 }
 
-template <int height>
-void i8_16(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
-           float* out) {
-    __m512 totals[height];
-    UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
-    const __m512i shift = _mm512_set1_epi8(-128);
+template <int height, Layout layout>
+INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
+                   __m512 (&totals)[height]) {
+    constexpr LayoutRow row = row_of(layout);
+    constexpr int parts = 32 / row.block;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
-        UNROLL for (int half = 0; half < 2; half++) {
-            __m512i rows[4];
-            UNROLL for (int i = 0; i < 4; i++) rows[i] = _mm512_xor_si512(load(panel + (half * 4 + i) * 64), shift);
-            const __m512 scale = load_halves(scales + half * 16);
-            UNROLL for (int r = 0; r < height; r++) {
-                __m512i sums = _mm512_set1_epi32(facts[r].minus_128_sum_halves[half]);
-                UNROLL for (int i = 0; i < 4; i++)
-                    sums = _mm512_dpbusd_epi32(sums, rows[i], four(codes + r * 32, half * 4 + i));
-                totals[r] = scaled(totals[r], sums, scale, facts[r].scale);
+        const uint8_t* at = panel + code_bytes(layout);
+        __m512i rows[8];
+        load_codes<layout>(panel, rows);
+        __m512 scales[parts], minimum;
+        if constexpr (row.scales != Scales::none)
+            UNROLL for (int p = 0; p < parts; p++) scales[p] = load_scales<layout>(at, p);
+        if constexpr (row.minimums) minimum = load_scales<layout>(at, 1);
+        UNROLL for (int r = 0; r < height; r++) {
+            __m512 scaled;
+            UNROLL for (int p = 0; p < parts; p++) {
+                __m512i sums = begin<layout>(facts[r], p);
+                UNROLL for (int i = p * 8 / parts; i < (p + 1) * 8 / parts; i++)
+                    sums = _mm512_dpbusd_epi32(sums, rows[i], four(codes + r * 32, i));
+                const __m512 sum = _mm512_cvtepi32_ps(sums);
+                if constexpr (row.scales == Scales::none)
+                    scaled = sum;
+                else
+                    scaled = p ? _mm512_fmadd_ps(sum, scales[p], scaled) : _mm512_mul_ps(sum, scales[p]);
             }
+            totals[r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(facts[r].scale), totals[r]);
+            if constexpr (row.minimums)
+                totals[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(facts[r].scaled_sum), totals[r]);
         }
-        panel += shape.group_bytes;
+        panel += group_bytes(layout);
         codes += height * 32;
         facts += height;
     }
-    store<height>(out, totals);
 }
 
-struct Half {
-    static constexpr int row_bytes = 32;
-    INLINE __m512 load(const uint8_t* p) { return load_halves(reinterpret_cast<const uint16_t*>(p)); }
-};
-struct Brain {
-    static constexpr int row_bytes = 32;
-    INLINE __m512 load(const uint8_t* p) {
-        const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+// 16 weights of one input.
+template <Layout layout>
+INLINE __m512 load_floats(const uint8_t* panel, int64_t k) {
+    constexpr Codes kind = row_of(layout).codes;
+    if constexpr (kind == Codes::f32) return _mm512_loadu_ps(panel + k * 64);
+    if constexpr (kind == Codes::f8) {
+        const __m256i signs_first =
+            _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel) + k)), 8);
+        const __m256i sign = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
+        const __m256i rest = _mm256_andnot_si256(sign, signs_first);
+        return _mm512_cvtph_ps(_mm256_or_si256(_mm256_and_si256(signs_first, sign), _mm256_srli_epi16(rest, 1)));
     }
-};
-struct Single {
-    static constexpr int row_bytes = 64;
-    INLINE __m512 load(const uint8_t* p) { return _mm512_loadu_ps(p); }
-};
+    const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + k);
+    if constexpr (kind == Codes::f16) return _mm512_cvtph_ps(values);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+}
 
-template <int height, typename Element>
-void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, const BlockFacts*, const float* x,
-            float* out) {
-    __m512 totals[height];
-    UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
-    for (int64_t k = shape.in_features; k > 0; k--) {
-        const __m512 row = Element::load(panel);
+template <int height, Layout layout>
+INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, __m512 (&totals)[height]) {
+    for (int64_t k = 0; k < shape.in_features; k++, x += height) {
+        const __m512 row = load_floats<layout>(panel, k);
         UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_fmadd_ps(row, _mm512_set1_ps(x[r]), totals[r]);
-        panel += Element::row_bytes;
-        x += height;
     }
-    store<height>(out, totals);
 }
 
-#define HEIGHTS(kernel, ...) \
-    {kernel<1, __VA_ARGS__>, kernel<2, __VA_ARGS__>, kernel<4, __VA_ARGS__>, kernel<8, __VA_ARGS__>, \
-     kernel<16, __VA_ARGS__>}
-
-constexpr LinearKernels table = {
-    quantise_block,
-    finish,
-    {HEIGHTS(u4, false), HEIGHTS(u4, true)},
-    {HEIGHTS(i8, false), HEIGHTS(i8, true)},
-    {i8_16<1>, i8_16<2>, i8_16<4>, i8_16<8>, i8_16<16>},
-    HEIGHTS(floats, Half),
-    HEIGHTS(floats, Brain),
-    HEIGHTS(floats, Single),
+template <int height, Layout layout>
+struct Tile {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
+                    const float* x, float* out) {
+        __m512 totals[height];
+        UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
+        if constexpr (row_of(layout).block)
+            blocks<height, layout>(shape, panel, codes, facts, totals);
+        else
+            floats<height, layout>(shape, panel, x, totals);
+        UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, totals[r]);
+    }
 };
+
+constexpr LinearKernels table = [] {
+    LinearKernels kernels{quantise_block, finish, {}};
+    fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
+    return kernels;
+}();
 
 }  // namespace
 

@@ -5,6 +5,8 @@
 // number of rows needs. A kernel keeps a whole tile's sums in registers while a panel of weights streams past.
 #pragma once
 
+#include <utility>
+
 #include "../kernels.h"
 #include "packed.h"
 
@@ -12,14 +14,21 @@ namespace tokenworks::cpu {
 
 constexpr int tile_heights[] = {1, 2, 4, 8, 16};  // index: log2
 
-// What a kernel needs to know about 32 quantised inputs besides their codes (sums are of codes).
+// What a kernel needs to know about 32 quantised inputs besides their codes. Weights' codes are multiplied as unsigned
+// numbers, which are their number plus a zero of 8 (u4), 12 (e2m1) or 128 (i8); what that adds to a block's sum is taken
+// away by beginning the sum at -zero times the sum of the inputs' codes.
 struct BlockFacts {
     float scale;
-    float scaled_sum;       // scale * sum: for minimums
-    int32_t minus_8_sum;    // for u4 without minimums, whose codes are 8 too large
-    int32_t minus_128_sum;  // for kernels that shift i8 codes by 128 to make them unsigned
-    int32_t minus_128_sum_halves[2];
+    float scaled_sum;  // scale * sum of the codes: for minimums
+    int32_t minus_8, minus_12, minus_128;
+    int32_t minus_12_halves[2], minus_128_halves[2];  // of inputs 0-15 and 16-31: for blocks of 16
 };
+
+inline BlockFacts facts_of(float scale, int32_t low, int32_t high) {
+    const int32_t sum = low + high;
+    return {scale,     scale * static_cast<float>(sum), -8 * sum, -12 * sum, -128 * sum, {-12 * low, -12 * high},
+            {-128 * low, -128 * high}};
+}
 
 // A tile of height h that begins at row b has its data at offset b * (elements of a row) of each array:
 // codes [in_features / 32, h, 32], facts [in_features / 32, h], floats [in_features, h].
@@ -60,9 +69,12 @@ struct LinearArgs {
 using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
                             const BlockFacts* facts, const float* floats, float* out);
 
-// Writes a tile's sums out: output row r, [columns] = sums[r] + bias + residual row r; bias and residual may be null.
+// Writes a tile's sums out: output row r, [columns] = sums[r] * scale * row_scales + bias + residual row r; row_scales,
+// bias and residual may be null.
 struct FinishArgs {
     const float* sums;  // [height, 16]
+    float scale;
+    const float* row_scales;  // [16]
     int height, columns;
     Columns output;
     const float* bias;  // [columns]
@@ -74,9 +86,17 @@ struct LinearKernels {
     // Quantises 32 floats to codes -127..127 with one scale.
     void (*quantise_block)(const float* x, int8_t* codes, BlockFacts* facts);
     void (*finish)(const FinishArgs& args);
-    // By log2 of the tile's height. u4 and i8: also by PackedMatrix::minimums; i8_16 has a scale for every 16 inputs.
-    TileKernel u4[2][5], i8[2][5], i8_16[5], f16[5], bf16[5], f32[5];
+    TileKernel tiles[layout_count][5];  // by layout and log2 of the tile's height
 };
+
+// tiles of a LinearKernels from a template: kernel<height, layout>::run.
+template <template <int, Layout> typename Kernel, int... l>
+constexpr void fill_tiles(LinearKernels& kernels, std::integer_sequence<int, l...>) {
+    ((kernels.tiles[l][0] = Kernel<1, Layout{l}>::run, kernels.tiles[l][1] = Kernel<2, Layout{l}>::run,
+      kernels.tiles[l][2] = Kernel<4, Layout{l}>::run, kernels.tiles[l][3] = Kernel<8, Layout{l}>::run,
+      kernels.tiles[l][4] = Kernel<16, Layout{l}>::run),
+     ...);
+}
 
 // --- The parts that are the same for all of them ---
 void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels);

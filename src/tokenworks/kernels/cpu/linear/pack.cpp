@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -19,27 +20,25 @@ struct FormatRow {
     int block;  // elements
     int bytes;  // of a block
     Layout layout;
-    int scale_block;
-    bool minimums;
 };
 
 // In the order of FileFormat. Block layouts: ggml's (ggml-common.h of the ggml repository).
 constexpr FormatRow formats[] = {
-    {"F32", 1, 4, Layout::f32, 0, false},      {"F16", 1, 2, Layout::f16, 0, false},
-    {"BF16", 1, 2, Layout::bf16, 0, false},    {"Q8_0", 32, 34, Layout::i8, 32, false},
-    {"Q4_0", 32, 18, Layout::u4, 32, false},   {"Q4_1", 32, 20, Layout::u4, 32, true},
-    {"Q5_0", 32, 22, Layout::i8, 32, false},   {"Q5_1", 32, 24, Layout::i8, 32, true},
-    {"Q4_K", 256, 144, Layout::u4, 32, true},  {"Q5_K", 256, 176, Layout::i8, 32, true},
-    {"Q6_K", 256, 210, Layout::i8, 16, false},
+    {"F32", 1, 4, Layout::f32},         {"F16", 1, 2, Layout::f16},        {"BF16", 1, 2, Layout::bf16},
+    {"Q8_0", 32, 34, Layout::q8},       {"Q4_0", 32, 18, Layout::q4},      {"Q4_1", 32, 20, Layout::q4_min},
+    {"Q5_0", 32, 22, Layout::q8},       {"Q5_1", 32, 24, Layout::q8_min},  {"Q4_K", 256, 144, Layout::q4_min},
+    {"Q5_K", 256, 176, Layout::q8_min}, {"Q6_K", 256, 210, Layout::q8_16}, {"MXFP4", 32, 17, Layout::mxfp4},
+    {"NVFP4", 64, 36, Layout::nvfp4},   {"I8", 1, 1, Layout::i8},          {"F8_E4M3", 1, 1, Layout::f8},
 };
 
 const FormatRow& row_of(FileFormat format) { return formats[static_cast<int>(format)]; }
 
-// One block of any quantised format, spelled out: value i is scale[i / 32 or 16] * code[i] + minimum[i / 32].
+// One block of any quantised format, spelled out: value i is scale[i / 32 or 16] * number of code[i] + minimum[i / 32].
 struct Block {
     int8_t code[256];
     float scale[16];
     float minimum[8];
+    uint8_t scale_byte[4];  // of mxfp4 and nvfp4: the scale as it is packed
 };
 
 // The eight 6-bit scales and minimums of Q4_K and Q5_K: 12 bytes; the last four have their upper bits in the first.
@@ -139,6 +138,29 @@ void q6_k(const uint8_t* p, Block& out) {
     }
 }
 
+void mxfp4(const uint8_t* p, Block& out) {
+    out.scale_byte[0] = p[0];
+    out.scale[0] = std::ldexp(1.0f, p[0] - 127);
+    nibbles(p + 1, out.code);
+}
+
+// E4M3's bits in a float16: 2^-8 of the number.
+float e4m3(uint8_t bits) { return half_to_float(static_cast<uint16_t>((bits & 0x80) << 8 | (bits & 0x7f) << 7)); }
+
+// Scales have no sign, and the code of NaN is 0 (ggml).
+void nvfp4(const uint8_t* p, Block& out) {
+    for (int part = 0; part < 4; part++) {
+        const uint8_t bits = p[part] == 0x7f ? 0 : p[part] & 0x7f;
+        out.scale_byte[part] = bits;
+        out.scale[part] = e4m3(bits);
+        for (int i = 0; i < 8; i++) {
+            const uint8_t both = p[4 + part * 8 + i];
+            out.code[part * 16 + i] = static_cast<int8_t>(both & 15);
+            out.code[part * 16 + 8 + i] = static_cast<int8_t>(both >> 4);
+        }
+    }
+}
+
 void read_block(FileFormat format, const uint8_t* p, Block& out) {
     switch (format) {
         case FileFormat::q8_0: return q8_0(p, out);
@@ -149,22 +171,32 @@ void read_block(FileFormat format, const uint8_t* p, Block& out) {
         case FileFormat::q4_k: return q4_k(p, out);
         case FileFormat::q5_k: return q5_k(p, out);
         case FileFormat::q6_k: return q6_k(p, out);
+        case FileFormat::mxfp4: return mxfp4(p, out);
+        case FileFormat::nvfp4: return nvfp4(p, out);
         default: throw std::logic_error("not a quantised format");
     }
 }
 
-float read_float(FileFormat format, const uint8_t* p) {
-    if (format == FileFormat::f16) return half_to_float(u16(p));
-    if (format == FileFormat::bf16) return bfloat_to_float(u16(p));
-    float value;
-    std::memcpy(&value, p, sizeof value);
-    return value;
+float read_element(FileFormat format, const uint8_t* p) {
+    switch (format) {
+        case FileFormat::f16: return half_to_float(u16(p));
+        case FileFormat::bf16: return bfloat_to_float(u16(p));
+        case FileFormat::i8: return static_cast<float>(static_cast<int8_t>(*p));
+        case FileFormat::f8_e4m3: return (*p & 0x7f) == 0x7f ? NAN : 256.0f * e4m3(*p);
+        default: {
+            float value;
+            std::memcpy(&value, p, sizeof value);
+            return value;
+        }
+    }
 }
 
-// Of 32 input features in a panel.
-int64_t code_bytes(Layout layout) { return layout == Layout::u4 ? 256 : 512; }
-
-int zero_of(const FormatRow& row) { return row.layout == Layout::u4 && !row.minimums ? 8 : 0; }
+// The number of a quantised code.
+int number_of(Layout layout, int code) {
+    constexpr int8_t e2m1[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    if (row_of(layout).codes == Codes::e2m1) return e2m1[code];
+    return layout == Layout::q4 ? code - 8 : code;
+}
 
 template <typename Element>
 void pack_floats(const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
@@ -186,20 +218,62 @@ void place_i8(const int8_t* code, uint8_t* rows, int column) {
     for (int i = 0; i < 8; i++) std::memcpy(rows + i * 64 + column * 4, code + i * 4, 4);
 }
 
-// Formats whose blocks hold the same bytes as a panel, only in another order: float16s, then codes four at a time.
-template <int block_bytes, int halves, int code_rows>
+// Formats whose blocks hold the same bytes as a panel, only in another order: scales (and minimums), then codes four at
+// a time.
+template <typename Scale, int scales, int code_rows>
 void pack_copies(const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
+    constexpr int block_bytes = scales * sizeof(Scale) + code_rows * 4;
     const int64_t blocks = matrix.in_features / 32;
     uint8_t* rows = matrix.data + panel * matrix.panel_bytes;
     source += int64_t{panel} * panel_width * blocks * block_bytes;
-    for (int64_t b = 0; b < blocks; b++, rows += matrix.group_bytes) {
-        uint16_t* scales = reinterpret_cast<uint16_t*>(rows + code_rows * 64);
+    for (int64_t b = 0; b < blocks; b++, rows += group_bytes(matrix.layout))
         for (int c = 0; c < columns; c++) {
             const uint8_t* block = source + (c * blocks + b) * block_bytes;
-            for (int i = 0; i < halves; i++) scales[i * panel_width + c] = u16(block + i * 2);
-            for (int i = 0; i < code_rows; i++) std::memcpy(rows + i * 64 + c * 4, block + halves * 2 + i * 4, 4);
+            for (int i = 0; i < scales; i++, block += sizeof(Scale))
+                std::memcpy(rows + code_rows * 64 + (i * panel_width + c) * static_cast<int>(sizeof(Scale)), block,
+                            sizeof(Scale));
+            for (int i = 0; i < code_rows; i++) std::memcpy(rows + i * 64 + c * 4, block + i * 4, 4);
         }
+}
+
+// Any block format, through its blocks' numbers.
+void pack_blocks(FileFormat format, const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
+    const FormatRow& row = row_of(format);
+    const LayoutRow& layout = row_of(row.layout);
+    const size_t row_bytes = file_bytes(format, matrix.in_features);
+    uint8_t* out = matrix.data + panel * matrix.panel_bytes;
+    Block block{};
+    for (int64_t start = 0; start < matrix.in_features; start += row.block)
+        for (int c = 0; c < columns; c++) {
+            const size_t feature = static_cast<size_t>(panel) * panel_width + static_cast<size_t>(c);
+            read_block(format, source + feature * row_bytes + start / row.block * row.bytes, block);
+            for (int i = 0; i < row.block; i += 32) {
+                uint8_t* rows = out + (start + i) / 32 * group_bytes(row.layout);
+                code_bytes(row.layout) == 256 ? place_u4(block.code + i, rows, c) : place_i8(block.code + i, rows, c);
+            }
+            for (int i = 0; i < row.block / layout.block; i++) {
+                const int64_t first = start + i * layout.block;
+                uint8_t* scales = out + first / 32 * group_bytes(row.layout) + code_bytes(row.layout);
+                const int64_t part = first % 32 / layout.block;
+                if (layout.scales != Scales::f16) {
+                    scales[part * panel_width + c] = block.scale_byte[i];
+                    continue;
+                }
+                uint16_t* at = reinterpret_cast<uint16_t*>(scales) + part * panel_width + c;
+                at[0] = float_to_half(block.scale[i]);
+                if (layout.minimums) at[panel_width] = float_to_half(block.minimum[i]);
+            }
+        }
+}
+
+float read_scale(Scales kind, const uint8_t* scales, int64_t i) {
+    switch (kind) {
+        case Scales::f16: return half_to_float(u16(scales + i * 2));
+        case Scales::e4m3: return e4m3(scales[i]);
+        case Scales::e8m0: return std::ldexp(1.0f, scales[i] - 127);
+        case Scales::none: break;
     }
+    return 1.0f;
 }
 
 }  // namespace
@@ -223,87 +297,86 @@ size_t file_bytes(FileFormat format, int64_t elements) {
 void decode(FileFormat format, const uint8_t* source, int64_t elements, float* out) {
     const FormatRow& row = row_of(format);
     if (row.block == 1) {
-        for (int64_t i = 0; i < elements; i++) out[i] = read_float(format, source + i * row.bytes);
+        for (int64_t i = 0; i < elements; i++) out[i] = read_element(format, source + i * row.bytes);
         return;
     }
+    const LayoutRow& layout = row_of(row.layout);
     Block block{};
     for (int64_t start = 0; start < elements; start += row.block, source += row.bytes) {
         read_block(format, source, block);
         for (int i = 0; i < row.block; i++)
-            out[start + i] = block.scale[i / row.scale_block] * static_cast<float>(block.code[i] - zero_of(row)) +
-                             (row.minimums ? block.minimum[i / row.scale_block] : 0.0f);
+            out[start + i] = (block.scale[i / layout.block] * static_cast<float>(number_of(row.layout, block.code[i])) +
+                              (layout.minimums ? block.minimum[i / layout.block] : 0.0f)) *
+                             layout.factor;
     }
 }
 
-PackedMatrix packed_shape(FileFormat format, int64_t out_features, int64_t in_features) {
+PackedMatrix packed_shape(FileFormat format, int64_t out_features, int64_t in_features, const float* row_scales) {
     const FormatRow& row = row_of(format);
+    const LayoutRow& layout = row_of(row.layout);
     file_bytes(format, in_features);
-    PackedMatrix matrix{row.layout, out_features, in_features, row.scale_block, row.minimums, 0, 0, nullptr};
-    int64_t bytes = in_features * panel_width * row.bytes;
-    if (row.scale_block) {
-        matrix.group_bytes = code_bytes(row.layout) + 32 / row.scale_block * (row.minimums ? 64 : 32);
-        bytes = in_features / 32 * matrix.group_bytes;
+    if (layout.block && in_features % 32)
+        throw std::invalid_argument("rows of " + std::to_string(in_features) + " are not whole groups of 32 inputs");
+    PackedMatrix matrix{row.layout, out_features, in_features, layout.factor, false, 0, nullptr};
+    if (row_scales) {
+        matrix.row_scaled = std::any_of(row_scales, row_scales + out_features, [&](float s) { return s != *row_scales; });
+        if (!matrix.row_scaled && out_features) matrix.scale *= *row_scales;
     }
-    matrix.panel_bytes = (bytes + 63) / 64 * 64;
+    const int64_t bytes = layout.block ? in_features / 32 * group_bytes(row.layout)
+                                       : in_features * panel_width * row.bytes;
+    matrix.panel_bytes = (bytes + 63) / 64 * 64 + (matrix.row_scaled ? 64 : 0);
     return matrix;
 }
 
-void pack_panel(FileFormat format, const uint8_t* source, const PackedMatrix& matrix, int panel) {
-    const FormatRow& row = row_of(format);
-    const int columns =
-        static_cast<int>(std::min<int64_t>(panel_width, matrix.out_features - int64_t{panel} * panel_width));
+void pack_panel(FileFormat format, const uint8_t* source, const float* row_scales, const PackedMatrix& matrix,
+                int panel) {
+    const int64_t first = int64_t{panel} * panel_width;
+    const int columns = static_cast<int>(std::min<int64_t>(panel_width, matrix.out_features - first));
     uint8_t* out = matrix.data + panel * matrix.panel_bytes;
     if (columns < panel_width) std::memset(out, 0, static_cast<size_t>(matrix.panel_bytes));
-    if (row.layout == Layout::f32) return pack_floats<uint32_t>(source, matrix, panel, columns);
-    if (row.block == 1) return pack_floats<uint16_t>(source, matrix, panel, columns);
-    if (format == FileFormat::q8_0) return pack_copies<34, 1, 8>(source, matrix, panel, columns);
-    if (format == FileFormat::q4_0) return pack_copies<18, 1, 4>(source, matrix, panel, columns);
-    if (format == FileFormat::q4_1) return pack_copies<20, 2, 4>(source, matrix, panel, columns);
-
-    const size_t row_bytes = file_bytes(format, matrix.in_features);
-    const int per_scale = row.minimums ? 32 : 16;  // float16s a block adds to the scales
-    Block block{};
-    for (int64_t start = 0; start < matrix.in_features; start += row.block)
-        for (int c = 0; c < columns; c++) {
-            const size_t feature = static_cast<size_t>(panel) * panel_width + static_cast<size_t>(c);
-            read_block(format, source + feature * row_bytes + start / row.block * row.bytes, block);
-            for (int i = 0; i < row.block; i += 32) {
-                uint8_t* rows = out + (start + i) / 32 * matrix.group_bytes;
-                row.layout == Layout::u4 ? place_u4(block.code + i, rows, c) : place_i8(block.code + i, rows, c);
-            }
-            for (int i = 0; i < row.block / row.scale_block; i++) {
-                const int64_t first = start + i * row.scale_block;
-                uint8_t* scales = out + first / 32 * matrix.group_bytes + code_bytes(row.layout);
-                uint16_t* at = reinterpret_cast<uint16_t*>(scales) + first % 32 / row.scale_block * per_scale + c;
-                at[0] = float_to_half(block.scale[i]);
-                if (row.minimums) at[16] = float_to_half(block.minimum[i]);
-            }
-        }
+    if (matrix.row_scaled)
+        std::memcpy(out + matrix.panel_bytes - 64, row_scales + first, static_cast<size_t>(columns) * sizeof(float));
+    switch (format) {
+        case FileFormat::f32: return pack_floats<uint32_t>(source, matrix, panel, columns);
+        case FileFormat::f16:
+        case FileFormat::bf16: return pack_floats<uint16_t>(source, matrix, panel, columns);
+        case FileFormat::f8_e4m3: return pack_floats<uint8_t>(source, matrix, panel, columns);
+        case FileFormat::i8: return pack_copies<uint8_t, 0, 8>(source, matrix, panel, columns);
+        case FileFormat::q8_0: return pack_copies<uint16_t, 1, 8>(source, matrix, panel, columns);
+        case FileFormat::q4_0: return pack_copies<uint16_t, 1, 4>(source, matrix, panel, columns);
+        case FileFormat::q4_1: return pack_copies<uint16_t, 2, 4>(source, matrix, panel, columns);
+        case FileFormat::mxfp4: return pack_copies<uint8_t, 1, 4>(source, matrix, panel, columns);
+        default: return pack_blocks(format, source, matrix, panel, columns);
+    }
 }
 
 void dequantise_row(const PackedMatrix& matrix, int64_t row, float* out) {
     const uint8_t* panel = matrix.panel(row / panel_width);
     const int c = static_cast<int>(row % panel_width);
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(panel);
-    const int zero = matrix.layout == Layout::u4 && !matrix.minimums ? 8 : 0;
+    const float* row_scales = matrix.row_scales(row / panel_width);
+    const LayoutRow& layout = row_of(matrix.layout);
+    const float factor = matrix.scale * (row_scales ? row_scales[c] : 1.0f);
     for (int64_t k = 0; k < matrix.in_features; k++) {
+        const uint8_t* group = panel + k / 32 * group_bytes(matrix.layout);
         int code = 0;
-        const uint8_t* group = panel + k / 32 * matrix.group_bytes;
-        switch (matrix.layout) {
-            case Layout::f32: out[k] = reinterpret_cast<const float*>(panel)[k * panel_width + c]; continue;
-            case Layout::f16: out[k] = half_to_float(halves[k * panel_width + c]); continue;
-            case Layout::bf16: out[k] = bfloat_to_float(halves[k * panel_width + c]); continue;
-            case Layout::u4: {
+        switch (layout.codes) {
+            case Codes::f32: out[k] = factor * reinterpret_cast<const float*>(panel)[k * panel_width + c]; continue;
+            case Codes::f16: out[k] = factor * half_to_float(halves[k * panel_width + c]); continue;
+            case Codes::bf16: out[k] = factor * bfloat_to_float(halves[k * panel_width + c]); continue;
+            case Codes::f8: out[k] = factor * e4m3(panel[k * panel_width + c]); continue;
+            case Codes::i8: code = static_cast<int8_t>(group[k % 32 / 4 * 64 + c * 4 + k % 4]); break;
+            case Codes::u4:
+            case Codes::e2m1: {
                 const uint8_t both = group[k % 16 / 4 * 64 + c * 4 + k % 4];
                 code = k % 32 < 16 ? both & 15 : both >> 4;
-                break;
             }
-            case Layout::i8: code = static_cast<int8_t>(group[k % 32 / 4 * 64 + c * 4 + k % 4]); break;
         }
-        const uint16_t* at = reinterpret_cast<const uint16_t*>(group + code_bytes(matrix.layout)) +
-                             k % 32 / matrix.block * (matrix.minimums ? 32 : 16) + c;
-        out[k] = half_to_float(at[0]) * static_cast<float>(code - zero) +
-                 (matrix.minimums ? half_to_float(at[16]) : 0.0f);
+        const uint8_t* scales = group + code_bytes(matrix.layout);
+        const int64_t at = k % 32 / layout.block * panel_width + c;
+        const float minimum = layout.minimums ? half_to_float(u16(scales + (at + panel_width) * 2)) : 0.0f;
+        const float number = static_cast<float>(number_of(matrix.layout, code));
+        out[k] = factor * (read_scale(layout.scales, scales, at) * number + minimum);
     }
 }
 

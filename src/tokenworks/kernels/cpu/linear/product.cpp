@@ -25,18 +25,6 @@ Tile tile_of(int row, int rows) {
     return tile;
 }
 
-TileKernel choose(const LinearKernels& kernels, const PackedMatrix& weight, int log2_height) {
-    switch (weight.layout) {
-        case Layout::u4: return kernels.u4[weight.minimums][log2_height];
-        case Layout::i8:
-            return weight.block == 16 ? kernels.i8_16[log2_height] : kernels.i8[weight.minimums][log2_height];
-        case Layout::f16: return kernels.f16[log2_height];
-        case Layout::bf16: return kernels.bf16[log2_height];
-        case Layout::f32: return kernels.f32[log2_height];
-    }
-    return nullptr;
-}
-
 void run_panel(const LinearArgs& args, const Segment& segment, int panel, const LinearKernels& kernels) {
     const PackedMatrix& weight = *segment.weight;
     const int64_t k = weight.in_features, blocks = (k + 31) / 32, first = int64_t{panel} * panel_width;
@@ -47,10 +35,17 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, const 
     alignas(64) float sums[16 * panel_width];
     for (int row = 0; row < args.rows;) {
         const Tile tile = tile_at(row, args.rows);
-        choose(kernels, weight, tile.log2_height)(weight, data, args.x.codes + row * blocks * 32,
-                                                  args.x.facts + row * blocks, args.x.floats + row * k, sums);
+        kernels.tiles[static_cast<int>(weight.layout)][tile.log2_height](
+            weight, data, args.x.codes + row * blocks * 32, args.x.facts + row * blocks, args.x.floats + row * k, sums);
         const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
-        kernels.finish({sums, tile.height, columns, {args.output.row(row) + column, args.output.stride}, bias, residual,
+        kernels.finish({sums,
+                        weight.scale,
+                        weight.row_scales(panel),
+                        tile.height,
+                        columns,
+                        {args.output.row(row) + column, args.output.stride},
+                        bias,
+                        residual,
                         args.residual_stride});
         row += tile.height;
     }

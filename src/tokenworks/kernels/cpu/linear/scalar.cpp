@@ -17,105 +17,110 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
         codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
         halves[i / 16] += codes[i];
     }
-    const int32_t sum = halves[0] + halves[1];
-    *facts = {scale, scale * static_cast<float>(sum), -8 * sum, -128 * sum, {-128 * halves[0], -128 * halves[1]}};
+    *facts = facts_of(scale, halves[0], halves[1]);
 }
 
 void finish(const FinishArgs& args) {
     for (int r = 0; r < args.height; r++)
         for (int c = 0; c < args.columns; c++) {
-            float value = args.sums[r * panel_width + c];
+            float value = args.sums[r * panel_width + c] * args.scale;
+            if (args.row_scales) value *= args.row_scales[c];
             if (args.bias) value += args.bias[c];
             if (args.residual) value += args.residual[r * args.residual_stride + c];
             args.output.row(r)[c] = value;
         }
 }
 
-// 16 products of 4 codes each are added to `sums`; Weights are the 64 codes of a row of the panel.
-template <typename Code>
-void add_row(const Code* weights, const int8_t* x, int32_t* sums) {
-    for (int c = 0; c < panel_width; c++)
-        for (int j = 0; j < 4; j++) sums[c] += static_cast<int32_t>(weights[c * 4 + j]) * x[j];
-}
-
-template <int height, bool minimums>
-void u4(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
-        float* out) {
-    std::memset(out, 0, height * panel_width * sizeof(float));
-    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += shape.group_bytes) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 256);
-        uint8_t low[256], high[256];
-        for (int i = 0; i < 256; i++) {
-            low[i] = panel[i] & 15;
-            high[i] = panel[i] >> 4;
-        }
-        for (int r = 0; r < height; r++, codes += 32, facts++) {
-            int32_t sums[panel_width];
-            for (int32_t& sum : sums) sum = minimums ? 0 : facts->minus_8_sum;
-            for (int i = 0; i < 4; i++) {
-                add_row(low + i * 64, codes + i * 4, sums);
-                add_row(high + i * 64, codes + 16 + i * 4, sums);
-            }
-            for (int c = 0; c < panel_width; c++) {
-                float& total = out[r * panel_width + c];
-                total += static_cast<float>(sums[c]) * (half_to_float(scales[c]) * facts->scale);
-                if (minimums) total += half_to_float(scales[16 + c]) * facts->scaled_sum;
-            }
+// The numbers of 32 inputs' codes: row i is four inputs of each feature.
+template <Layout layout>
+void read_codes(const uint8_t* group, int8_t (&rows)[8][64]) {
+    constexpr int8_t e2m1[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    if constexpr (row_of(layout).codes == Codes::i8) {
+        std::memcpy(rows, group, sizeof rows);
+        return;
+    }
+    for (int i = 0; i < 256; i++) {
+        const uint8_t codes[2] = {static_cast<uint8_t>(group[i] & 15), static_cast<uint8_t>(group[i] >> 4)};
+        for (int half = 0; half < 2; half++) {
+            const int number = row_of(layout).codes == Codes::e2m1 ? e2m1[codes[half]]
+                               : row_of(layout).minimums           ? codes[half]
+                                                                   : codes[half] - 8;
+            rows[i / 64 + half * 4][i % 64] = static_cast<int8_t>(number);
         }
     }
 }
 
-template <int height, int block, bool minimums>
-void i8(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, const float*,
-        float* out) {
-    std::memset(out, 0, height * panel_width * sizeof(float));
-    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += shape.group_bytes) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + 512);
+template <Layout layout>
+float read_scale(const uint8_t* scales, int i) {
+    switch (row_of(layout).scales) {
+        case Scales::none: break;
+        case Scales::f16: return half_to_float(reinterpret_cast<const uint16_t*>(scales)[i]);
+        case Scales::e4m3: return half_to_float(static_cast<uint16_t>(scales[i] << 7));
+        case Scales::e8m0: return float_from_bits(static_cast<uint32_t>(scales[i]) << 23);
+    }
+    return 1.0f;
+}
+
+template <int height, Layout layout>
+void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, float* out) {
+    constexpr LayoutRow row = row_of(layout);
+    for (int64_t b = 0; b < shape.in_features / 32; b++, panel += group_bytes(layout)) {
+        const uint8_t* scales = panel + code_bytes(layout);
+        int8_t rows[8][64];
+        read_codes<layout>(panel, rows);
         for (int r = 0; r < height; r++, codes += 32, facts++)
-            for (int part = 0; part < 32 / block; part++) {
-                int32_t sums[panel_width] = {};
-                for (int i = part * block / 4; i < (part + 1) * block / 4; i++)
-                    add_row(reinterpret_cast<const int8_t*>(panel) + i * 64, codes + i * 4, sums);
-                for (int c = 0; c < panel_width; c++) {
-                    float& total = out[r * panel_width + c];
-                    total += static_cast<float>(sums[c]) * (half_to_float(scales[part * 16 + c]) * facts->scale);
-                    if (minimums) total += half_to_float(scales[16 + c]) * facts->scaled_sum;
+            for (int c = 0; c < panel_width; c++) {
+                float scaled = 0.0f;
+                for (int part = 0; part < 32 / row.block; part++) {
+                    int32_t sum = 0;
+                    for (int i = part * row.block; i < (part + 1) * row.block; i++)
+                        sum += rows[i / 4][c * 4 + i % 4] * codes[i];
+                    scaled += static_cast<float>(sum) * read_scale<layout>(scales, part * panel_width + c);
                 }
+                out[r * panel_width + c] += scaled * facts->scale;
+                if (row.minimums)
+                    out[r * panel_width + c] += read_scale<layout>(scales, panel_width + c) * facts->scaled_sum;
             }
     }
 }
 
-float from_f16(uint16_t value) { return half_to_float(value); }
-float from_bf16(uint16_t value) { return bfloat_to_float(value); }
-float from_f32(float value) { return value; }
+template <Layout layout>
+float read_float(const uint8_t* panel, int64_t i) {
+    switch (row_of(layout).codes) {
+        case Codes::f8: return half_to_float(static_cast<uint16_t>((panel[i] & 0x80) << 8 | (panel[i] & 0x7f) << 7));
+        case Codes::f16: return half_to_float(reinterpret_cast<const uint16_t*>(panel)[i]);
+        case Codes::bf16: return bfloat_to_float(reinterpret_cast<const uint16_t*>(panel)[i]);
+        default: return reinterpret_cast<const float*>(panel)[i];
+    }
+}
 
-template <int height, typename Element, float (*convert)(Element)>
-void floats(const PackedMatrix& shape, const uint8_t* panel, const int8_t*, const BlockFacts*, const float* x,
-            float* out) {
-    std::memset(out, 0, height * panel_width * sizeof(float));
-    const Element* weights = reinterpret_cast<const Element*>(panel);
-    for (int64_t k = 0; k < shape.in_features; k++, weights += panel_width, x += height) {
+template <int height, Layout layout>
+void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, float* out) {
+    for (int64_t k = 0; k < shape.in_features; k++, x += height) {
         float row[panel_width];
-        for (int c = 0; c < panel_width; c++) row[c] = convert(weights[c]);
+        for (int c = 0; c < panel_width; c++) row[c] = read_float<layout>(panel, k * panel_width + c);
         for (int r = 0; r < height; r++)
             for (int c = 0; c < panel_width; c++) out[r * panel_width + c] += row[c] * x[r];
     }
 }
 
-#define HEIGHTS(kernel, ...) \
-    {kernel<1, __VA_ARGS__>, kernel<2, __VA_ARGS__>, kernel<4, __VA_ARGS__>, kernel<8, __VA_ARGS__>, \
-     kernel<16, __VA_ARGS__>}
-
-constexpr LinearKernels table = {
-    quantise_block,
-    finish,
-    {HEIGHTS(u4, false), HEIGHTS(u4, true)},
-    {HEIGHTS(i8, 32, false), HEIGHTS(i8, 32, true)},
-    HEIGHTS(i8, 16, false),
-    HEIGHTS(floats, uint16_t, from_f16),
-    HEIGHTS(floats, uint16_t, from_bf16),
-    HEIGHTS(floats, float, from_f32),
+template <int height, Layout layout>
+struct Tile {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
+                    const float* x, float* out) {
+        std::memset(out, 0, height * panel_width * sizeof(float));
+        if constexpr (row_of(layout).block)
+            blocks<height, layout>(shape, panel, codes, facts, out);
+        else
+            floats<height, layout>(shape, panel, x, out);
+    }
 };
+
+constexpr LinearKernels table = [] {
+    LinearKernels kernels{quantise_block, finish, {}};
+    fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
+    return kernels;
+}();
 
 }  // namespace
 
