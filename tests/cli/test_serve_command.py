@@ -57,7 +57,7 @@ def test_the_configuration_file(smollm2: Path, tmp_path: Path) -> None:
         request = urllib.request.Request(f"{factory.url}/v1/completions", json.dumps(body).encode())
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
-        assert b"context is 64 tokens" in refused.value.read()
+        assert b"context length is 64 tokens" in refused.value.read()
 
 
 def test_a_wrong_configuration_file(tmp_path: Path) -> None:
