@@ -9,7 +9,7 @@ import pytest
 
 from tokenworks.kernels.cpu.backend import CpuBackend
 
-SETS = ["scalar", "avx2", "avx512"]
+SETS = ["scalar", "avx2", "avx512", "amx"]
 HERE = Path(__file__).parent
 
 

@@ -40,4 +40,5 @@ def kernels() -> str:
         from tokenworks.kernels.cpu.backend import CpuBackend
     except ImportError as error:
         return f"not built ({error})"
-    return CpuBackend().isa
+    backend = CpuBackend()
+    return f"{backend.isa} ({backend.isa_trouble})" if backend.isa_trouble else backend.isa

@@ -38,8 +38,13 @@ class CpuBackend:
 
     @property
     def isa(self) -> str:
-        """scalar, avx2 or avx512; TOKENWORKS_FORCE_ISA chooses, and an unusable choice raises RuntimeError."""
+        """scalar, avx2, avx512 or amx; TOKENWORKS_FORCE_ISA chooses, and an unusable choice raises RuntimeError."""
         return _cpu.isa()
+
+    @property
+    def isa_trouble(self) -> str | None:
+        """A better set that this machine has but that is left unused, and why: "amx: present, but ..."."""
+        return _cpu.isa_trouble()
 
     def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> "CpuExecutable":
         check_weights(program, weights)

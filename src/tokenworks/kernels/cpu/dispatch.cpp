@@ -1,4 +1,6 @@
 // Chooses the instruction set, once. Built with the baseline's flags: it must run on any machine to say what it lacks.
+#include <csetjmp>
+#include <csignal>
 #include <cstdlib>
 #include <iterator>
 #include <stdexcept>
@@ -8,6 +10,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace tokenworks::cpu {
@@ -34,6 +40,17 @@ bool system_saves(unsigned state) {
     return (low & state) == state;
 }
 
+// Linux gives a process AMX's eight kilobytes of registers when it asks, once, for all its threads, those that run already
+// too. A system that refuses (seccomp; a thread whose signal stack is too small for them) leaves them out of use.
+bool system_allows_tiles() {
+#if defined(__linux__)
+    constexpr long ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 bool has_avx2() {
     return system_saves(0x6) && all(cpuid(1).c, bit_FMA | bit_F16C | bit_AVX) && all(cpuid(7).b, bit_AVX2);
 }
@@ -44,6 +61,17 @@ bool has_avx512() {
            all(cpuid(7).c, bit_AVX512VNNI);
 }
 #else
+// Linux gives a process AMX's eight kilobytes of registers when it asks, once, for all its threads, those that run already
+// too. A system that refuses (seccomp; a thread whose signal stack is too small for them) leaves them out of use.
+bool system_allows_tiles() {
+#if defined(__linux__)
+    constexpr long ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 #endif
@@ -61,6 +89,38 @@ void fill_avx512([[maybe_unused]] Kernels& table) {
 #include "fill_avx512.inc"
 }
 
+void fill_amx([[maybe_unused]] Kernels& table) {
+#include "fill_amx.inc"
+}
+
+#if defined(__x86_64__)
+sigjmp_buf before_check;
+
+// Whether the self-check holds, also where its instructions are refused: some virtual machines name AMX among what they
+// have and then do not run it.
+bool tiles_work() {
+    struct sigaction jump {}, illegal, denied;
+    jump.sa_handler = [](int) { siglongjmp(before_check, 1); };
+    sigaction(SIGILL, &jump, &illegal);
+    sigaction(SIGSEGV, &jump, &denied);
+    const bool agree = sigsetjmp(before_check, 1) == 0 && linear_amx_agrees();
+    sigaction(SIGILL, &illegal, nullptr);
+    sigaction(SIGSEGV, &denied, nullptr);
+    return agree;
+}
+
+// Why AMX, which the processor has, is left unused; null if there is no trouble, or no AMX.
+const char* amx_trouble() {
+    if (!processor_has_amx()) return nullptr;
+    if (!system_saves(0x600e6) || !system_allows_tiles()) return "amx: present, but the system keeps its registers";
+    return tiles_work() ? nullptr : "amx: present, but its self-check failed";
+}
+#else
+const char* amx_trouble() { return nullptr; }
+#endif
+
+bool has_amx() { return processor_has_amx() && !amx_trouble(); }
+
 struct Set {
     const char* name;
     bool (*present)();
@@ -68,8 +128,10 @@ struct Set {
 };
 
 // Each set builds on those before it.
-constexpr Set sets[] = {
-    {"scalar", has_scalar, fill_scalar}, {"avx2", has_avx2, fill_avx2}, {"avx512", has_avx512, fill_avx512}};
+constexpr Set sets[] = {{"scalar", has_scalar, fill_scalar},
+                        {"avx2", has_avx2, fill_avx2},
+                        {"avx512", has_avx512, fill_avx512},
+                        {"amx", has_amx, fill_amx}};
 
 int best_set() {
     int best = 0;
@@ -78,18 +140,24 @@ int best_set() {
     return best;
 }
 
-int chosen_set() {
+const char* forced_set() {
     const char* forced = std::getenv("TOKENWORKS_FORCE_ISA");
-    if (!forced || !*forced) return best_set();
+    return forced && *forced ? forced : nullptr;
+}
+
+int chosen_set() {
+    const char* forced = forced_set();
+    if (!forced) return best_set();
+    std::string known;
     for (int i = 0; i < static_cast<int>(std::size(sets)); i++) {
+        known += (known.empty() ? "" : ", ") + std::string(sets[i].name);
         if (std::string(forced) != sets[i].name) continue;
         if (!sets[i].present())
             throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) +
                                      ": this machine lacks it; its best set is " + sets[best_set()].name + ".");
         return i;
     }
-    throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) +
-                             ": no such set; there are scalar, avx2 and avx512.");
+    throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) + ": no such set; there are " + known + ".");
 }
 
 }  // namespace
@@ -100,6 +168,8 @@ const Kernels& kernels() {
         const int chosen = chosen_set();
         for (int i = 0; i <= chosen; i++) sets[i].fill(filled);
         filled.name = sets[chosen].name;
+        // Not asked when a set is forced: whoever keeps AMX off wants none of its instructions.
+        if (!forced_set()) filled.trouble = amx_trouble();
         return filled;
     }();
     return table;

@@ -174,6 +174,7 @@ struct LinearArgs;
 
 struct Kernels {
     const char* name;
+    const char* trouble;  // a set that the machine has and that is left unused, and why; or null
     void (*embed)(const EmbedArgs&, Share&);
     void (*rmsnorm)(const RmsNormArgs&, Share&);
     void (*layernorm)(const LayerNormArgs&, Share&);
@@ -192,16 +193,17 @@ struct Kernels {
     void (*linear)(const LinearArgs&, Share&);
 };
 
-// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512).
+// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx).
 // Throws std::runtime_error for a set that is unknown or that this machine lacks.
 const Kernels& kernels();
 
 // What each operation's folder gives: one function per instruction set it has, which puts its kernels in the table. A
-// table begins with all scalar kernels; avx2 overwrites some of them, avx512 some more.
+// table begins with all scalar kernels; avx2 overwrites some of them, avx512 and amx some more.
 #define TOKENWORKS_FILL(operation)           \
     void operation##_scalar(Kernels& table); \
     void operation##_avx2(Kernels& table);   \
-    void operation##_avx512(Kernels& table);
+    void operation##_avx512(Kernels& table); \
+    void operation##_amx(Kernels& table);
 TOKENWORKS_FILL(linear)
 TOKENWORKS_FILL(embed)
 TOKENWORKS_FILL(norm)
@@ -212,5 +214,8 @@ TOKENWORKS_FILL(elementwise)  // add
 TOKENWORKS_FILL(rows)         // select_rows, pool
 TOKENWORKS_FILL(sample)       // sample, logprobs
 #undef TOKENWORKS_FILL
+
+// Whether products on AMX's tiles have AVX-512's bits, for a known input: asked before AMX is chosen.
+bool linear_amx_agrees();
 
 }  // namespace tokenworks::cpu

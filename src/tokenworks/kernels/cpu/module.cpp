@@ -117,7 +117,8 @@ NB_MODULE(_cpu, m) {
         .value("gelu_tanh", Activation::gelu_tanh)
         .value("gelu", Activation::gelu);
 
-    m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2 or avx512.");
+    m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512 or amx.");
+    m.def("isa_trouble", [] { return kernels().trouble; }, "A better set that is there but left unused, and why.");
 
     nb::class_<Executor>(m, "Executor")
         .def(nb::init<int>(), "threads"_a)

@@ -218,7 +218,7 @@ struct Tile {
 };
 
 constexpr LinearKernels table = [] {
-    LinearKernels kernels{quantise_block, finish, {}};
+    LinearKernels kernels{quantise_block, finish, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
 }();

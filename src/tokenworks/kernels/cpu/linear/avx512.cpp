@@ -1,14 +1,9 @@
 // AVX-512 with VNNI: vpdpbusd adds four products of an unsigned by a signed byte to each of 16 sums, so a row of a panel
 // is one instruction.
-#include <immintrin.h>
-
-#include "linear.h"
+#include "avx512.h"
 
 namespace tokenworks::cpu {
 namespace {
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 
 void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
@@ -36,48 +31,11 @@ void finish(const FinishArgs& args) {
     }
 }
 
-INLINE __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-
-INLINE __m512 load_halves(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
 // The same four input codes for all 16 features.
 INLINE __m512i four(const int8_t* codes, int group) {
     int32_t value;
     __builtin_memcpy(&value, codes + group * 4, 4);
     return _mm512_set1_epi32(value);
-}
-
-// 16 scales, as floats.
-template <Layout layout>
-INLINE __m512 load_scales(const uint8_t* scales, int part) {
-    constexpr Scales kind = row_of(layout).scales;
-    if constexpr (kind == Scales::f16) return load_halves(reinterpret_cast<const uint16_t*>(scales) + part * 16);
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales) + part);
-    if constexpr (kind == Scales::e4m3) return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23));
-}
-
-// 32 inputs' codes, as the unsigned numbers of BlockFacts.
-template <Layout layout>
-INLINE void load_codes(const uint8_t* group, __m512i (&rows)[8]) {
-    constexpr Codes kind = row_of(layout).codes;
-    if constexpr (kind == Codes::i8) {
-        UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_xor_si512(load(group + i * 64), _mm512_set1_epi8(-128));
-        return;
-    }
-    const __m512i low_half = _mm512_set1_epi8(15);
-    UNROLL for (int i = 0; i < 4; i++) {
-        const __m512i both = load(group + i * 64);
-        rows[i] = _mm512_and_si512(both, low_half);
-        rows[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
-    }
-    if constexpr (kind == Codes::e2m1) {
-        const __m512i numbers =
-            _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-        UNROLL for (int i = 0; i < 8; i++) rows[i] = _mm512_shuffle_epi8(numbers, rows[i]);
-    }
 }
 
 // Where the sum of a block (or of the half of one) begins.
@@ -94,31 +52,19 @@ INLINE __m512i begin(const BlockFacts& facts, int part) {
 template <int height, Layout layout>
 INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
                    __m512 (&totals)[height]) {
-    constexpr LayoutRow row = row_of(layout);
-    constexpr int parts = 32 / row.block;
+    constexpr int parts = 32 / row_of(layout).block;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        const uint8_t* at = panel + code_bytes(layout);
         __m512i rows[8];
         load_codes<layout>(panel, rows);
-        __m512 scales[parts], minimum;
-        if constexpr (row.scales != Scales::none)
-            UNROLL for (int p = 0; p < parts; p++) scales[p] = load_scales<layout>(at, p);
-        if constexpr (row.minimums) minimum = load_scales<layout>(at, 1);
+        const BlockScales<layout> scales = load_block_scales<layout>(panel);
         UNROLL for (int r = 0; r < height; r++) {
-            __m512 scaled;
+            __m512i sums[parts];
             UNROLL for (int p = 0; p < parts; p++) {
-                __m512i sums = begin<layout>(facts[r], p);
+                sums[p] = begin<layout>(facts[r], p);
                 UNROLL for (int i = p * 8 / parts; i < (p + 1) * 8 / parts; i++)
-                    sums = _mm512_dpbusd_epi32(sums, rows[i], four(codes + r * 32, i));
-                const __m512 sum = _mm512_cvtepi32_ps(sums);
-                if constexpr (row.scales == Scales::none)
-                    scaled = sum;
-                else
-                    scaled = p ? _mm512_fmadd_ps(sum, scales[p], scaled) : _mm512_mul_ps(sum, scales[p]);
+                    sums[p] = _mm512_dpbusd_epi32(sums[p], rows[i], four(codes + r * 32, i));
             }
-            totals[r] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(facts[r].scale), totals[r]);
-            if constexpr (row.minimums)
-                totals[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(facts[r].scaled_sum), totals[r]);
+            totals[r] = add_block<layout>(totals[r], sums, scales, facts[r]);
         }
         panel += group_bytes(layout);
         codes += height * 32;
@@ -165,17 +111,19 @@ struct Tile {
     }
 };
 
-constexpr LinearKernels table = [] {
-    LinearKernels kernels{quantise_block, finish, {}};
+constexpr LinearKernels filled() {
+    LinearKernels kernels{quantise_block, finish, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
-}();
+}
 
 }  // namespace
 
+constinit const LinearKernels avx512_linear = filled();
+
 void linear_avx512(Kernels& kernels) {
-    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, table); };
-    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, table); };
+    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, avx512_linear); };
+    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, avx512_linear); };
 }
 
 }  // namespace tokenworks::cpu

@@ -69,6 +69,11 @@ struct LinearArgs {
 using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
                             const BlockFacts* facts, const float* floats, float* out);
 
+// Products of a panel with `count` consecutive tiles of 16 rows: out[tile, row of tile, 16].
+using TilesKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
+                             const BlockFacts* facts, int count, float* out);
+constexpr int tiles_at_once = 8;  // at most
+
 // Writes a tile's sums out: output row r, [columns] = sums[r] * scale * row_scales + bias + residual row r; row_scales,
 // bias and residual may be null.
 struct FinishArgs {
@@ -87,6 +92,7 @@ struct LinearKernels {
     void (*quantise_block)(const float* x, int8_t* codes, BlockFacts* facts);
     void (*finish)(const FinishArgs& args);
     TileKernel tiles[layout_count][5];  // by layout and log2 of the tile's height
+    TilesKernel many[layout_count];     // null: one by one
 };
 
 // tiles of a LinearKernels from a template: kernel<height, layout>::run.

@@ -32,22 +32,31 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, const 
     const uint8_t* data = weight.panel(panel);
     const float* bias = segment.bias ? segment.bias + first : nullptr;
     const int64_t column = segment.column + first;
-    alignas(64) float sums[16 * panel_width];
+    const int layout = static_cast<int>(weight.layout);
+    alignas(64) float sums[tiles_at_once * 16 * panel_width];
     for (int row = 0; row < args.rows;) {
         const Tile tile = tile_at(row, args.rows);
-        kernels.tiles[static_cast<int>(weight.layout)][tile.log2_height](
-            weight, data, args.x.codes + row * blocks * 32, args.x.facts + row * blocks, args.x.floats + row * k, sums);
+        const int8_t* codes = args.x.codes + row * blocks * 32;
+        const BlockFacts* facts = args.x.facts + row * blocks;
+        int height = tile.height;
+        if (height == 16 && kernels.many[layout]) {
+            const int count = std::min((args.rows - row) / 16, tiles_at_once);
+            kernels.many[layout](weight, data, codes, facts, count, sums);
+            height *= count;
+        } else {
+            kernels.tiles[layout][tile.log2_height](weight, data, codes, facts, args.x.floats + row * k, sums);
+        }
         const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
         kernels.finish({sums,
                         weight.scale,
                         weight.row_scales(panel),
-                        tile.height,
+                        height,
                         columns,
                         {args.output.row(row) + column, args.output.stride},
                         bias,
                         residual,
                         args.residual_stride});
-        row += tile.height;
+        row += height;
     }
 }
 

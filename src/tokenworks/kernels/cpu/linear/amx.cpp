@@ -1,0 +1,211 @@
+// AMX: one tdpbssd multiplies 16 rows of 32 input codes (a tile [16, 32]) by a block of a panel (a tile of 8 rows of 64
+// bytes) and adds to 16 x 16 sums. Those go through memory to the float part, which is the AVX-512 kernels' own: the sums
+// are whole numbers, so both give the same bits, and tiles of less than 8 rows stay with AVX-512.
+//
+// What bounds it is the float part, 2 to 4 instructions for 16 sums (docs/kernels.md). So a panel's codes are unpacked
+// once for many tiles of rows, and the products run two blocks ahead of the float part, which hides their latency.
+//
+// A thread's tiles have shapes and contents of their own, and must be configured in each thread that uses them. They are
+// released after each product: a thread that holds none costs the system nothing to switch or to put to sleep.
+#include "avx512.h"
+
+namespace tokenworks::cpu {
+namespace {
+
+// The compiler's intrinsics do not say that they read memory: nothing written before may be moved behind this.
+INLINE void written() { __asm__ volatile("" ::: "memory"); }
+
+// The tiles, by number: 0, 1 the sums of 16 rows; 2, 3 their codes; 4, 5 weights; 6 the sums of 8 rows, 7 their codes.
+// Two of each, so that two blocks are under way at once.
+struct alignas(64) Configuration {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64, 64, 32};
+    uint8_t rows[16] = {16, 16, 16, 16, 8, 8, 8, 8};
+};
+static_assert(sizeof(Configuration) == 64);
+constexpr Configuration configuration;
+
+void configure() {
+    const Configuration* read = &configuration;
+    __asm__ volatile("" : "+r"(read)::"memory");
+    _tile_loadconfig(read);
+}
+
+// Some blocks of a panel, ready for tiles.
+constexpr int chunk_blocks = 32;
+
+template <Layout layout>
+struct alignas(64) Chunk {
+    static constexpr int parts = 32 / row_of(layout).block;
+    int8_t codes[chunk_blocks][parts][8][64];  // a part's rows beside its inputs are zeros
+    float scales[chunk_blocks][parts + 1][panel_width];  // the last: minimums
+};
+
+template <Layout layout>
+void unpack(const uint8_t* panel, int blocks, Chunk<layout>& chunk) {
+    constexpr int parts = Chunk<layout>::parts;
+    constexpr Codes kind = row_of(layout).codes;
+    constexpr int zero = kind == Codes::i8 ? -128 : kind == Codes::e2m1 ? 12 : row_of(layout).minimums ? 0 : 8;
+    for (int b = 0; b < blocks; b++, panel += group_bytes(layout)) {
+        __m512i rows[8];
+        load_codes<layout>(panel, rows);
+        UNROLL for (int p = 0; p < parts; p++)
+            UNROLL for (int i = 0; i < 8; i++)
+                _mm512_store_si512(chunk.codes[b][p][i], i / (8 / parts) == p
+                                                             ? _mm512_sub_epi8(rows[i], _mm512_set1_epi8(zero))
+                                                             : _mm512_setzero_si512());
+        const BlockScales<layout> scales = load_block_scales<layout>(panel);
+        if constexpr (row_of(layout).scales != Scales::none)
+            UNROLL for (int p = 0; p < parts; p++) _mm512_store_ps(chunk.scales[b][p], scales.scales[p]);
+        if constexpr (row_of(layout).minimums) _mm512_store_ps(chunk.scales[b][parts], scales.minimum);
+    }
+    written();
+}
+
+// Products of a block's codes [height, 32] with each part of its weights; `side` 0 or 1 chooses the tiles.
+template <int height, int side, int parts>
+INLINE void multiply(const int8_t* codes, const int8_t (&weights)[parts][8][64], int32_t (&sums)[parts][height][16]) {
+#define MULTIPLY(SUMS, CODES, WEIGHTS)                        \
+    _tile_loadd(CODES, codes, 32);                            \
+    for (int p = 0; p < parts; p++) {                         \
+        _tile_loadd(WEIGHTS, weights[p], 64);                 \
+        _tile_zero(SUMS);                                     \
+        _tile_dpbssd(SUMS, CODES, WEIGHTS);                   \
+        _tile_stored(SUMS, sums[p], 64);                      \
+    }
+    if constexpr (height == 8) {
+        MULTIPLY(6, 7, 4)
+    } else if constexpr (side == 0) {
+        MULTIPLY(0, 2, 4)
+    } else {
+        MULTIPLY(1, 3, 5)
+    }
+#undef MULTIPLY
+}
+
+// Adds the products of a chunk with a tile to out [height, 16], or begins it.
+template <int height, Layout layout>
+void add_chunk(const Chunk<layout>& chunk, int blocks, const int8_t* codes, const BlockFacts* facts, float* out,
+               bool begin) {
+    constexpr int parts = Chunk<layout>::parts;
+    alignas(64) int32_t sums[4][parts][height][16];
+    __m512 totals[height];
+    UNROLL for (int r = 0; r < height; r++)
+        totals[r] = begin ? _mm512_setzero_ps() : _mm512_load_ps(out + r * panel_width);
+    const auto pair = [&](int b) __attribute__((always_inline)) {
+        if (b < blocks) multiply<height, 0, parts>(codes + b * height * 32, chunk.codes[b], sums[b % 4]);
+        if (b + 1 < blocks)
+            multiply<height, 1, parts>(codes + (b + 1) * height * 32, chunk.codes[b + 1], sums[(b + 1) % 4]);
+    };
+    pair(0);
+    for (int b = 0; b < blocks; b += 2) {
+        pair(b + 2);
+        for (int now = b; now < b + 2 && now < blocks; now++) {
+            BlockScales<layout> scales;
+            if constexpr (row_of(layout).scales != Scales::none)
+                UNROLL for (int p = 0; p < parts; p++) scales.scales[p] = _mm512_load_ps(chunk.scales[now][p]);
+            if constexpr (row_of(layout).minimums) scales.minimum = _mm512_load_ps(chunk.scales[now][parts]);
+            UNROLL for (int r = 0; r < height; r++) {
+                __m512i row[parts];
+                UNROLL for (int p = 0; p < parts; p++) row[p] = _mm512_load_si512(sums[now % 4][p][r]);
+                totals[r] = add_block<layout>(totals[r], row, scales, facts[now * height + r]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, totals[r]);
+}
+
+// Products of a panel with consecutive tiles.
+template <int height, Layout layout>
+void tiles(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, int count,
+           float* out) {
+    const int64_t blocks = shape.in_features / 32;
+    Chunk<layout> chunk;
+    for (int64_t first = 0; first < blocks; first += chunk_blocks) {
+        const int now = static_cast<int>(blocks - first < chunk_blocks ? blocks - first : chunk_blocks);
+        unpack<layout>(panel + first * group_bytes(layout), now, chunk);
+        for (int t = 0; t < count; t++) {
+            const int64_t at = (t * blocks + first) * height;
+            add_chunk<height, layout>(chunk, now, codes + at * 32, facts + at, out + t * height * panel_width,
+                                      first == 0);
+        }
+    }
+}
+
+template <int height, Layout layout>
+void one_tile(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
+              const float*, float* out) {
+    tiles<height, layout>(shape, panel, codes, facts, 1, out);
+}
+
+template <int l>
+void put(LinearKernels& kernels) {
+    constexpr Layout layout{l};
+    if constexpr (row_of(layout).block) {
+        kernels.tiles[l][3] = one_tile<8, layout>;
+        kernels.tiles[l][4] = one_tile<16, layout>;
+        kernels.many[l] = tiles<16, layout>;
+    }
+    if constexpr (l + 1 < layout_count) put<l + 1>(kernels);
+}
+
+LinearKernels table;
+
+void run(const LinearArgs& args, Share& share) {
+    if (args.rows < 8) return run_linear(args, share, table);
+    configure();
+    run_linear(args, share, table);
+    _tile_release();
+}
+
+// Bytes that look random and are the same everywhere; their 16-bit pieces are small float16s.
+void fill(void* memory, size_t bytes) {
+    uint32_t state = 1;
+    for (size_t i = 0; i < bytes; i++) {
+        state = state * 1664525 + 1013904223;
+        static_cast<uint8_t*>(memory)[i] = static_cast<uint8_t>(state >> 24 & (i % 2 ? 0xbf : 0xff));
+    }
+}
+
+template <Layout layout>
+bool agrees() {
+    constexpr int blocks = chunk_blocks + 3, l = static_cast<int>(layout);
+    constexpr int rows = 32, tile_sums = 16 * panel_width, tile_blocks = 16 * blocks;
+    const PackedMatrix shape{layout, panel_width, blocks * 32, 1.0f, false, blocks * group_bytes(layout), nullptr};
+    alignas(64) uint8_t panel[blocks * group_bytes(layout)];
+    alignas(64) int8_t codes[rows * blocks * 32];
+    BlockFacts facts[rows * blocks];
+    alignas(64) float got[2 * tile_sums], want[2 * tile_sums];
+    fill(panel, sizeof panel);
+    fill(codes, sizeof codes);
+    for (int i = 0; i < rows * blocks; i++) {
+        int32_t halves[2] = {0, 0};
+        for (int k = 0; k < 32; k++) halves[k / 16] += codes[i * 32 + k];
+        facts[i] = facts_of(static_cast<float>(codes[i * 32]), halves[0], halves[1]);
+    }
+    for (int t = 0; t < 2; t++)
+        avx512_linear.tiles[l][4](shape, panel, codes + t * tile_blocks * 32, facts + t * tile_blocks, nullptr,
+                                  want + t * tile_sums);
+    tiles<16, layout>(shape, panel, codes, facts, 2, got);
+    if (__builtin_memcmp(got, want, sizeof want) != 0) return false;
+    avx512_linear.tiles[l][3](shape, panel, codes, facts, nullptr, want);
+    tiles<8, layout>(shape, panel, codes, facts, 1, got);
+    return __builtin_memcmp(got, want, sizeof want / 4) == 0;
+}
+
+}  // namespace
+
+bool linear_amx_agrees() {
+    configure();
+    const bool all = agrees<Layout::q4_min>() && agrees<Layout::q8>() && agrees<Layout::nvfp4>();
+    _tile_release();
+    return all;
+}
+
+void linear_amx(Kernels& kernels) {
+    table = avx512_linear;
+    put<0>(table);
+    kernels.linear = run;
+}
+
+}  // namespace tokenworks::cpu
