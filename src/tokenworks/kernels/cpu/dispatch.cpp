@@ -60,40 +60,12 @@ bool has_avx512() {
            all(cpuid(7).b, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) &&
            all(cpuid(7).c, bit_AVX512VNNI);
 }
-#else
-// Linux gives a process AMX's eight kilobytes of registers when it asks, once, for all its threads, those that run already
-// too. A system that refuses (seccomp; a thread whose signal stack is too small for them) leaves them out of use.
-bool system_allows_tiles() {
-#if defined(__linux__)
-    constexpr long ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
-#else
-    return false;
-#endif
+
+bool processor_has_amx() {
+    constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
+    return has_avx512() && all(cpuid(7).d, tile | int8);
 }
 
-bool has_avx2() { return false; }
-bool has_avx512() { return false; }
-#endif
-
-bool has_scalar() { return true; }
-
-// CMake writes these lists: a call for each file that is there.
-void fill_scalar(Kernels& table) {
-#include "fill_scalar.inc"
-}
-void fill_avx2([[maybe_unused]] Kernels& table) {
-#include "fill_avx2.inc"
-}
-void fill_avx512([[maybe_unused]] Kernels& table) {
-#include "fill_avx512.inc"
-}
-
-void fill_amx([[maybe_unused]] Kernels& table) {
-#include "fill_amx.inc"
-}
-
-#if defined(__x86_64__)
 sigjmp_buf before_check;
 
 // Whether the self-check holds, also where its instructions are refused: some virtual machines name AMX among what they
@@ -116,8 +88,27 @@ const char* amx_trouble() {
     return tiles_work() ? nullptr : "amx: present, but its self-check failed";
 }
 #else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool processor_has_amx() { return false; }
 const char* amx_trouble() { return nullptr; }
 #endif
+
+bool has_scalar() { return true; }
+
+// CMake writes these lists: a call for each file that is there.
+void fill_scalar(Kernels& table) {
+#include "fill_scalar.inc"
+}
+void fill_avx2([[maybe_unused]] Kernels& table) {
+#include "fill_avx2.inc"
+}
+void fill_avx512([[maybe_unused]] Kernels& table) {
+#include "fill_avx512.inc"
+}
+void fill_amx([[maybe_unused]] Kernels& table) {
+#include "fill_amx.inc"
+}
 
 bool has_amx() { return processor_has_amx() && !amx_trouble(); }
 
@@ -152,10 +143,11 @@ int chosen_set() {
     for (int i = 0; i < static_cast<int>(std::size(sets)); i++) {
         known += (known.empty() ? "" : ", ") + std::string(sets[i].name);
         if (std::string(forced) != sets[i].name) continue;
-        if (!sets[i].present())
-            throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) +
-                                     ": this machine lacks it; its best set is " + sets[best_set()].name + ".");
-        return i;
+        if (sets[i].present()) return i;
+        const char* trouble = std::string(forced) == "amx" ? amx_trouble() : nullptr;
+        throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) + ": " +
+                                 (trouble ? trouble : "this machine lacks it") + "; its best set is " +
+                                 sets[best_set()].name + ".");
     }
     throw std::runtime_error("TOKENWORKS_FORCE_ISA=" + std::string(forced) + ": no such set; there are " + known + ".");
 }
