@@ -31,6 +31,11 @@ class Shape:
     def width(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_size
 
+    @property
+    def tolerance(self) -> float:
+        """Absolute. With a cache of bytes the kernels round the weights of values to 15 bits, the reference does not."""
+        return 1e-3 if self.cache_dtype == "int8" else 2e-5
+
     def program(self) -> Program:
         h, kv, d = self.heads, self.kv_heads, self.head_size
         return program_of(
@@ -67,6 +72,13 @@ SHAPES = [
     Shape(8, 2, 32, block_tokens=32, window=100),
     Shape(8, 4, 128, block_tokens=1),
     Shape(100, 1, 16),  # more heads in a group than a task has rows
+    Shape(9, 3, 64, cache_dtype="int8"),
+    Shape(4, 1, 256, window=512, cache_dtype="int8"),
+    Shape(6, 6, 32, softcap=3.0, cache_dtype="int8", block_tokens=32),
+    Shape(14, 2, 96, window=5, cache_dtype="int8"),  # rotated in three parts
+    Shape(5, 5, 20, window=33, cache_dtype="int8"),
+    Shape(3, 1, 6, window=130, cache_dtype="int8", block_tokens=5),  # neither heads nor blocks in fours
+    Shape(100, 1, 16, cache_dtype="int8", block_tokens=8),
 ]
 
 
@@ -97,7 +109,7 @@ def test_prefill_and_decode_equal_the_reference(shape: Shape) -> None:
     second = step([(range(153, 180), 150), ([180], 3), (range(181, 190), 0)], blocks)
     third = step([([190], 177), ([191], 4), ([192], 9)], blocks)
     for batch in (first, second, third):
-        np.testing.assert_allclose(run(ours, batch), run(oracle, batch), rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(run(ours, batch), run(oracle, batch), rtol=2e-5, atol=shape.tolerance)
 
 
 @pytest.mark.parametrize("shape", [Shape(12, 12, 32, cached=False), Shape(3, 1, 20, cached=False)], ids=str)
@@ -153,12 +165,13 @@ def test_a_long_context_alone_equals_the_reference_and_a_batch() -> None:
     np.testing.assert_array_equal(together[0], alone[0])
 
 
-def test_what_an_earlier_sequence_left_in_a_block_is_not_seen() -> None:
-    shape = Shape(2, 1, 16, cache_dtype="float32")
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+def test_what_an_earlier_sequence_left_in_a_block_is_not_seen(cache_dtype: str) -> None:
+    shape = Shape(2, 1, 16, cache_dtype=cache_dtype)
     table = table_of(shape, 5)
-    table[0] = np.nan
+    table[0], table[6] = np.nan, np.inf
     ours = shape.on(CpuBackend(), table)
-    run(ours, step([([0] * 16, 0)], [[3]]))
+    run(ours, step([([0] * 8 + [6] * 8, 0)], [[3]]))
     clean = run(ours, step([(range(1, 6), 0)], [[4]]))
     reused = run(ours, step([(range(1, 6), 0)], [[3]]))
     np.testing.assert_array_equal(clean, reused)

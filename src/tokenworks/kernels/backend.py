@@ -10,6 +10,9 @@ import numpy.typing as npt
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 
+CacheType = Literal["int8", "float16", "float32"]
+"""How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend)."""
+
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
@@ -23,7 +26,7 @@ class Limits:
     logit_rows: int
     blocks: int
     block_tokens: int
-    cache_dtype: Literal["float16", "float32"]
+    cache_dtype: CacheType
     threads: int
 
 

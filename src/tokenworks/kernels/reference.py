@@ -2,7 +2,8 @@
 
 Values between instructions are float32, as the program says; inside an instruction everything is computed in
 float64, so that what a fast backend is held against has no rounding worth mentioning of its own. K and V are rounded
-to the cache's dtype when they are written. Weights are blown up to float32: this backend is for tests.
+to the cache's dtype when they are written; a cache of int8 also means queries of 8 bits (see kernels/cpu/attend).
+Weights are blown up to float32: this backend is for tests.
 """
 
 import math
@@ -36,6 +37,9 @@ from tokenworks.kernels.tensor import Tensor
 
 Float64 = npt.NDArray[np.float64]
 
+LEAST_SCALE = 2.0**-24
+"""Heads whose codes would be worth no more than this are written as zeros."""
+
 LINEAR_SLAB = 4096
 """Output features of a linear layer that are widened to float64 at a time, so that a large head needs little memory."""
 
@@ -60,12 +64,14 @@ class ReferenceExecutable:
         self._caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = []
         for layer in program.cache_layers:
             shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
-            self._caches.append((np.zeros(shape, limits.cache_dtype), np.zeros(shape, limits.cache_dtype)))
+            dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
+            self._caches.append((np.zeros(shape, dtype), np.zeros(shape, dtype)))
+        self._rounded = limits.cache_dtype == "int8"
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
         self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
 
     def run(self, batch: StepBatch) -> Float32:
-        step = _Step(batch, self._weights, self._caches, {})
+        step = _Step(batch, self._weights, self._caches, self._rounded, {})
         for instruction in self._program.instructions:
             compute = _COMPUTE[type(instruction)]
             step.store(instruction.output, compute(step, instruction))
@@ -121,6 +127,7 @@ class _Step:
     batch: StepBatch
     weights: Mapping[str, Float32]
     caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
+    cache_in_bytes: bool
     buffers: dict[int, Float32]
 
     def load(self, value: Value) -> Float64:
@@ -191,6 +198,8 @@ def _attend(step: _Step, op: Attend) -> Float64:
     q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
     k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
     v = step.load(op.v).reshape(tokens, op.kv_heads, op.head_size)
+    if op.cache_layer is not None and step.cache_in_bytes:
+        q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
     out = np.zeros_like(q)
     for s, (start, stop) in enumerate(_sequences(step.batch)):
         if op.cache_layer is None:
@@ -211,6 +220,26 @@ def _attend(step: _Step, op: Attend) -> Float64:
             where = (table[seen // block_tokens], seen % block_tokens)
             out[row] = _attend_one(op, q[row], keys[where].astype(np.float64), values[where].astype(np.float64))
     return np.asarray(out.reshape(tokens, -1), np.float64)
+
+
+def rotated(x: Float64) -> Float64:
+    """The Walsh-Hadamard transform, not normalised, of each run of 2^n elements of x [..., head_size], n as large as
+    divides the head: q·k grows by 2^n. In float32, as it decides how codes are rounded."""
+    head_size = x.shape[-1]
+    out, h = x.astype(np.float32), 1
+    while h < head_size & -head_size:
+        first, second = np.moveaxis(out.reshape(*x.shape[:-1], -1, 2, h), -2, 0)
+        out, h = np.stack([first + second, first - second], axis=-2).reshape(x.shape), 2 * h
+    return out.astype(np.float64)
+
+
+def in_bytes(x: Float64) -> Float64:
+    """x [..., head_size] with each head rounded to codes -127..127 times a scale."""
+    values = x.astype(np.float32)
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    scale = largest / np.float32(127)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=scale > LEAST_SCALE)
+    return np.rint(values * inverse).astype(np.float64) * scale
 
 
 def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64) -> Float64:

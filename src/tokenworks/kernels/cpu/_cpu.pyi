@@ -26,6 +26,11 @@ class Activation(Enum):
     gelu_tanh = 1
     gelu = 2
 
+class CacheType(Enum):
+    float32 = 0
+    float16 = 1
+    int8 = 2
+
 def isa() -> str: ...
 def isa_trouble() -> str | None: ...
 
@@ -40,7 +45,7 @@ class Executor:
         prepared_width: int,
         blocks: int,
         block_tokens: int,
-        half: bool,
+        cache_type: CacheType,
         layers: list[tuple[int, int]],
     ) -> None: ...
     def barrier(self) -> None: ...

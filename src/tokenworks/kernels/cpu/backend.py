@@ -66,7 +66,7 @@ class CpuExecutable:
             self._plan.prepared_width,
             limits.blocks,
             limits.block_tokens,
-            limits.cache_dtype == "float16",
+            _cpu.CacheType[limits.cache_dtype],
             [(layer.kv_heads, layer.head_size) for layer in program.cache_layers],
         )
         writer = _Writer(self._executor, self._plan, matrices, vectors)

@@ -107,17 +107,20 @@ void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t pre
     cache_shape_ = cache;
     for (auto [kv_heads, head_size] : cache.layers) {
         layer_offsets_.push_back(block_bytes_);
-        block_bytes_ += 2 * to_line(int64_t{kv_heads} * head_size * cache.block_tokens * (cache.half ? 2 : 4));
+        if (cache.type == CacheType::int8 && head_size > largest_byte_head)
+            throw std::invalid_argument("a cache of int8 takes heads of at most " + std::to_string(largest_byte_head) +
+                                        " elements, and these have " + std::to_string(head_size));
+        block_bytes_ += 2 * to_line(tokenworks::cpu::cache_bytes(cache.type, kv_heads, head_size, cache.block_tokens));
     }
     cache_ = Region(static_cast<size_t>(block_bytes_ * cache.blocks), false);
 }
 
 Cache Executor::cache_of(int layer) const {
-    if (layer < 0) return {nullptr, nullptr, 0, 0, false};
+    if (layer < 0) return {nullptr, nullptr, 0, 0, CacheType::float32};
     const auto index = static_cast<size_t>(layer);
     const int64_t end = index + 1 < layer_offsets_.size() ? layer_offsets_[index + 1] : block_bytes_;
     char* k = reinterpret_cast<char*>(cache_.data()) + layer_offsets_[index];
-    return {k, k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens, cache_shape_.half};
+    return {k, k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens, cache_shape_.type};
 }
 
 void Executor::barrier() {

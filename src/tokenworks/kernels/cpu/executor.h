@@ -42,7 +42,7 @@ struct Step {
 
 struct CacheShape {
     int blocks, block_tokens;
-    bool half;
+    CacheType type;
     std::vector<std::pair<int, int>> layers;  // kv_heads, head_size
 };
 

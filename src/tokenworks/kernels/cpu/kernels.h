@@ -70,13 +70,15 @@ struct RopeArgs {
     const int32_t* positions;          // [rows]
 };
 
-// One layer's part of the KV cache. Block b's K begins at k + b * block_stride bytes and is kv_heads * block_tokens *
-// head_size elements, V likewise; their inner order belongs to attend/ alone.
+enum class CacheType { float32, float16, int8 };
+
+// One layer's part of the KV cache. Block b's K begins at k + b * block_stride bytes, its V at v + b * block_stride; each
+// is cache_bytes of attend/scratch.h long, and its inner order belongs to attend/ alone.
 struct Cache {
     char *k, *v;  // null: no cache (encoders)
     int64_t block_stride;
     int block_tokens;
-    bool half;  // elements are float16, else float32
+    CacheType type;
 };
 
 struct AttendArgs {

@@ -117,6 +117,11 @@ NB_MODULE(_cpu, m) {
         .value("gelu_tanh", Activation::gelu_tanh)
         .value("gelu", Activation::gelu);
 
+    nb::enum_<CacheType>(m, "CacheType")
+        .value("float32", CacheType::float32)
+        .value("float16", CacheType::float16)
+        .value("int8", CacheType::int8);
+
     m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512 or amx.");
     m.def("isa_trouble", [] { return kernels().trouble; }, "A better set that is there but left unused, and why.");
 
@@ -132,10 +137,10 @@ NB_MODULE(_cpu, m) {
         .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
         .def("allocate",
              [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,
-                int block_tokens, bool half, const std::vector<std::pair<int, int>>& layers) {
-                 executor.allocate(arena_floats, prepared_rows, prepared_width, {blocks, block_tokens, half, layers});
+                int block_tokens, CacheType type, const std::vector<std::pair<int, int>>& layers) {
+                 executor.allocate(arena_floats, prepared_rows, prepared_width, {blocks, block_tokens, type, layers});
              },
-             "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "half"_a, "layers"_a)
+             "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "cache_type"_a, "layers"_a)
         .def("barrier", &Executor::barrier)
         .def("embed", &Executor::embed)
         .def("rmsnorm", &Executor::rmsnorm)

@@ -14,6 +14,7 @@ namespace tokenworks::cpu {
 namespace {
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 constexpr int lanes = 16;

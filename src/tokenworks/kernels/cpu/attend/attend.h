@@ -4,130 +4,24 @@
 // the same bits whichever queries are computed beside it and whichever thread computes a segment.
 #pragma once
 
-#include "../functions.h"
-#include "tile.h"
+#include "bytes.h"
+#include "floats.h"
 
 namespace tokenworks::cpu {
 namespace {
 
-constexpr float lowest = -3.4e38f;  // a maximum over nothing; finite, so that differences with it are numbers
-
-// Consecutive query rows of one sequence, all query heads of one KV head.
-struct Task {
-    Source source;
-    int row, rows;                // of the step
-    int first_position;           // of `row`
-    int positions;                // of the sequence
-    int segment_begin, segment_end;  // what some row of it sees
-};
-
-struct Seen {
-    int from, to;  // positions
-};
-
-INLINE Seen seen_at(const AttendArgs& args, int position, int positions) {
-    if (!args.cache.k) return {0, positions};
-    const int from = args.window && position >= args.window ? position - args.window + 1 : 0;
-    return {from, position + 1};
-}
-
-INLINE int group_of(const AttendArgs& args) { return args.heads / args.kv_heads; }
-
-// What has been seen so far, for each query row: attention's numerator, [wide], and softmax's maximum and sum.
-struct Partial {
-    float *mixed, *maximum, *sum;
-};
-
-INLINE Partial partial_at(float* memory, int rows, int wide) {
-    return {memory, memory + int64_t{rows} * wide, memory + int64_t{rows} * wide + rows};
-}
-
-// One thread's memory.
-struct Scratch {
-    float *q, *k, *v, *scores;
-    Partial part, total;
-};
-
-INLINE Scratch scratch_of(const AttendArgs& args, int part, int rows) {
-    const int wide = whole_panels(args.head_size);
-    Scratch scratch;
-    scratch.k = args.scratch + part * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
-    scratch.v = scratch.k + int64_t{segment} * wide;
-    scratch.scores = scratch.v + int64_t{segment} * wide;
-    scratch.q = scratch.scores + int64_t{rows} * segment;
-    float* partials = scratch.q + int64_t{rows} * args.head_size;
-    scratch.part = partial_at(partials, rows, wide);
-    scratch.total = partial_at(partials + partial_floats(rows, wide), rows, wide);
-    return scratch;
-}
-
-// A row's scores of positions [from, to) of the segment at `start` become weights; also for the rest of its panels,
-// where they become 0.
-void soften(const AttendArgs& args, float* scores, Seen seen, int start, int from, int to, float* maximum, float* total) {
-    Ints lane;
-    for (int i = 0; i < lanes; i++) lane[i] = i;
-    const int begin = from / panel * panel;
-    Floats high = all(lowest);
-    for (int at = begin; at < to; at += lanes) {
-        Floats s = load(scores + at);
-        if (args.softcap != 0.0f) s = args.softcap * hyperbolic_tangent(s / args.softcap);
-        const int first = start + at;
-        if (first < seen.from || first + lanes > seen.to) {
-            const Ints position = lane + first;
-            s = (position >= seen.from) & (position < seen.to) ? s : all(-__builtin_inff());
+void store(const AttendArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    int sequence = 0;
+    for (int row = range.begin; row < range.end; row++) {
+        while (args.row_starts[sequence + 1] <= row) sequence++;
+        const int32_t* table = args.block_tables + int64_t{sequence} * args.table_width;
+        switch (args.cache.type) {
+            case CacheType::float32: store_row<float>(args, table, row); break;
+            case CacheType::float16: store_row<uint16_t>(args, table, row); break;
+            case CacheType::int8: store_byte_row(args, table, row); break;
         }
-        store(scores + at, s);
-        high = larger(high, s);
     }
-    *maximum = largest(high);
-    Floats sums{};
-    for (int at = begin; at < to; at += lanes) {
-        const Floats weight = exponential(load(scores + at) - *maximum);
-        store(scores + at, weight);
-        sums = sums + weight;
-    }
-    *total = sum(sums);
-}
-
-template <typename T>
-void attend_panels(const AttendArgs& args, const Task& task, const Panels<T>& panels_, int start, int from, int to,
-                   const Scratch& scratch, const Partial& part) {
-    const int group = group_of(args), rows = task.rows * group, wide = whole_panels(args.head_size);
-    all_scores(scratch.q, rows, panels_, from, to, args.head_size, scratch.scores);
-    for (int r = 0; r < rows; r++) {
-        const Seen seen = seen_at(args, task.first_position + r / group, task.positions);
-        soften(args, scratch.scores + r * segment, seen, start, from, to, part.maximum + r, part.sum + r);
-    }
-    all_mixed(scratch.scores, rows, panels_, from, to, wide, part.mixed);
-}
-
-// What the task's rows see in one segment.
-void attend_segment(const AttendArgs& args, const Task& task, int number, const Scratch& scratch, const Partial& part) {
-    const int start = number * segment;
-    const int first = seen_at(args, task.first_position, task.positions).from - start;
-    const int last = seen_at(args, task.first_position + task.rows - 1, task.positions).to - start;
-    const int from = first > 0 ? first / panel * panel : 0, to = last < segment ? last : segment;
-    // Reading halves in place converts them once for each few rows; copying converts once, and stores.
-    const bool few = task.rows * group_of(args) <= rows_at_once;
-    if (in_place(args) && !args.cache.half)
-        attend_panels(args, task, panels_in_place<float>(task.source, start, from, to), start, from, to, scratch, part);
-    else if (in_place(args) && few)
-        attend_panels(args, task, panels_in_place<uint16_t>(task.source, start, from, to), start, from, to, scratch,
-                      part);
-    else
-        attend_panels(args, task, panels_copied(task.source, start, from, to, scratch.k, scratch.v), start, from, to,
-                      scratch, part);
-}
-
-// Row r of `total` takes in row s of `part`.
-INLINE void merge(const Partial& total, int r, const Partial& part, int s, int wide) {
-    const float maximum = total.maximum[r] > part.maximum[s] ? total.maximum[r] : part.maximum[s];
-    const Floats old = exponential(all(total.maximum[r] - maximum)), fresh = exponential(all(part.maximum[s] - maximum));
-    float* to = total.mixed + int64_t{r} * wide;
-    const float* from = part.mixed + int64_t{s} * wide;
-    for (int d = 0; d < wide; d += lanes) store(to + d, multiply_add(load(to + d), old, load(from + d) * fresh));
-    total.maximum[r] = maximum;
-    total.sum[r] = total.sum[r] * old[0] + part.sum[s] * fresh[0];
 }
 
 INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int row, int head) {
@@ -137,25 +31,15 @@ INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int 
     each(args.head_size, [&](int at, auto get, auto put) { put(out + at, get(mixed + at) * share); });
 }
 
-void load_queries(const AttendArgs& args, const Task& task, float* q) {
-    const int width = group_of(args) * args.head_size;
-    for (int r = 0; r < task.rows; r++) {
-        const float* from = args.q.row(task.row + r) + task.source.kv_head * width;
-        each(width, [&](int at, auto get, auto put) { put(q + r * width + at, get(from + at) * args.scale); });
-    }
-}
-
 // All the segments of a task, one after the other.
-void attend_task(const AttendArgs& args, const Task& task, const Scratch& scratch) {
-    const int group = group_of(args), rows = task.rows * group, wide = whole_panels(args.head_size);
-    load_queries(args, task, scratch.q);
-    attend_segment(args, task, task.segment_begin, scratch, scratch.total);
-    for (int s = task.segment_begin + 1; s < task.segment_end; s++) {
-        attend_segment(args, task, s, scratch, scratch.part);
-        for (int r = 0; r < rows; r++) merge(scratch.total, r, scratch.part, r, wide);
-    }
-    for (int r = 0; r < rows; r++)
-        finish_row(args, scratch.total, r, task.row + r / group, task.source.kv_head * group + r % group);
+template <typename Path>
+void attend_task(const AttendArgs& args, const Task& task, const Path& path, const Partial& total) {
+    const int group = group_of(args);
+    path.load_queries(task);
+    for (int s = task.segment_begin; s < task.segment_end; s++)
+        path.attend_segment(task, s, total, s == task.segment_begin);
+    for (int r = 0; r < task.rows * group; r++)
+        finish_row(args, total, r, task.row + r / group, task.source.kv_head * group + r % group);
 }
 
 // Calls body(task) for every task of the step. The longest of a sequence come first: they are the last to finish.
@@ -178,7 +62,9 @@ INLINE void each_task(const AttendArgs& args, int rows_in_task, const Body& body
 
 // Few queries, so that whole tasks would not keep all threads busy: each (task, segment) is a piece of work by itself.
 // The partial results of a query row and head lie together, segment after segment.
-void attend_split(const AttendArgs& args, Share& share, int rows_in_task, int segments, const Scratch& scratch) {
+template <typename Path>
+void attend_split(const AttendArgs& args, Share& share, int rows_in_task, int segments, const Path& path,
+                  const Partial& part) {
     const int group = group_of(args), wide = whole_panels(args.head_size);
     float* partials = args.scratch + share.parts * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const auto slot = [&](int row, int head, int s) {
@@ -189,15 +75,12 @@ void attend_split(const AttendArgs& args, Share& share, int rows_in_task, int se
         bool loaded = false;
         for (int s = task.segment_begin; s < task.segment_end; s++) {
             if (number++ != next) continue;
-            if (!loaded) load_queries(args, task, scratch.q);
+            if (!loaded) path.load_queries(task);
             loaded = true;
-            attend_segment(args, task, s, scratch, scratch.part);
+            path.attend_segment(task, s, part, true);
             for (int r = 0; r < task.rows * group; r++) {
-                const Partial to =
-                    partial_at(slot(task.row + r / group, task.source.kv_head * group + r % group, s), 1, wide);
-                __builtin_memcpy(to.mixed, scratch.part.mixed + int64_t{r} * wide, static_cast<size_t>(wide) * 4);
-                *to.maximum = scratch.part.maximum[r];
-                *to.sum = scratch.part.sum[r];
+                const int head = task.source.kv_head * group + r % group;
+                begin(partial_at(slot(task.row + r / group, head, s), 1, wide), 0, part, r, wide);
             }
             next = share.take();
         }
@@ -227,7 +110,8 @@ int segments_of(const AttendArgs& args) {
     return (positions + segment - 1) / segment;
 }
 
-void attend(const AttendArgs& args, Share& share) {
+template <typename Path>
+void attend_by(const AttendArgs& args, Share& share) {
     // Enough rows to make loading K and V cheap; enough pieces of work to go round.
     const int segments = segments_of(args), pieces = 8 * share.parts;
     int rows = attend_task_rows(args.heads, args.kv_heads);
@@ -235,14 +119,22 @@ void attend(const AttendArgs& args, Share& share) {
     const bool split = few && segments > 1 && int64_t{args.rows} * args.heads * segments <= args.partials;
     const int parts_of_task = split ? segments : 1;
     while (rows > 4 && args.rows * args.kv_heads * parts_of_task < pieces * rows) rows /= 2;
-    const Scratch scratch = scratch_of(args, share.part, rows * group_of(args));
-    if (split) return attend_split(args, share, rows, segments, scratch);
+    const int all_rows = rows * group_of(args), wide = whole_panels(args.head_size);
+    float* memory = args.scratch + share.part * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
+    const Partial total = partial_at(memory, all_rows, wide);
+    const Path path(args, memory + partial_floats(all_rows, wide), all_rows);
+    if (split) return attend_split(args, share, rows, segments, path, total);
     int next = share.take(), number = 0;
     each_task(args, rows, [&](const Task& task) {
         if (number++ != next) return;
-        attend_task(args, task, scratch);
+        attend_task(args, task, path, total);
         next = share.take();
     });
+}
+
+void attend(const AttendArgs& args, Share& share) {
+    if (args.cache.k && args.cache.type == CacheType::int8) return attend_by<BytePath>(args, share);
+    attend_by<FloatPath>(args, share);
 }
 
 void fill(Kernels& table) {

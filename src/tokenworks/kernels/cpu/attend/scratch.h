@@ -3,12 +3,27 @@
 
 #include <cstdint>
 
+#include "../kernels.h"
+
 namespace tokenworks::cpu {
 
 constexpr int panel = 16;     // positions whose scores are added up together
 constexpr int segment = 128;  // positions whose softmax is computed together; segments begin at its multiples
 
+constexpr int largest_byte_head = 512;  // elements of a head that a cache of bytes takes
+
 static inline int whole_panels(int n) { return (n + panel - 1) / panel * panel; }
+
+// Bytes of K, or of V, of one layer in a block.
+static inline int64_t cache_bytes(CacheType type, int kv_heads, int head_size, int block_tokens) {
+    const int64_t positions = int64_t{kv_heads} * block_tokens;
+    switch (type) {
+        case CacheType::float32: return positions * head_size * 4;
+        case CacheType::float16: return positions * head_size * 2;
+        case CacheType::int8: return positions * (head_size + 4);
+    }
+    return 0;
+}
 
 // The most query rows of a task: about 96 with all the heads of a group.
 static inline int attend_task_rows(int heads, int kv_heads) {
@@ -19,10 +34,12 @@ static inline int attend_task_rows(int heads, int kv_heads) {
 // Floats for `rows` (query, head) pairs: mixed values, maximum, sum.
 static inline int64_t partial_floats(int64_t rows, int wide) { return rows * (wide + 2); }
 
-// Of one thread: K and V of a segment; queries, scores, and two partial results of a task.
+// Of one thread: a partial result of a task, and what FloatPath and BytePath need: K and V of a segment; queries and
+// scores; another partial result; scales and sums.
 static inline int64_t attend_thread_floats(int heads, int kv_heads, int head_size) {
     const int64_t rows = int64_t{attend_task_rows(heads, kv_heads)} * (heads / kv_heads), wide = whole_panels(head_size);
-    const int64_t floats = 2 * segment * wide + rows * (segment + head_size) + 2 * partial_floats(rows, whole_panels(head_size));
+    const int64_t floats = 2 * segment * wide + rows * (segment + head_size) + 2 * partial_floats(rows, wide) +
+                           12 * segment + 6 * (wide + 2) + 2 * rows;
     return (floats + 15) / 16 * 16;
 }
 

@@ -3,12 +3,10 @@
 // show in the result.
 #pragma once
 
-#include "cache.h"
+#include "float_cache.h"
 
 namespace tokenworks::cpu {
 namespace {
-
-#define UNROLL _Pragma("GCC unroll 16")
 
 // Sums kept in registers: rows_at_once * panels_at_once * panel / lanes.
 #if defined(__AVX512F__)
@@ -63,33 +61,17 @@ INLINE void mix(const float* weights, const Panels<T>& from, int begin, int end,
         UNROLL for (int c = 0; c < registers; c++) store(out + r * out_step + first + c * lanes, sums[r][c]);
 }
 
-// Calls body.operator()<R>(row) for groups of R rows, R as large as can be.
-template <int R, typename Body>
-INLINE void last_rows(int row, int rest, const Body& body) {
-    if constexpr (R > 0) {
-        if (rest == R) return body.template operator()<R>(row);
-        last_rows<R - 1>(row, rest, body);
-    }
-}
-
-template <typename Body>
-INLINE void by_rows(int rows, const Body& body) {
-    int row = 0;
-    for (; row + rows_at_once <= rows; row += rows_at_once) body.template operator()<rows_at_once>(row);
-    last_rows<rows_at_once - 1>(row, rows - row, body);
-}
-
 // All rows' scores of positions [from, to), a whole number of panels more or less: [rows][segment].
 template <typename T>
 void all_scores(const float* q, int rows, const Panels<T>& k, int from, int to, int head_size, float* out) {
     const int end = (to + panel - 1) / panel;
     int p = from / panel;
     for (; p + panels_at_once <= end; p += panels_at_once)
-        by_rows(rows, [&]<int R>(int row) {
+        by_rows<rows_at_once>(rows, [&]<int R>(int row) {
             scores<R, panels_at_once>(q + int64_t{row} * head_size, head_size, k, p, head_size, out + row * segment);
         });
     for (; p < end; p++)
-        by_rows(rows, [&]<int R>(int row) {
+        by_rows<rows_at_once>(rows, [&]<int R>(int row) {
             scores<R, 1>(q + int64_t{row} * head_size, head_size, k, p, head_size, out + row * segment);
         });
 }
@@ -98,11 +80,11 @@ template <typename T>
 void all_mixed(const float* weights, int rows, const Panels<T>& v, int from, int to, int wide, float* out) {
     int column = 0;
     for (; column + panels_at_once * panel <= wide; column += panels_at_once * panel)
-        by_rows(rows, [&]<int R>(int row) {
+        by_rows<rows_at_once>(rows, [&]<int R>(int row) {
             mix<R, panels_at_once>(weights + row * segment, v, from, to, column, out + int64_t{row} * wide, wide);
         });
     for (; column < wide; column += panel)
-        by_rows(rows, [&]<int R>(int row) {
+        by_rows<rows_at_once>(rows, [&]<int R>(int row) {
             mix<R, 1>(weights + row * segment, v, from, to, column, out + int64_t{row} * wide, wide);
         });
 }

@@ -1,17 +1,13 @@
-// How K and V lie in the cache, and how a segment of positions becomes float32 panels.
+// How K and V of floats lie in the cache, and how a segment of positions becomes float32 panels.
 //
 // A block holds, for each KV head, K as [head_size][block_tokens] and V as [block_tokens][head_size]: so a register of K
 // is one dimension of many positions, and scores add up side by side; a register of V is many dimensions of a position.
 #pragma once
 
-#include "../kernels.h"
-#include "../vector.h"
-#include "scratch.h"
+#include "task.h"
 
 namespace tokenworks::cpu {
 namespace {
-
-constexpr int panels = segment / panel;
 
 // Halves saturate: an infinity in the cache would turn other positions' zero weights into NaN.
 INLINE Floats storable(Floats v, const uint16_t*) { return larger(smaller(v, all(65504.0f)), all(-65504.0f)); }
@@ -35,27 +31,6 @@ void store_row(const AttendArgs& args, const int32_t* table, int row) {
         });
 }
 
-void store(const AttendArgs& args, Share& share) {
-    const Range range = share.rows(args.rows);
-    int sequence = 0;
-    for (int row = range.begin; row < range.end; row++) {
-        while (args.row_starts[sequence + 1] <= row) sequence++;
-        const int32_t* table = args.block_tables + int64_t{sequence} * args.table_width;
-        if (args.cache.half)
-            store_row<uint16_t>(args, table, row);
-        else
-            store_row<float>(args, table, row);
-    }
-}
-
-// One KV head of one sequence: where each position's K and V are.
-struct Source {
-    const AttendArgs* args;
-    const int32_t* table;  // null: no cache, the rows themselves from first_row on
-    int first_row;
-    int kv_head;
-};
-
 // A segment's positions as its kernels read them: element (d, i) of panel p's K is k[p][d * k_step + i], of its V
 // v[p][i * v_step + d].
 template <typename T>
@@ -63,11 +38,6 @@ struct Panels {
     const T *k[panels], *v[panels];
     int64_t k_step, v_step;
 };
-
-// Panels can be read in place when they lie whole in a block, and dimensions fill registers.
-INLINE bool in_place(const AttendArgs& args) {
-    return args.cache.k && args.cache.block_tokens % panel == 0 && args.head_size % panel == 0;
-}
 
 // The K and V of the block that holds a position.
 template <typename T>
@@ -138,11 +108,11 @@ void widen(const Panels<T>& panels_, int from, int to, int size, float* k, float
 Panels<float> panels_copied(const Source& source, int start, int from, int to, float* k, float* v) {
     const AttendArgs& args = *source.args;
     const int size = args.head_size;
-    if (in_place(args) && args.cache.half)
+    if (in_place(args) && args.cache.type == CacheType::float16)
         widen(panels_in_place<uint16_t>(source, start, from, to), from, to, size, k, v);
     else if (!args.cache.k)
         gather_rows(source, start, from, to, k, v);
-    else if (args.cache.half)
+    else if (args.cache.type == CacheType::float16)
         gather<uint16_t>(source, start, from, to, k, v);
     else
         gather<float>(source, start, from, to, k, v);
