@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def tolerance(self) -> float:
-        """Absolute. With a cache of bytes the kernels round the weights of values to 15 bits, the reference does not."""
+        """Absolute. With a cache of bytes the kernels, unlike the reference, round the weights of V to 15 bits."""
         return 1e-3 if self.cache_dtype == "int8" else 2e-5
 
     def program(self) -> Program:

@@ -239,7 +239,7 @@ def in_bytes(x: Float64) -> Float64:
     largest = np.abs(values).max(axis=-1, keepdims=True)
     scale = largest / np.float32(127)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=scale > LEAST_SCALE)
-    return np.rint(values * inverse).astype(np.float64) * scale
+    return np.asarray(np.rint(values * inverse).astype(np.float64) * scale, np.float64)
 
 
 def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64) -> Float64:

@@ -1,6 +1,7 @@
 """How many bytes a model keeps per token, and so how many blocks fit a given memory."""
 
 from collections.abc import Iterable
+
 from tokenworks.kernels.backend import CacheType
 from tokenworks.kernels.program import CacheLayer
 
