@@ -1,6 +1,10 @@
-// AVX2: vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16 bits. With 4-bit codes the eight groups of a
-// block fit in 16 bits (8 * 2 * 15 * 127 = 30480); with 8-bit codes each pair is widened at once, the code's sign moved
-// to the input so that the first factor is unsigned (2 * 128 * 127 = 32512).
+// AVX2. Codes of 4 bits: vpmaddubsw multiplies unsigned by signed bytes and adds pairs in 16 bits. Sums over a block stay
+// in 16 bits: with codes 0..15 they fit (8 * 2 * 15 * 127 = 30480), with e2m1's 0..24 they wrap around on the way, but the
+// sum less the zero's part fits (8 * 2 * 12 * 127 = 24384). So here the zero's part (BlockFacts) is of two sums of 16 bits:
+// of inputs 0, 1 and of inputs 2, 3 of each four.
+//
+// i8 codes: their magnitude is multiplied with the input that has got their sign, and each pair (2 * 128 * 127 = 32512) is
+// widened at once.
 #include <immintrin.h>
 
 #include "linear.h"
@@ -10,12 +14,6 @@ namespace {
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-
-INLINE int32_t sum_of(__m256i v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
 
 void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -35,7 +33,23 @@ void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words, more), order);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), bytes);
-    *facts = facts_of(scale, sum_of(_mm256_add_epi32(q[0], q[1])), sum_of(_mm256_add_epi32(q[2], q[3])));
+
+    // Sums of inputs 4i, 4i + 1 and of 4i + 2, 4i + 3, of each half.
+    __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+    sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0x4e));
+    sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xb1));
+    const __m128i low = _mm256_castsi256_si128(sums), high = _mm256_extracti128_si256(sums, 1);
+    const __m128i all = _mm_add_epi16(low, high);
+    const __m128i totals = _mm_madd_epi16(_mm_unpacklo_epi32(low, high), _mm_set1_epi16(1));
+    const __m128i by_12 = _mm_mullo_epi16(_mm_unpacklo_epi64(_mm_unpacklo_epi32(low, high), all), _mm_set1_epi16(-12));
+    const int32_t of_low = _mm_extract_epi32(totals, 0), of_high = _mm_extract_epi32(totals, 1);
+    *facts = {scale,
+              scale * static_cast<float>(of_low + of_high),
+              _mm_cvtsi128_si32(_mm_mullo_epi16(all, _mm_set1_epi16(-8))),
+              _mm_extract_epi32(by_12, 2),
+              -128 * (of_low + of_high),
+              {_mm_extract_epi32(by_12, 0), _mm_extract_epi32(by_12, 1)},
+              {-128 * of_low, -128 * of_high}};
 }
 
 void finish(const FinishArgs& args) {
@@ -76,8 +90,6 @@ INLINE __m256i four(const int8_t* codes, int group) {
     return _mm256_set1_epi32(value);
 }
 
-INLINE __m256i widen(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
-
 // Eight scales (of features 8 * side ...), as floats.
 template <Layout layout>
 INLINE __m256 load_scales(const uint8_t* scales, int part, int side) {
@@ -89,78 +101,116 @@ INLINE __m256 load_scales(const uint8_t* scales, int part, int side) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23));
 }
 
-// Products with the codes of inputs 4i ... of a block, times 1 or, of i8, made of signs and magnitudes.
+// The value is in a register now, as far as the compiler knows a new one. Left alone it reorders the sums into a tree, for
+// which there are not registers enough, and loads weights again for every row.
+INLINE void in_register(__m256i& value) { __asm__("" : "+x"(value)); }
+
+// What inputs 4 * group ... are multiplied with, of features 8 * side ...: unsigned bytes.
 template <Layout layout>
-INLINE __m256i codes_of(const uint8_t* group, int i, int side) {
+INLINE __m256i load_codes(const uint8_t* block, int group, int side) {
     constexpr Codes kind = row_of(layout).codes;
-    if constexpr (kind == Codes::i8) return load(group + i * 64 + side * 32);
-    __m256i both = load(group + i % 4 * 64 + side * 32);
-    if (i >= 4) both = _mm256_srli_epi16(both, 4);
-    both = _mm256_and_si256(both, _mm256_set1_epi8(15));
-    if constexpr (kind == Codes::u4) return both;
+    if constexpr (kind == Codes::i8) return _mm256_abs_epi8(load(block + group * 64 + side * 32));
+    const __m256i both = load(block + group % 4 * 64 + side * 32);
+    const __m256i codes = _mm256_and_si256(group < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    if constexpr (kind == Codes::u4) return codes;
     const __m256i numbers = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,  //
                                              12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
-    return _mm256_shuffle_epi8(numbers, both);
+    return _mm256_shuffle_epi8(numbers, codes);
 }
 
-template <int height, Layout layout>
-INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                   float* out) {
+// Where the 16-bit sums of a block (or of the half of one) begin.
+template <Layout layout>
+INLINE __m256i begin(const BlockFacts& facts, int part) {
+    if constexpr (layout == Layout::q4) return _mm256_set1_epi32(facts.minus_8);
+    if constexpr (layout == Layout::mxfp4) return _mm256_set1_epi32(facts.minus_12);
+    if constexpr (layout == Layout::nvfp4) return _mm256_set1_epi32(facts.minus_12_halves[part]);
+    return _mm256_setzero_si256();
+}
+
+// A block's products with `at_once` rows, whose codes and facts lie one behind the other, added to out [at_once, 16].
+// codes(group, side) and scales(part, side) read the weights; scales of part `parts` are minimums.
+template <int at_once, Layout layout>
+INLINE void add_block(const uint8_t* block, const int8_t* x, const BlockFacts* facts, float* out, const auto& codes,
+                      const auto& scales) {
     constexpr LayoutRow row = row_of(layout);
-    constexpr int parts = 32 / row.block, at_once = height < 4 ? height : 4;
-    for (int64_t b = shape.in_features / 32; b > 0; b--) {
-        const uint8_t* scales = panel + code_bytes(layout);
-        for (int first = 0; first < height; first += at_once) {
+    constexpr bool wide = row.codes == Codes::i8;
+    constexpr int parts = 32 / row.block;
+    __m256 scaled[at_once][2];
+    const __m256i ones = _mm256_set1_epi16(1);
+    UNROLL for (int p = 0; p < parts; p++) {
+        __m256i sums[at_once][2];
+        UNROLL for (int r = 0; r < at_once; r++) sums[r][0] = sums[r][1] = begin<layout>(facts[r], p);
+        UNROLL for (int g = p * 8 / parts; g < (p + 1) * 8 / parts; g++) {
+            __m256i weights[2] = {codes(g, 0), codes(g, 1)}, signs[2];
             UNROLL for (int side = 0; side < 2; side++) {
-                __m256 scaled[at_once];
-                UNROLL for (int p = 0; p < parts; p++) {
-                    __m256i sums[at_once];
-                    UNROLL for (int r = 0; r < at_once; r++) sums[r] = _mm256_setzero_si256();
-                    UNROLL for (int i = p * 8 / parts; i < (p + 1) * 8 / parts; i++) {
-                        const __m256i weights = codes_of<layout>(panel, i, side);
-                        UNROLL for (int r = 0; r < at_once; r++) {
-                            const __m256i x = four(codes + (first + r) * 32, i);
-                            if constexpr (row.codes == Codes::i8)
-                                sums[r] = _mm256_add_epi32(sums[r], widen(_mm256_maddubs_epi16(
-                                                                        _mm256_abs_epi8(weights),
-                                                                        _mm256_sign_epi8(x, weights))));
-                            else if constexpr (row.codes == Codes::e2m1)
-                                sums[r] = _mm256_add_epi32(sums[r], widen(_mm256_maddubs_epi16(weights, x)));
-                            else
-                                sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(weights, x));
-                        }
+                in_register(weights[side]);
+                if constexpr (wide) signs[side] = load(block + g * 64 + side * 32);
+            }
+            UNROLL for (int r = 0; r < at_once; r++) {
+                const __m256i inputs = four(x + r * 32, g);
+                UNROLL for (int side = 0; side < 2; side++) {
+                    __m256i& sum = sums[r][side];
+                    if constexpr (wide) {
+                        const __m256i pairs =
+                            _mm256_maddubs_epi16(weights[side], _mm256_sign_epi8(inputs, signs[side]));
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+                    } else {
+                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights[side], inputs));
                     }
-                    UNROLL for (int r = 0; r < at_once; r++) {
-                        const BlockFacts& fact = facts[first + r];
-                        __m256i sum = sums[r];
-                        if constexpr (row.codes == Codes::u4) sum = widen(sum);
-                        if constexpr (layout == Layout::q4) sum = _mm256_add_epi32(sum, _mm256_set1_epi32(fact.minus_8));
-                        if constexpr (layout == Layout::mxfp4)
-                            sum = _mm256_add_epi32(sum, _mm256_set1_epi32(fact.minus_12));
-                        if constexpr (layout == Layout::nvfp4)
-                            sum = _mm256_add_epi32(sum, _mm256_set1_epi32(fact.minus_12_halves[p]));
-                        const __m256 value = _mm256_cvtepi32_ps(sum);
-                        if constexpr (row.scales == Scales::none)
-                            scaled[r] = value;
-                        else if (p == 0)
-                            scaled[r] = _mm256_mul_ps(value, load_scales<layout>(scales, p, side));
-                        else
-                            scaled[r] = _mm256_fmadd_ps(value, load_scales<layout>(scales, p, side), scaled[r]);
-                    }
-                }
-                UNROLL for (int r = 0; r < at_once; r++) {
-                    const BlockFacts& fact = facts[first + r];
-                    float* at = out + (first + r) * panel_width + side * 8;
-                    __m256 total = _mm256_fmadd_ps(scaled[r], _mm256_set1_ps(fact.scale), _mm256_load_ps(at));
-                    if constexpr (row.minimums)
-                        total = _mm256_fmadd_ps(load_scales<layout>(scales, 1, side), _mm256_set1_ps(fact.scaled_sum),
-                                                total);
-                    _mm256_store_ps(at, total);
+                    in_register(sum);
                 }
             }
         }
+        UNROLL for (int r = 0; r < at_once; r++)
+            UNROLL for (int side = 0; side < 2; side++) {
+                const __m256 sum = _mm256_cvtepi32_ps(wide ? sums[r][side] : _mm256_madd_epi16(sums[r][side], ones));
+                if constexpr (row.scales == Scales::none)
+                    scaled[r][side] = sum;
+                else
+                    scaled[r][side] = p ? _mm256_fmadd_ps(sum, scales(p, side), scaled[r][side])
+                                        : _mm256_mul_ps(sum, scales(p, side));
+            }
+    }
+    UNROLL for (int r = 0; r < at_once; r++) {
+        const __m256 input_scale = _mm256_set1_ps(facts[r].scale), input_sum = _mm256_set1_ps(facts[r].scaled_sum);
+        UNROLL for (int side = 0; side < 2; side++) {
+            float* at = out + r * panel_width + side * 8;
+            __m256 total = _mm256_fmadd_ps(scaled[r][side], input_scale, _mm256_load_ps(at));
+            if constexpr (row.minimums) total = _mm256_fmadd_ps(scales(parts, side), input_sum, total);
+            _mm256_store_ps(at, total);
+        }
+    }
+}
+
+template <int height, Layout layout>
+INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* x, const BlockFacts* facts,
+                   float* out) {
+    constexpr LayoutRow row = row_of(layout);
+    constexpr int at_once = 4, parts = 32 / row.block, scale_rows = parts + row.minimums;
+    for (int64_t b = shape.in_features / 32; b > 0; b--) {
+        const uint8_t* packed_scales = panel + code_bytes(layout);
+        const auto codes = [&](int g, int side) { return load_codes<layout>(panel, g, side); };
+        const auto scales = [&](int part, int side) { return load_scales<layout>(packed_scales, part, side); };
+        if constexpr (height <= at_once) {
+            add_block<height, layout>(panel, x, facts, out, codes, scales);
+        } else {
+            // Unpacked once for all rows.
+            alignas(64) uint8_t bytes[8][64];
+            alignas(64) float factors[scale_rows][16];
+            UNROLL for (int side = 0; side < 2; side++) {
+                UNROLL for (int g = 0; g < 8; g++)
+                    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes[g] + side * 32), codes(g, side));
+                if constexpr (row.scales != Scales::none)
+                    UNROLL for (int p = 0; p < scale_rows; p++) _mm256_store_ps(factors[p] + side * 8, scales(p, side));
+            }
+            for (int r = 0; r < height; r += at_once)
+                add_block<at_once, layout>(
+                    panel, x + r * 32, facts + r, out + r * panel_width,
+                    [&](int g, int side) { return load(bytes[g] + side * 32); },
+                    [&](int part, int side) { return _mm256_load_ps(factors[part] + side * 8); });
+        }
         panel += group_bytes(layout);
-        codes += height * 32;
+        x += height * 32;
         facts += height;
     }
 }
@@ -172,11 +222,9 @@ INLINE __m256 load_floats(const uint8_t* panel, int64_t k, int side) {
     const int64_t at = k * 16 + side * 8;
     if constexpr (kind == Codes::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(panel) + at);
     if constexpr (kind == Codes::f8) {
-        const __m128i signs_first =
-            _mm_slli_epi16(_mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel + at))), 8);
-        const __m128i sign = _mm_set1_epi16(static_cast<int16_t>(0x8000));
-        const __m128i rest = _mm_andnot_si128(sign, signs_first);
-        return _mm256_cvtph_ps(_mm_or_si128(_mm_and_si128(signs_first, sign), _mm_srli_epi16(rest, 1)));
+        // The sign goes to bit 15, and by widening to bit 14 too.
+        const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel + at)));
+        return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbfff))));
     }
     const uint16_t* values = reinterpret_cast<const uint16_t*>(panel) + at;
     if constexpr (kind == Codes::f16) return load_halves(values);
@@ -184,23 +232,43 @@ INLINE __m256 load_floats(const uint8_t* panel, int64_t k, int side) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+// Products of `inputs` inputs with `at_once` of a tile's rows, added to out [at_once, 16]. weights(k, side) reads them.
+template <int at_once, int height>
+INLINE void add_floats(int64_t inputs, const float* x, float* out, const auto& weights) {
+    __m256 totals[at_once][2];  // a panel's 16 sums are two registers
+    UNROLL for (int r = 0; r < at_once; r++)
+        UNROLL for (int side = 0; side < 2; side++) totals[r][side] = _mm256_load_ps(out + r * panel_width + side * 8);
+    for (int64_t k = 0; k < inputs; k++, x += height)
+        UNROLL for (int side = 0; side < 2; side++) {
+            const __m256 row = weights(k, side);
+            UNROLL for (int r = 0; r < at_once; r++)
+                totals[r][side] = _mm256_fmadd_ps(row, _mm256_set1_ps(x[r]), totals[r][side]);
+        }
+    UNROLL for (int r = 0; r < at_once; r++)
+        UNROLL for (int side = 0; side < 2; side++) _mm256_store_ps(out + r * panel_width + side * 8, totals[r][side]);
+}
+
 template <int height, Layout layout>
 INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, float* out) {
     constexpr int at_once = height < 4 ? height : 4;
-    for (int first = 0; first < height; first += at_once) {
-        __m256 totals[at_once][2];  // a panel's 16 sums are two registers
-        UNROLL for (int r = 0; r < at_once; r++) totals[r][0] = totals[r][1] = _mm256_setzero_ps();
-        const float* inputs = x + first;
-        for (int64_t k = 0; k < shape.in_features; k++, inputs += height)
-            UNROLL for (int side = 0; side < 2; side++) {
-                const __m256 row = load_floats<layout>(panel, k, side);
-                UNROLL for (int r = 0; r < at_once; r++)
-                    totals[r][side] = _mm256_fmadd_ps(row, _mm256_set1_ps(inputs[r]), totals[r][side]);
-            }
-        UNROLL for (int r = 0; r < at_once; r++) {
-            _mm256_store_ps(out + (first + r) * panel_width, totals[r][0]);
-            _mm256_store_ps(out + (first + r) * panel_width + 8, totals[r][1]);
-        }
+    const auto weights = [&](int64_t k, int side) { return load_floats<layout>(panel, k, side); };
+    if constexpr (height <= 4 || row_of(layout).codes != Codes::f8) {
+        for (int r = 0; r < height; r += at_once)
+            add_floats<at_once, height>(shape.in_features, x + r, out + r * panel_width, weights);
+        return;
+    }
+    // Converted once for all rows, a stretch at a time.
+    constexpr int stretch = 64;
+    alignas(32) float converted[stretch * panel_width];
+    for (int64_t first = 0; first < shape.in_features; first += stretch) {
+        const int64_t inputs = shape.in_features - first < stretch ? shape.in_features - first : stretch;
+        for (int64_t k = 0; k < inputs; k++)
+            UNROLL for (int side = 0; side < 2; side++)
+                _mm256_store_ps(converted + k * panel_width + side * 8, weights(first + k, side));
+        for (int r = 0; r < height; r += at_once)
+            add_floats<at_once, height>(inputs, x + first * height + r, out + r * panel_width, [&](int64_t k, int side) {
+                return _mm256_load_ps(converted + k * panel_width + side * 8);
+            });
     }
 }
 
@@ -208,12 +276,11 @@ template <int height, Layout layout>
 struct Tile {
     static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
                     const float* x, float* out) {
-        if constexpr (row_of(layout).block) {
-            for (int i = 0; i < height * panel_width; i += 8) _mm256_store_ps(out + i, _mm256_setzero_ps());
+        for (int i = 0; i < height * panel_width; i += 8) _mm256_store_ps(out + i, _mm256_setzero_ps());
+        if constexpr (row_of(layout).block)
             blocks<height, layout>(shape, panel, codes, facts, out);
-        } else {
+        else
             floats<height, layout>(shape, panel, x, out);
-        }
     }
 };
 

@@ -78,11 +78,10 @@ INLINE __m512 load_floats(const uint8_t* panel, int64_t k) {
     constexpr Codes kind = row_of(layout).codes;
     if constexpr (kind == Codes::f32) return _mm512_loadu_ps(panel + k * 64);
     if constexpr (kind == Codes::f8) {
-        const __m256i signs_first =
-            _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel) + k)), 8);
-        const __m256i sign = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
-        const __m256i rest = _mm256_andnot_si256(sign, signs_first);
-        return _mm512_cvtph_ps(_mm256_or_si256(_mm256_and_si256(signs_first, sign), _mm256_srli_epi16(rest, 1)));
+        // The sign goes to bit 15, and by widening to bit 14 too.
+        const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(panel) + k));
+        const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
+        return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), mask));
     }
     const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + k);
     if constexpr (kind == Codes::f16) return _mm512_cvtph_ps(values);
