@@ -38,7 +38,7 @@ class CpuBackend:
 
     @property
     def isa(self) -> str:
-        """scalar, avx2, avx512 or amx; TOKENWORKS_FORCE_ISA chooses, and an unusable choice raises RuntimeError."""
+        """scalar, avx2, avx512, amx or neon; TOKENWORKS_FORCE_ISA chooses, an unusable choice raises RuntimeError."""
         return _cpu.isa()
 
     @property

@@ -12,6 +12,7 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -94,6 +95,14 @@ bool processor_has_amx() { return false; }
 const char* amx_trouble() { return nullptr; }
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+bool has_neon() { return getauxval(AT_HWCAP) & 1ul << 20; }  // HWCAP_ASIMDDP: dot products
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has_neon() { return true; }
+#else
+bool has_neon() { return false; }
+#endif
+
 bool has_scalar() { return true; }
 
 // CMake writes these lists: a call for each file that is there.
@@ -110,6 +119,10 @@ void fill_amx([[maybe_unused]] Kernels& table) {
 #include "fill_amx.inc"
 }
 
+void fill_neon([[maybe_unused]] Kernels& table) {
+#include "fill_neon.inc"
+}
+
 bool has_amx() { return processor_has_amx() && !amx_trouble(); }
 
 struct Set {
@@ -118,11 +131,12 @@ struct Set {
     void (*fill)(Kernels&);
 };
 
-// Each set builds on those before it.
+// Each set builds on those before it; another processor's leave nothing.
 constexpr Set sets[] = {{"scalar", has_scalar, fill_scalar},
                         {"avx2", has_avx2, fill_avx2},
                         {"avx512", has_avx512, fill_avx512},
-                        {"amx", has_amx, fill_amx}};
+                        {"amx", has_amx, fill_amx},
+                        {"neon", has_neon, fill_neon}};
 
 int best_set() {
     int best = 0;

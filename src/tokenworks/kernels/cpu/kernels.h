@@ -195,17 +195,18 @@ struct Kernels {
     void (*linear)(const LinearArgs&, Share&);
 };
 
-// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx).
+// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx, neon).
 // Throws std::runtime_error for a set that is unknown or that this machine lacks.
 const Kernels& kernels();
 
 // What each operation's folder gives: one function per instruction set it has, which puts its kernels in the table. A
-// table begins with all scalar kernels; avx2 overwrites some of them, avx512 and amx some more.
+// table begins with all scalar kernels (compiled for Arm they are NEON's already); the better sets overwrite some.
 #define TOKENWORKS_FILL(operation)           \
     void operation##_scalar(Kernels& table); \
     void operation##_avx2(Kernels& table);   \
     void operation##_avx512(Kernels& table); \
-    void operation##_amx(Kernels& table);
+    void operation##_amx(Kernels& table);    \
+    void operation##_neon(Kernels& table);
 TOKENWORKS_FILL(linear)
 TOKENWORKS_FILL(embed)
 TOKENWORKS_FILL(norm)

@@ -122,7 +122,7 @@ NB_MODULE(_cpu, m) {
         .value("float16", CacheType::float16)
         .value("int8", CacheType::int8);
 
-    m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512 or amx.");
+    m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512, amx or neon.");
     m.def("isa_trouble", [] { return kernels().trouble; }, "A better set that is there but left unused, and why.");
 
     nb::class_<Executor>(m, "Executor")

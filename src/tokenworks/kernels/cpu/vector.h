@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace tokenworks::cpu {
@@ -63,6 +65,8 @@ INLINE Floats load(const uint16_t* halves) {
     return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
 #elif defined(__AVX2__)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+#elif defined(__aarch64__)
+    return reinterpret_cast<Floats>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(halves))));
 #else
     Floats v;
     for (int i = 0; i < lanes; i++) v[i] = half_to_float(halves[i]);
@@ -75,6 +79,8 @@ INLINE void store(uint16_t* halves, Floats v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(halves), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(halves), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    vst1_u16(halves, vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v))));
 #else
     for (int i = 0; i < lanes; i++) halves[i] = float_to_half(v[i]);
 #endif
@@ -86,6 +92,9 @@ INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return reinterpret_cast<Floats>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                              reinterpret_cast<float32x4_t>(b)));
 #else
     return a * b + c;
 #endif
