@@ -67,6 +67,8 @@ def _default(field: inspect.Field) -> str:
         return "see below"
     if isinstance(field.default, tuple):
         return ", ".join(f"`{entry.source}` ({entry.start})" for entry in field.default)
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     return f"`{field.default}`"
 
 

@@ -13,7 +13,7 @@ models:
   - source: ./model.gguf
     name: mine
     start: on_demand
-engine: {threads: 2, context_tokens: 1024, cache_mb: 64, cache_dtype: float32, block_tokens: 32, step_tokens: 128}
+engine: {threads: 2, context_tokens: 1024, cache_mb: 64, cache_dtype: float32, block_tokens: 32, speculation: false}
 server:
   host: 0.0.0.0
   port: 0
@@ -26,7 +26,7 @@ def test_all_keys() -> None:
     factory = parse(EVERYTHING, "factory.yaml")
     assert factory.models == (ServedModel(source="./model.gguf", name="mine", start="on_demand"),)
     assert factory.engine == EngineSettings(
-        threads=2, context_tokens=1024, cache_mb=64, cache_dtype="float32", block_tokens=32, step_tokens=128
+        threads=2, context_tokens=1024, cache_mb=64, cache_dtype="float32", block_tokens=32, speculation=False
     )
     assert factory.server == ServerSettings(host="0.0.0.0", port=0, max_body_mb=1, max_waiting=2)
 
@@ -48,6 +48,7 @@ def test_the_file_may_say_nothing(text: str) -> None:
         ),
         ("server:\n  port: 70000\n", 2, "server.port: expected a whole number from 0 to 65535, got 70000"),
         ("engine:\n  threads: 0\n", 2, "engine.threads: expected a whole number above 0, got 0"),
+        ("engine:\n  speculation: 2\n", 2, "engine.speculation: expected `true` or `false`, got 2"),
         ("engine:\n  cache_dtype: int4\n", 2, "expected `float16` or `float32` or `int8`, got 'int4'"),
         ("models:\n  - source: a\n    start: later\n", 3, "models.0.start: expected `now` or `on_demand`, got 'later'"),
         ("models:\n  - name: a\n", 2, "models.0 lacks `source`"),

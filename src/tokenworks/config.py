@@ -35,6 +35,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The most tokens one step computes: a long prompt delays running requests by no more than this."""
     sequences: Positive = 64
     """The most sequences that run at once; more wait."""
+    speculation: bool = True
+    """Run guesses of the next tokens, taken from a request's own text, where that is faster. The output is the same."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

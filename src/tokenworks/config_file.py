@@ -62,6 +62,8 @@ def expected(kind: inspect.Type) -> str:
             return f"a whole number from {low} to {high}"
         case inspect.IntType():
             return "a whole number"
+        case inspect.BoolType():
+            return "`true` or `false`"
         case inspect.StrType():
             return "text"
         case inspect.VarTupleType(item_type=item):

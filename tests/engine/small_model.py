@@ -9,7 +9,7 @@ from tokenworks.engine.engine import Engine
 from tokenworks.kernels.backend import Backend, Executable, Limits
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.protocol.messages import Finish, Generate, TokenChunk
+from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
 from tokenworks.protocol.sampling import Sampling
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD, HIDDEN, LAYERS = 128, 64, 4, 2, 32, 96, 2
@@ -72,12 +72,13 @@ def make_engine(
     vocabulary: int = VOCABULARY,
     eos: int = EOS,
     tokenizer_json: Callable[[], str] = no_tokenizer,
+    speculate: bool = True,
 ) -> Engine:
     program, weights = small_model(vocabulary)
     executable: Executable = backend.compile(program, weights, sizes)
     return Engine(
         executable, sizes, eos_token_ids=frozenset({eos}), context_tokens=context_tokens, vocabulary=vocabulary,
-        tokenizer_json=tokenizer_json,
+        tokenizer_json=tokenizer_json, speculate=speculate,
     )  # fmt: skip
 
 
@@ -97,6 +98,10 @@ class Reply:
         return [token for chunk in self.chunks for token in chunk.token_ids]
 
     @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        return [at for chunk in self.chunks for at in chunk.logprobs]
+
+    @property
     def finish(self) -> Finish | None:
         assert all(chunk.finish is None for chunk in self.chunks[:-1]), "a chunk after the last"
         return self.chunks[-1].finish
@@ -111,13 +116,16 @@ class Reply:
 
 
 def run(engine: Engine, *requests: Generate, steps: int = 10_000) -> dict[str, Reply]:
-    """Adds the requests at once and steps until nothing is left."""
+    """Adds the requests at once and steps until nothing is left.
+
+    By its clock every step takes as long as any other, so guesses are always worth running.
+    """
     for request in requests:
         engine.add(request, 0.0)
     replies: dict[str, Reply] = {request.request_id: Reply() for request in requests}
-    for _ in range(steps):
+    for number in range(steps):
         if not engine.busy:
             return replies
-        for chunk in engine.step(0.0).chunks:
+        for chunk in engine.step(number * 0.01).chunks:
             replies.setdefault(chunk.request_id, Reply()).chunks.append(chunk)
     raise AssertionError(f"not done after {steps} steps")

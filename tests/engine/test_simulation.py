@@ -49,6 +49,9 @@ def check_accounts(engine: Engine, limits: Limits) -> None:
         assert row[: len(sequence.nodes)] == [node.block for node in sequence.nodes]
         assert sequence.computed <= sequence.blocks * limits.block_tokens
         assert len(sequence.nodes) == sequence.computed // limits.block_tokens, "a full block that is not shared"
+        if sequence.state is State.DECODE:
+            assert sequence.computed == len(sequence.tokens) - 1
+            assert sequence.blocks == -(-sequence.computed // limits.block_tokens), "a draft's block was kept"
         for block in row[: sequence.blocks]:
             held[block] += 1
         own = set(row[len(sequence.nodes) : sequence.blocks])
@@ -89,6 +92,7 @@ class World:
         self.cancels_per_step = draw.choice([0.0, 0.02, 0.2])
         self.ignore_eos = draw.choice([0.0, 0.3, 1.0])
         self.now_s = 0.0
+        self.step_s, self.token_s = draw.choice([(0.01, 0.0), (0.01, 0.001), (0.001, 0.001)])
         self.requests: dict[str, Generate] = {}
         self.replies: dict[str, list[TokenChunk]] = {}
         self.live: set[str] = set()
@@ -117,9 +121,10 @@ class World:
         scheduler = self.engine._scheduler
         decoding = {s.request.request_id: s.rank for s in scheduler._running if s.state is State.DECODE}
         preemptions = scheduler.stats().preemptions_total
+        written = self.model.written
         step = self.engine.step(self.now_s)
         losers = [s.rank for s in scheduler._waiting if s.request.request_id in decoding]
-        self.now_s += 0.01
+        self.now_s += self.step_s + self.token_s * (self.model.written - written)
         told = {chunk.request_id for chunk in step.chunks}
         if losers:
             assert all(decoding[r] < min(losers) for r in decoding.keys() & told), "not the last one gave up its blocks"
@@ -203,16 +208,20 @@ def test_random_worlds(seed: int) -> None:
 
 def test_the_worlds_know_every_trouble() -> None:
     """The tests above mean nothing if memory never runs out in them, or nobody shares or leaves."""
-    preempted = hits = cancelled = 0
+    preempted = hits = cancelled = drafted = accepted = 0
     for seed in (8, 9, 13, 23):
         world = World(seed)
         world.run(arrivals=100)
         preempted += world.preempted
         hits += world.engine._scheduler.stats().prefix_hit_tokens_total
         cancelled += len(world.cancelled)
+        drafted += world.engine._scheduler.stats().draft_tokens_total
+        accepted += world.engine._scheduler.stats().draft_tokens_accepted_total
     assert preempted > 5
     assert hits > 500
     assert cancelled > 10
+    assert accepted > 500
+    assert drafted > accepted + 100
 
 
 def sizes(**changes: int) -> Limits:

@@ -60,7 +60,7 @@ def test_one_answer_whatever_happens(make: Callable[[int], Engine], tokenizer: M
     for engine in (roomy, roomy, pressed):
         for name, reply in run(engine, *asked).items():
             assert (reply.tokens, reply.finish) == (alone[name].tokens, alone[name].finish)
-            assert [c.logprobs for c in reply.chunks] == [c.logprobs for c in alone[name].chunks]
+            assert reply.logprobs == alone[name].logprobs
     assert pressed.step(0.0).stats.preemptions_total > 0
     shared = len(tokenizer.encode(f"<|im_start|>system\n{SYSTEM}")) // 16 * 16
     assert roomy.step(0.0).stats.prefix_hit_tokens_total >= 3 * shared + 4 * shared

@@ -65,6 +65,8 @@ def test_workers():
         output_tokens_total=77,
         preemptions_total=1,
         steps_total=9,
+        draft_tokens_total=40,
+        draft_tokens_accepted_total=30,
     )
     workers = [
         WorkerStatus("m", Phase.READY, os.getpid(), 2, 5, stats),
@@ -86,6 +88,8 @@ def test_workers():
         "output_tokens_total": 77,
         "preemptions_total": 1,
         "engine_steps_total": 9,
+        "draft_tokens_total": 40,
+        "draft_tokens_accepted_total": 30,
     }
     assert samples["tokenworks_worker_up", "encoder"] == 0
     assert ("tokenworks_kv_cache_used_ratio", "encoder") not in samples, "it has no cache"

@@ -8,6 +8,7 @@ from tokenworks.engine.plan import StepResult
 from tokenworks.engine.runner import Runner
 from tokenworks.engine.sampler import Sampler
 from tokenworks.engine.scheduler import Scheduler
+from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Executable, Limits
 from tokenworks.protocol.errors import TokenworksError
 from tokenworks.protocol.messages import Finish, Generate, StepDone, TokenChunk
@@ -31,10 +32,14 @@ class Engine:
         context_tokens: int,
         vocabulary: int,
         tokenizer_json: Callable[[], str],
+        speculate: bool = True,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes."""
         self._vocabulary = vocabulary
-        self._scheduler = Scheduler(limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens)
+        self._speculator = Speculator(limits.step_tokens) if speculate else None
+        self._scheduler = Scheduler(
+            limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens, speculator=self._speculator
+        )
         self._sampler = Sampler(executable, limits.sequences, eos_token_ids)
         self._runner = Runner(executable, limits.block_tokens, self._sampler)
         self._grammars = GrammarCompiler(tokenizer_json, eos_token_ids, vocabulary)
@@ -42,6 +47,8 @@ class Engine:
         """Requests that wait for their grammar, with the time they came."""
         self._chunks: list[TokenChunk] = []
         """Endings that the scheduler has no part in, for the next step."""
+        self._timed: tuple[int, float] | None = None
+        """Tokens of the last step and when it began, where the time from there to the next one's beginning counts."""
 
     @property
     def busy(self) -> bool:
@@ -70,7 +77,13 @@ class Engine:
             self._scheduler.cancel(request_id)
 
     def step(self, now_s: float) -> StepDone:
-        """Runs one step, if there is anything to run, and tells everything that has happened since the last one."""
+        """Runs one step, if there is anything to run, and tells everything that has happened since the last one.
+
+        While the engine is busy, steps should follow each other: it learns from their times what a step costs.
+        """
+        if self._timed is not None and self._speculator is not None:
+            tokens, since_s = self._timed
+            self._speculator.observe(tokens, now_s - since_s)
         self._take_compiled()
         plan = self._scheduler.plan()
         result = self._runner.run(plan) if plan.pieces else StepResult()
@@ -81,6 +94,7 @@ class Engine:
         if self._chunks:
             chunks += self._chunks
             self._chunks = []
+        self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy else None
         return StepDone(tuple(chunks), self._scheduler.stats())
 
     def _objection(self, request: Generate) -> str | None:

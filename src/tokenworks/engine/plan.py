@@ -17,11 +17,14 @@ class Piece(NamedTuple):
     start: int
     """Position of the first token."""
     end: int
-    """Position after the last token."""
+    """Position after the last token, drafts included."""
     logits_from: int
     """Logits are wanted from this position to `end`; none when it is `end` itself."""
     samples: bool
     """The last token's logits give the next token."""
+    draft: tuple[int, ...] = ()
+    """Guesses of the tokens that follow the sequence's last one: they run behind it in this piece. Each one's logits
+    give another token if it and all before it are what was sampled. None of them ends the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,9 @@ class StepPlan:
 
     pieces: tuple[Piece, ...]
     tokens: int
-    """How many tokens run."""
+    """How many tokens run, drafts included."""
+    decodes_only: bool
+    """No prompt runs: a step whose time depends on little but `tokens`."""
     admitted: tuple[Sequence, ...]
     """Sequences that have just been given their slot."""
     preempted: tuple[Sequence, ...]
@@ -44,13 +49,13 @@ class StepPlan:
 class StepResult:
     """What a step made; keys are indices into the plan's `pieces`."""
 
-    tokens: list[int] = field(default_factory=list)
-    """For each piece that samples, in order."""
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    """Of the sampled token, where asked for."""
+    tokens: list[list[int]] = field(default_factory=list)
+    """For each piece that samples, in order: one token, and one more for each draft token that proved right."""
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """Of the sampled tokens, where asked for."""
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     """Of the prompt tokens that follow the piece's tokens."""
     complete: set[int] = field(default_factory=set)
-    """The sampled token completes the sequence's grammar: nothing can follow."""
+    """The last sampled token completes the sequence's grammar: nothing can follow."""
     failed: dict[int, str] = field(default_factory=dict)
     """Why the piece's sequence cannot go on; its entry in `tokens` means nothing."""

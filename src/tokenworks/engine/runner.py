@@ -16,12 +16,13 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
     logit_rows: list[int] = []
     slots: list[int] = []
     longest = 0
-    for sequence, start, end, logits_from, _ in plan.pieces:
+    for sequence, start, end, logits_from, _, draft in plan.pieces:
         if end - start == 1:
             tokens.append(sequence.tokens[start])
             positions.append(start)
         else:
             tokens += sequence.tokens[start:end]
+            tokens += draft
             positions += range(start, end)
         rows = len(tokens)
         logit_rows += range(rows - (end - logits_from), rows)
@@ -54,8 +55,7 @@ class Runner:
         result = StepResult()
         if not len(logits):
             return result
-        self._fail_bad_rows(plan, logits, result)
-        sampling: list[int] = []  # pieces, and their rows of logits
+        drafts = self._look_for_bad_rows(plan, logits, result)
         rows: list[int] = []
         row = 0
         for index, piece in enumerate(plan.pieces):
@@ -63,31 +63,75 @@ class Runner:
             if piece.sequence.prompt_logprobs_due and wanted:
                 result.prompt_logprobs[index] = self._prompt_logprobs(piece, logits[row : row + wanted])
             row += wanted
-            if piece.samples:
-                sampling.append(index)
-                rows.append(row - 1)
-        if not sampling:
-            return result
-        drawn_from = logits if len(rows) == len(logits) else logits[rows]
-        sequences = [plan.pieces[index].sequence for index in sampling]
-        result.tokens, logprobs, complete, failed = self._sampler.sample(drawn_from, sequences)
-        result.logprobs = {sampling[row]: value for row, value in logprobs.items()}
-        result.complete = {sampling[row] for row in complete}
-        result.failed.update({sampling[row]: why for row, why in failed.items()})
+            rows.append(row - 1 - len(piece.draft))
+        self._draw(plan, logits, rows, drafts, result)
         return result
 
-    def _fail_bad_rows(self, plan: StepPlan, logits: Float32, result: StepResult) -> None:
-        """A row with NaN or infinity fails its own sequence; the row is made harmless for those who read on."""
+    def _draw(
+        self, plan: StepPlan, logits: Float32, rows: list[int], drafts: list[tuple[int, ...]], result: StepResult
+    ) -> None:
+        """The tokens of all pieces that sample, the first of each from its row in `rows`, then while drafts are right.
+
+        In rounds: a sequence whose options depend on the token before takes one row in each, all others every row in
+        the first.
+        """
+        made: list[list[int]] = [[] for _ in plan.pieces]
+        pieces = [index for index, piece in enumerate(plan.pieces) if piece.samples]
+        result.tokens = [made[index] for index in pieces]
+        while pieces:
+            whose: list[int] = []
+            ahead: list[int] = []
+            by_steps: set[int] = set()
+            for index in pieces:
+                done, last = len(made[index]), len(drafts[index])
+                if last and self._sampler.goes_by_steps(plan.pieces[index].sequence):
+                    by_steps.add(index)
+                    last = done
+                for offset in range(done, last + 1):
+                    whose.append(index)
+                    ahead.append(offset)
+            taken = [rows[index] + offset for index, offset in zip(whose, ahead, strict=True)]
+            tokens, logprobs, complete, failed = self._sampler.sample(
+                logits if len(taken) == len(logits) else logits[taken],
+                [plan.pieces[index].sequence for index in whose],
+                ahead,
+            )
+            pieces = []
+            for at, (index, offset) in enumerate(zip(whose, ahead, strict=True)):
+                so_far, draft = made[index], drafts[index]
+                if offset != len(so_far) or (offset and so_far[-1] != draft[offset - 1]):
+                    continue  # drawn after a draft token that proved wrong
+                if at in failed:
+                    if not offset:
+                        result.failed[index] = failed[at]
+                        so_far.append(tokens[at])
+                    continue  # further on the next step finds it again, with the tokens before it told
+                so_far.append(tokens[at])
+                if at in logprobs:
+                    result.logprobs.setdefault(index, []).append(logprobs[at])
+                if at in complete:
+                    result.complete.add(index)
+                elif index in by_steps and offset < len(draft) and so_far[-1] == draft[offset]:
+                    pieces.append(index)
+
+    def _look_for_bad_rows(self, plan: StepPlan, logits: Float32, result: StepResult) -> list[tuple[int, ...]]:
+        """A row with NaN or infinity fails its own sequence, and is made harmless for those who read on; a draft
+        token's only ends the draft before it. Returns each piece's draft, as far as it can be used."""
+        drafts = [piece.draft for piece in plan.pieces]
         bad = ~np.isfinite(logits.sum(axis=1))  # one pass that vectorises; both survive a sum
         if not bad.any():
-            return
+            return drafts
         logits[bad] = 0
         row = 0
         for index, piece in enumerate(plan.pieces):
-            wanted = piece.end - piece.logits_from
-            if bad[row : row + wanted].any():
+            end = row + piece.end - piece.logits_from
+            own = end - len(piece.draft)
+            if bad[row:own].any():
                 result.failed[index] = "the model gave numbers that are not finite"
-            row += wanted
+            elif bad[own:end].any():
+                drafts[index] = piece.draft[: int(bad[own:end].argmax())]
+            row = end
+        return drafts
 
     def _prompt_logprobs(self, piece: Piece, logits: Float32) -> list[TokenLogprobs]:
         """Of the prompt tokens that follow the piece's; the prompt's last token is followed by none."""

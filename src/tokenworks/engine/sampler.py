@@ -81,10 +81,17 @@ class Sampler:
         self._min_p[slot] = sampling.min_p
         self._streams[slot] = stream_of(sampling.seed)
 
+    def goes_by_steps(self, sequence: Sequence) -> bool:
+        """A row of this sequence can only be sampled, or is better sampled, when the token before it is known."""
+        return sequence.request.request_id in self._adjustments or sequence.request.sampling.logprobs is not None
+
     def sample(
-        self, logits: Float32, sequences: SequenceOf[Sequence]
+        self, logits: Float32, sequences: SequenceOf[Sequence], ahead: SequenceOf[int]
     ) -> tuple[list[int], dict[int, TokenLogprobs], set[int], dict[int, str]]:
         """Draws a token from each row; row i of `logits` [R, vocabulary] is of `sequences[i]`, and may be overwritten.
+
+        `ahead[i]` tokens that this sequence does not have yet come before the row's. Only one row of a sequence that
+        `goes_by_steps` may be here, and those tokens must have been sampled before.
 
         Returns the tokens, and by row: log-probabilities where asked for, whose grammar is complete, who failed why.
         """
@@ -98,19 +105,19 @@ class Sampler:
                 if adjustment is None:
                     continue
                 try:
-                    adjustment.apply(logits[row], sequence.output_tokens)
+                    adjustment.apply(logits[row], sequence.output_tokens + ahead[row])
                     adjusted.append((row, adjustment))
                 except EngineError as error:
                     failed[row] = error.message
                     logits[row] = 0  # harmless for the others
         slots = np.array([sequence.slot for sequence in sequences])
-        positions = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
+        outputs = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
         how = SampleBatch(
             temperature=self._temperature[slots],
             top_k=self._top_k[slots],
             top_p=self._top_p[slots],
             min_p=self._min_p[slots],
-            uniform=uniforms(self._streams[slots], positions),
+            uniform=uniforms(self._streams[slots], outputs + np.array(ahead)),
         )
         chosen = self._executable.sample(logits, how)
         tokens: list[int] = chosen.tolist()

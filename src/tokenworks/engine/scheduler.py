@@ -3,13 +3,15 @@
     add, cancel  ->  plan() -> StepPlan  ->  (someone runs it)  ->  commit(plan, result) -> what to tell the caller
 
 The rules, in the order in which `plan` applies them:
-1. Every decoding sequence runs one token. When blocks are short, the sequence of the last rank gives up its own: it
-   goes back to waiting with its output, and is computed again later (as far as the prefix tree forgets it).
+1. Every decoding sequence runs its last token. When blocks are short, the sequence of the last rank gives up its own:
+   it goes back to waiting with its output, and is computed again later (as far as the prefix tree forgets it).
 2. What is left of `step_tokens` goes to prefills in order of rank, in chunks, so a long prompt delays the decoding ones
    by no more than one step's budget.
 3. Waiting sequences are admitted by rank while there is budget, a slot, and room for all their tokens. One that does
    not fit holds up those after it, so large requests are not starved by small ones. One whose next block is just being
    computed by another sequence waits for that block, and lets others pass.
+4. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
+   rows of logits and blocks that are left. What of it proves wrong is taken back: nobody is worse off.
 
 Rank: by arrival, moved back by PRIORITY_S for each level of priority. So lower priorities go first, and yet nobody
 waits for ever: a request is overtaken only by those that arrive within a minute per level after it.
@@ -21,6 +23,7 @@ from operator import attrgetter
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import Sequence, State
 from tokenworks.engine.space import CacheSpace
+from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Limits
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, TokenChunk
 
@@ -31,8 +34,11 @@ _rank = attrgetter("rank")
 class Scheduler:
     """Continuous batching with chunked prefill over a paged cache. Every request added ends exactly once."""
 
-    def __init__(self, limits: Limits, *, eos_token_ids: frozenset[int], context_tokens: int) -> None:
+    def __init__(
+        self, limits: Limits, *, eos_token_ids: frozenset[int], context_tokens: int, speculator: Speculator | None
+    ) -> None:
         self._limits = limits
+        self._speculator = speculator
         self._eos_token_ids = eos_token_ids
         self._context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         # Any running sequence may decode, so each must be sure of a token and a row of logits in every step.
@@ -107,7 +113,10 @@ class Scheduler:
         while tokens < self._limits.step_tokens and (newcomer := self._admit()) is not None:
             admitted.append(newcomer)
             tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
-        return StepPlan(tuple(pieces), tokens, tuple(admitted), tuple(preempted), self._space.tables)
+        decodes_only = bool(pieces) and pieces[-1].sequence.state is State.DECODE  # prefills come last
+        if self._speculator is not None and decodes_only:
+            tokens += self._add_drafts(self._speculator, pieces)
+        return StepPlan(tuple(pieces), tokens, decodes_only, tuple(admitted), tuple(preempted), self._space.tables)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
         """Takes in what the step made; returns what to tell the callers, in no particular order between requests."""
@@ -115,22 +124,31 @@ class Scheduler:
         size = self._limits.block_tokens
         tokens = iter(result.tokens)
         for index, piece in enumerate(plan.pieces):
-            sequence, _, end, _, samples = piece
+            sequence, _, end, _, samples, draft = piece
             sequence.in_step = False
-            token = next(tokens) if samples else -1
+            made = next(tokens) if samples else []
             if sequence.cancelled:
                 self._end(sequence, Finish.CANCELLED)
                 continue
             if index in result.failed:  # before its blocks are shared: what they hold is not to be trusted
                 self._end(sequence, Finish.FAILED, error=result.failed[index])
                 continue
+            if samples and sequence.state is State.PREFILL:
+                sequence.become(State.DECODE)
+            if sequence.request.sampling.max_tokens:
+                sequence.tokens += made
             sequence.computed = end
+            if draft:
+                sequence.computed -= len(draft) + 1 - len(made)
+                self._space.trim(sequence)
+            if self._speculator is not None and samples:
+                self._speculator.made(sequence, len(draft), len(made))
             if sequence.computed >= (len(sequence.nodes) + 1) * size:
                 self._space.share(sequence)
             if index in result.prompt_logprobs:
                 sequence.prompt_logprobs += result.prompt_logprobs[index]
             if samples:
-                chunk = self._append(sequence, token, result, index)
+                chunk = self._tell(sequence, made, result, index)
                 events.append(chunk)
                 if chunk.finish is not None:
                     self._forget(sequence)
@@ -152,6 +170,8 @@ class Scheduler:
             output_tokens_total=self._output_tokens,
             preemptions_total=self._preemptions,
             steps_total=self._steps,
+            draft_tokens_total=self._speculator.drafted if self._speculator else 0,
+            draft_tokens_accepted_total=self._speculator.accepted if self._speculator else 0,
         )
 
     def _admit(self) -> Sequence | None:
@@ -224,29 +244,39 @@ class Scheduler:
                 return False
         return True
 
-    def _append(self, sequence: Sequence, token: int, result: StepResult, index: int) -> TokenChunk:
-        """Adds a sampled token to its sequence; returns the chunk that tells of it, with the ending if it is one."""
+    def _add_drafts(self, speculator: Speculator, pieces: list[Piece]) -> int:
+        """Lengthens the pieces of decoding sequences by guesses; returns how many tokens that adds."""
+        added = 0
+        room = min(self._limits.step_tokens, self._limits.logit_rows) - len(pieces)
+        for index, draft in speculator.choose([piece.sequence for piece in pieces], room):
+            sequence, start, end, *_ = pieces[index]
+            count = self._space.grow(sequence, end + len(draft)) - end
+            if count:
+                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]))
+                added += count
+        return added
+
+    def _tell(self, sequence: Sequence, made: list[int], result: StepResult, index: int) -> TokenChunk:
+        """The chunk with a sequence's new tokens, and its ending if they are the last."""
         request = sequence.request
-        if sequence.state is State.PREFILL:
-            sequence.become(State.DECODE)
         finish: Finish | None = None
         stop_token_id: int | None = None
         token_ids: tuple[int, ...] = ()
         if request.sampling.max_tokens:
-            sequence.tokens.append(token)
-            token_ids = (token,)
-            self._output_tokens += 1
+            token_ids = tuple(made)
+            token = made[-1]
+            self._output_tokens += len(made)
             if index in result.complete or (token in sequence.ends and sequence.output_tokens >= sequence.min_tokens):
                 finish = Finish.STOP
                 stop_token_id = token if token in sequence.ends else None
         if finish is None and len(sequence.tokens) >= sequence.longest:
             finish = Finish.LENGTH
-        logprobs = result.logprobs.get(index)
+        logprobs = tuple(result.logprobs.get(index, ()))
         if not sequence.first_chunk_due:
             return TokenChunk(
                 request.request_id,
                 token_ids,
-                (logprobs,) if logprobs else (),
+                logprobs,
                 finish=finish,
                 stop_token_id=stop_token_id,
             )
@@ -256,7 +286,7 @@ class Scheduler:
         return TokenChunk(
             request.request_id,
             token_ids,
-            (logprobs,) if logprobs else (),
+            logprobs,
             prompt_logprobs,
             sequence.cached_tokens or 0,
             finish,

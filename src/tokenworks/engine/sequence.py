@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from tokenworks.engine.lookup import PromptLookup
 from tokenworks.kvcache.prefix import Key, Node
 from tokenworks.protocol.messages import Generate, TokenLogprobs
 
@@ -15,7 +16,7 @@ class State(StrEnum):
     PREFILL = "prefill"
     """Has a slot and blocks; some tokens before the last are not in the cache yet."""
     DECODE = "decode"
-    """Makes one token a step."""
+    """Makes a token in every step, or several when guesses prove right."""
     ENDED = "ended"
 
 
@@ -44,6 +45,7 @@ class Sequence:
         "first_chunk_due",
         "in_step",
         "longest",
+        "lookup",
         "min_tokens",
         "nodes",
         "prompt_logprobs",
@@ -79,6 +81,8 @@ class Sequence:
         self.in_step = False
         """It is in a plan that is not committed yet."""
         self.cancelled = False
+        self.lookup: PromptLookup | None = None
+        """Where its next tokens may be found, from the first time that somebody looked."""
         self.cached_tokens: int | None = None
         """Prompt tokens found in the cache when it was first admitted."""
         self.first_chunk_due = not request.output_ids

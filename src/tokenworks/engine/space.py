@@ -66,6 +66,16 @@ class CacheSpace:
             sequence.blocks += wanted
         return min(tokens, sequence.blocks * self.block_tokens)
 
+    def trim(self, sequence: Sequence) -> None:
+        """Takes back the blocks that hold nothing computed: drafts that proved wrong leave such."""
+        wanted = -(-sequence.computed // self.block_tokens)
+        if wanted < sequence.blocks:
+            row = self.tables[sequence.slot]
+            for block in row[wanted : sequence.blocks].tolist():
+                self.pool.release(block)
+            row[wanted : sequence.blocks] = -1
+            sequence.blocks = wanted
+
     def share(self, sequence: Sequence) -> None:
         """Enters the blocks that have filled up into the tree."""
         nodes, size = sequence.nodes, self.block_tokens

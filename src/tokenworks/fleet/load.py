@@ -46,6 +46,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
             context_tokens=context_tokens,
             vocabulary=config.vocabulary,
             tokenizer_json=lambda: _tokenizer_json(path),
+            speculate=settings.engine.speculation,
         )
     phase("engine")
     ready = Ready(

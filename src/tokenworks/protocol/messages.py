@@ -115,6 +115,10 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     output_tokens_total: int = 0
     preemptions_total: int = 0
     steps_total: int = 0
+    draft_tokens_total: int = 0
+    """Guesses that ran (speculative decoding)."""
+    draft_tokens_accepted_total: int = 0
+    """Those that proved right: each saved a step of its sequence."""
 
 
 class StepDone(msgspec.Struct, frozen=True, tag="step"):

@@ -199,6 +199,12 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
             {n: s.preemptions_total for n, s in stats.items()},
         ),
         counter("engine_steps", "Steps run.", {n: s.steps_total for n, s in stats.items()}),
+        counter("draft_tokens", "Guessed tokens run.", {n: s.draft_tokens_total for n, s in stats.items()}),
+        counter(
+            "draft_tokens_accepted",
+            "Guessed tokens that proved right: each saved a step of its sequence.",
+            {n: s.draft_tokens_accepted_total for n, s in stats.items()},
+        ),
     )
 
 
