@@ -9,6 +9,7 @@ import pytest
 from remembering import EOS, VOCABULARY, RememberingExecutable, continuation
 from small_model import Reply, ask, limits, make_engine, no_tokenizer, run
 
+from tokenworks.engine.adjust import Adjustment
 from tokenworks.engine.engine import Engine
 from tokenworks.engine.payoff import StepCost
 from tokenworks.engine.sequence import Sequence
@@ -16,6 +17,7 @@ from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Backend, Float32, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.messages import Finish, Generate, TokenChunk
 
 FEW = 8
@@ -152,7 +154,9 @@ def remembering(**changes: int) -> tuple[Engine, RememberingExecutable]:
 def test_numbers_that_are_not_finite_behind_a_wrong_guess_harm_nobody() -> None:
     prompt = [3, 1, 4, 1, 5] * 4
     truth = [*prompt, *continuation(prompt, 100, ignore_eos=True)]
-    for broken_from, finish in ((1000, Finish.LENGTH), (len(prompt) + 50, Finish.FAILED)):
+    seen = 0
+    for broken_after in (1000, *range(30, 60)):
+        broken_from = len(prompt) + broken_after
         engine, model = remembering()
         inner, poisoned = model.run, 0
 
@@ -169,9 +173,25 @@ def test_numbers_that_are_not_finite_behind_a_wrong_guess_harm_nobody() -> None:
 
         model.run = run_poisoned  # type: ignore[method-assign]
         reply = run(engine, ask("a", prompt, max_tokens=80, ignore_eos=True))["a"]
-        assert reply.finish is finish
-        assert reply.tokens == truth[len(prompt) :][: 80 if finish is Finish.LENGTH else 51]
-        assert poisoned > 5
+        assert reply.finish is (Finish.LENGTH if broken_after == 1000 else Finish.FAILED)
+        assert reply.tokens == truth[len(prompt) :][: min(80, broken_after + 1)], broken_after
+        seen += poisoned
+    assert seen > 100
+
+
+def test_what_fails_after_right_guesses_fails_after_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(adjustment: Adjustment, row: Float32, output_tokens: int) -> None:
+        if output_tokens == 40:
+            raise EngineError("no token is left")
+
+    monkeypatch.setattr(Adjustment, "apply", apply)
+    engine, _ = remembering()
+    prompt = [3, 1, 4, 1, 5] * 4
+    replies = run(engine, *(ask(f"{i}", prompt[i:], max_tokens=80, ignore_eos=True, min_tokens=1) for i in range(8)))
+    for i, reply in enumerate(replies.values()):
+        assert (reply.finish, reply.error) == (Finish.FAILED, "no token is left")
+        assert reply.tokens == continuation(prompt[i:], 40, ignore_eos=True)
+    assert engine.step(0.0).stats.draft_tokens_accepted_total > 20
 
 
 def test_a_cancellation_while_drafts_run() -> None:
