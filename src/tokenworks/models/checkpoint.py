@@ -21,6 +21,7 @@ from tokenworks.models.encoder import encoder_program, encoder_shapes
 from tokenworks.models.fields import Fields
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
+from tokenworks.models.quantised import PackedTensor, open_quantised
 from tokenworks.models.safetensors import open_safetensors
 from tokenworks.protocol.errors import ModelError
 
@@ -67,16 +68,18 @@ def _open_folder(folder: Path) -> Checkpoint:
     name = str(fields.table.get("model_type"))
     if name not in HF_ARCHITECTURES:
         raise _unknown_architecture(config_path, name, list(HF_ARCHITECTURES))
-    fields.refuse("quantization_config", (), "quantised safetensors checkpoints are not supported; use a GGUF file")
     row = HF_ARCHITECTURES[name]
-    return _checkpoint(folder, row.read(fields), open_safetensors(folder), row.files)
+    found = open_quantised(folder, fields, open_safetensors(folder))
+    return _checkpoint(folder, row.read(fields), found, row.files)
 
 
 def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError:
     return ModelError(f"{path}: architecture {name!r} is not supported. Supported here: {', '.join(known)}.")
 
 
-def _checkpoint(path: Path, config: ModelConfig, found: Mapping[str, Tensor], names: FileNames) -> Checkpoint:
+def _checkpoint(
+    path: Path, config: ModelConfig, found: Mapping[str, Tensor | PackedTensor], names: FileNames
+) -> Checkpoint:
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
     sources = {canonical: names.of(canonical) for canonical in shapes}
     for canonical, shape in shapes.items():
@@ -112,7 +115,7 @@ class _Weights(Mapping[str, Tensor]):
     """Weights by canonical name, as programs want them: vectors as F32, rotary pairs as (i, i + head_size / 2)."""
 
     config: ModelConfig
-    found: Mapping[str, Tensor]
+    found: Mapping[str, Tensor | PackedTensor]
     sources: Mapping[str, str]
     names: FileNames
     computed: Mapping[str, Tensor]
@@ -120,7 +123,8 @@ class _Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self.computed:
             return self.computed[name]
-        tensor = self.found[self.sources[name]]
+        stored = self.found[self.sources[name]]
+        tensor = stored.tensor() if isinstance(stored, PackedTensor) else stored
         if self.names.interleaved_rotary and isinstance(self.config, DecoderConfig):
             leaf = name.split(".", 2)[-1]
             if leaf in ("q", "q.bias", "k", "k.bias"):

@@ -16,6 +16,7 @@ from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
 _ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ELEMENT_BYTES |= dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
 _MAX_HEADER_BYTES = 100 << 20
 
 

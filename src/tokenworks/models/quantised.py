@@ -1,0 +1,173 @@
+"""Reads quantised safetensors checkpoints: NVIDIA ModelOpt's and compressed-tensors' (vLLM, LLM Compressor).
+
+A quantised weight is several tensors there: codes, scales of blocks, scales of rows or of the whole. Here they become
+one Tensor in a format that kernels know, when it is looked up. Layouts as those packages write them (ModelOpt 0.47,
+compressed-tensors 0.20):
+
+    NVFP4  X.weight or X.weight_packed: uint8 [out, in / 2], the even column in the low nibble; X.weight_scale: E4M3
+           [out, in / 16]; and X.weight_scale_2 (ModelOpt) multiplies, or X.weight_global_scale divides
+    MXFP4  the same with X.weight_scale: E8M0 in uint8 [out, in / 32], and no third
+    INT8   X.weight: int8 [out, in]; X.weight_scale: floats, one or one per row
+    FP8    X.weight: E4M3; X.weight_scale the same
+
+What they say about activations does not bind us: ours are quantised by the kernels, block by block.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.fields import Fields
+from tokenworks.models.json_file import read_json
+from tokenworks.protocol.errors import ModelError
+
+Bytes = npt.NDArray[np.uint8]
+
+_ACTIVATION_ENDS = ("input_scale", "input_global_scale", "k_scale", "v_scale", "weight_shape")
+_ROW_FORMATS = {"I8": "I8", "F8_E4M3": "F8_E4M3"}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTensor:
+    """A quantised weight as it lies in its file, in parts; `tensor` makes one of them."""
+
+    name: str
+    shape: tuple[int, int]
+    format: str
+    """The kernels' format that it becomes."""
+    codes: Tensor
+    scale: Tensor
+    whole: Tensor | None = None
+    """The third factor of NVFP4."""
+    whole_divides: bool = False
+
+    def tensor(self) -> Tensor:
+        rows, columns = self.shape
+        if self.format in _ROW_FORMATS:
+            scales = np.array(np.broadcast_to(dequantise(self.scale).ravel(), rows))
+            return Tensor(self.name, self.format, self.shape, self.codes.data, scales)
+        factors = None
+        if self.whole is not None:
+            factor = dequantise(self.whole).ravel()[0]
+            factors = np.full(rows, 1 / factor if self.whole_divides else factor, np.float32)
+        block, run = (64, 16) if self.format == "NVFP4" else (32, 32)
+        nibbles = _ggml_order(self.codes.data.reshape(rows, columns // run, run // 2))
+        scale_bytes = self.scale.data.reshape(rows, columns // block, block // run)
+        if self.format == "NVFP4":
+            scale_bytes = scale_bytes & 127  # they have no sign
+        data = np.concatenate((scale_bytes, nibbles.reshape(rows, columns // block, block // 2)), axis=2)
+        return Tensor(self.name, self.format, self.shape, data.reshape(-1), factors)
+
+
+def _ggml_order(pairs: Bytes) -> Bytes:
+    """[..., n] bytes of neighbours (2i in the low nibble, 2i + 1 in the high) to element i beside element n + i."""
+    half = pairs.shape[-1] // 2
+    first, second = pairs[..., :half], pairs[..., half:]
+    out = np.empty_like(pairs)
+    out[..., 0::2] = (first & 15) | (second << 4)
+    out[..., 1::2] = (first >> 4) | (second & 240)
+    return out
+
+
+def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) -> dict[str, Tensor | PackedTensor]:
+    """The checkpoint's tensors with each quantised weight as one, under the name it would have unquantised.
+
+    Raises ModelError for a method, format or tensor that is not one of the above.
+    """
+    section = _settings(folder, config)
+    if section is None:
+        return dict(found)
+    _check(section)
+    joined: dict[str, Tensor | PackedTensor] = {}
+    used: set[str] = set()
+    for name, tensor in found.items():
+        stem, _, leaf = name.rpartition(".")
+        if leaf == "weight_packed" or (leaf == "weight" and f"{stem}.weight_scale" in found):
+            packed = _join(folder, stem, found)
+            joined[packed.name] = packed
+            parts = (packed.codes, packed.scale, packed.whole)
+            used |= {part.name for part in parts if part is not None}
+        elif leaf == "weight_zero_point" and not tensor.data.any():
+            used.add(name)
+    joined |= {
+        name: tensor
+        for name, tensor in found.items()
+        if name not in used and name.rpartition(".")[2] not in _ACTIVATION_ENDS and name not in joined
+    }
+    return joined
+
+
+def _settings(folder: Path, config: Fields) -> Fields | None:
+    """What config.json says about quantisation, or the hf_quant_config.json that ModelOpt puts beside it."""
+    section = config.section("quantization_config")
+    path = folder / "hf_quant_config.json"
+    if section is None and path.exists():
+        section = Fields(path, read_json(path) | {"quant_method": "modelopt"})
+    return section
+
+
+def _check(f: Fields) -> None:
+    method = f.table.get("quant_method")
+    if method not in ("modelopt", "compressed-tensors"):
+        raise ModelError(
+            f"{f.path}: weights quantised by {method!r} are not supported; those of modelopt and compressed-tensors "
+            "are. Get another version of this model, or a GGUF file."
+        )
+    for key in ("sparsity_config", "transform_config"):
+        value: Any = f.table.get(key)
+        if isinstance(value, dict) and (value.get("config_groups") or value.get("format", "dense") != "dense"):
+            raise ModelError(f"{f.path}: quantization_config.{key} is not supported; get a version without it.")
+
+
+def _join(folder: Path, stem: str, found: Mapping[str, Tensor]) -> PackedTensor:
+    codes = found.get(f"{stem}.weight_packed") or found[f"{stem}.weight"]
+    scale = found.get(f"{stem}.weight_scale")
+    if scale is None:
+        raise ModelError(f"{folder}: {codes.name!r} has no {stem}.weight_scale beside it.")
+    if len(codes.shape) != 2:
+        raise ModelError(f"{folder}: quantised tensor {codes.name!r} has {len(codes.shape)} dimensions, not two.")
+    name, (rows, columns) = f"{stem}.weight", codes.shape
+    zero = found.get(f"{stem}.weight_zero_point")
+    if zero is not None and zero.data.any():
+        raise ModelError(f"{folder}: {codes.name!r} has zero points; only symmetric quantisation is supported.")
+    if f"{stem}.pre_quant_scale" in found:
+        raise ModelError(f"{folder}: {codes.name!r} wants its inputs scaled (AWQ), which is not supported.")
+    kinds = (codes.format, scale.format)
+    if kinds == ("U8", "F8_E4M3"):
+        multiplies, divides = found.get(f"{stem}.weight_scale_2"), found.get(f"{stem}.weight_global_scale")
+        _expect(folder, scale, (rows, columns // 8))
+        return _fitting(
+            folder,
+            PackedTensor(name, (rows, 2 * columns), "NVFP4", codes, scale, multiplies or divides, multiplies is None),
+        )
+    if kinds in (("U8", "U8"), ("U8", "F8_E8M0")):
+        _expect(folder, scale, (rows, columns // 16))
+        return _fitting(folder, PackedTensor(name, (rows, 2 * columns), "MXFP4", codes, scale))
+    if codes.format in _ROW_FORMATS and scale.format in ("F32", "F16", "BF16"):
+        _expect(folder, scale, (), (1,), (1, 1), (rows,), (rows, 1))
+        return PackedTensor(name, (rows, columns), _ROW_FORMATS[codes.format], codes, scale)
+    raise ModelError(
+        f"{folder}: {codes.name!r} is {codes.format} with scales in {scale.format}, which is not supported. Supported: "
+        "NVFP4, MXFP4, and INT8 and FP8 (E4M3) with float scales."
+    )
+
+
+def _expect(folder: Path, scale: Tensor, *shapes: tuple[int, ...]) -> None:
+    if scale.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ModelError(f"{folder}: {scale.name!r} has shape {list(scale.shape)}; expected {expected}.")
+
+
+def _fitting(folder: Path, packed: PackedTensor) -> PackedTensor:
+    block = 64 if packed.format == "NVFP4" else 32
+    if packed.shape[1] % block:
+        raise ModelError(
+            f"{folder}: {packed.name!r} has {packed.shape[1]} columns; {packed.format} is supported in multiples of {block}."
+        )
+    return packed

@@ -1,0 +1,245 @@
+"""A float32 forward pass in numpy, one instruction at a time over many windows of text: for calibration and measuring.
+
+The same Program as a backend runs, but all tokens go through an instruction before the next one starts, and the caller
+computes the linear layers: who quantises a layer sees its input, decides its weights, and passes on what they make of
+it. Between instructions the whole state is `buffers` and `at`, which can be kept on disk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.program import (
+    Activate,
+    Activation,
+    Add,
+    Attend,
+    Embed,
+    Gate,
+    Instruction,
+    LayerNorm,
+    Linear,
+    Pool,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Softcap,
+    Value,
+)
+from tokenworks.kernels.tensor import Tensor
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Product = Callable[[Linear, Float32], Float32]
+"""Output of a linear layer, biases included, from its input [rows, in_features]."""
+
+ROWS_AT_ONCE = 4096
+"""Rows that an elementwise operation widens at a time: keeps its temporaries small."""
+
+
+class Forward:
+    """One pass over `tokens` [windows, length]; every row's logits are selected. Each window is a sequence."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], tokens: Int32) -> None:
+        self.program = program
+        self.tokens = tokens
+        self.at = 0
+        """The next instruction's number."""
+        self.buffers: dict[int, Float32] = {}
+        """[rows, width] by number, of those that are still to be read."""
+        self._weights = weights
+        self._last_use = _last_uses(program)
+
+    @property
+    def next(self) -> Instruction | None:
+        instructions = self.program.instructions
+        return instructions[self.at] if self.at < len(instructions) else None
+
+    def input(self, value: Value) -> Float32:
+        return self.buffers[value.buffer][:, value.offset : value.offset + value.width]
+
+    def step(self, product: Product) -> None:
+        """Runs the next instruction."""
+        instruction = self.next
+        assert instruction is not None
+        self._store(instruction.output, self._compute(instruction, product))
+        for buffer in [number for number, last in self._last_use.items() if last == self.at]:
+            self.buffers.pop(buffer, None)
+        self.at += 1
+
+    def _store(self, value: Value, rows: Float32) -> None:
+        if value.width == value.stride:
+            self.buffers[value.buffer] = rows
+        elif value.buffer in self.buffers:
+            self.buffers[value.buffer][:, value.offset : value.offset + value.width] = rows
+        else:
+            whole = np.zeros((len(rows), value.stride), np.float32)
+            whole[:, value.offset : value.offset + value.width] = rows
+            self.buffers[value.buffer] = whole
+
+    def _compute(self, instruction: Instruction, product: Product) -> Float32:
+        match instruction:
+            case Linear(x=x):
+                return product(instruction, self.input(x))
+            case Embed():
+                return self._embed(instruction)
+            case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
+                return _by_rows(lambda rows: _rmsnorm(rows, self._vector(weight), epsilon, group), self.input(x))
+            case LayerNorm(x=x):
+                scale, shift = self._vector(instruction.weight), self._vector(instruction.bias)
+                return _by_rows(lambda rows: _layernorm(rows, scale, shift, instruction.epsilon), self.input(x))
+            case Rope(x=x):
+                return self._rope(instruction, self.input(x))
+            case Attend():
+                return self._attend(instruction)
+            case Gate(gate=gate, up=up):
+                return _by_rows(
+                    lambda g, u: activation(instruction.activation, g) * u, self.input(gate), self.input(up)
+                )
+            case Activate(x=x):
+                return _by_rows(lambda rows: activation(instruction.activation, rows), self.input(x))
+            case Add(a=a, b=b):
+                return self.input(a) + self.input(b)
+            case Softcap(x=x, cap=cap):
+                return np.float32(cap) * np.tanh(self.input(x) / np.float32(cap))
+            case SelectRows(x=x):
+                return self.input(x)
+            case Pool():
+                return self._pool(instruction)
+
+    def _vector(self, name: str) -> Float32:
+        return dequantise(self._weights[name])
+
+    def _embed(self, op: Embed) -> Float32:
+        table = dequantise(self._weights[op.table])
+        windows, length = self.tokens.shape
+        index = {
+            "token": self.tokens.ravel(),
+            "position": np.tile(np.arange(length), windows),
+            "zero": np.zeros(windows * length, np.int64),
+        }[op.index]
+        return table[index] * np.float32(op.scale)
+
+    def _rope(self, op: Rope, x: Float32) -> Float32:
+        windows, length = self.tokens.shape
+        angles = np.arange(length, dtype=np.float32)[:, None] * self._vector(op.inverse_frequencies)
+        cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+        heads = x.reshape(windows, length, -1, op.head_size)
+        first, second = np.split(heads, 2, axis=3)
+        return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=3).reshape(x.shape)
+
+    def _attend(self, op: Attend) -> Float32:
+        windows, length = self.tokens.shape
+        # [windows, heads, length, head_size]
+        q, k, v = (
+            self.input(value).reshape(windows, length, -1, op.head_size).transpose(0, 2, 1, 3)
+            for value in (op.q, op.k, op.v)
+        )
+        mask = _mask(length, op.window if op.cache_layer is not None else -1)
+        shared = op.heads // op.kv_heads
+        out = np.empty((windows, length, op.heads, op.head_size), np.float32)
+        for w in range(windows):
+            scores = np.float32(op.scale) * (q[w] @ k[w].repeat(shared, axis=0).transpose(0, 2, 1))
+            if op.softcap:
+                scores = np.float32(op.softcap) * np.tanh(scores / np.float32(op.softcap))
+            scores += mask
+            scores -= scores.max(axis=2, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=2, keepdims=True)
+            out[w] = (scores @ v[w].repeat(shared, axis=0)).transpose(1, 0, 2)
+        return out.reshape(windows * length, -1)
+
+    def _pool(self, op: Pool) -> Float32:
+        rows = self.input(op.x).reshape(*self.tokens.shape, -1)
+        pooled = rows.mean(axis=1) if op.how == "mean" else rows[:, 0]
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if op.normalise else pooled
+
+
+def plain_product(weights: Mapping[str, Tensor]) -> Product:
+    """Linear layers with the weights as they are."""
+
+    def product(linear: Linear, x: Float32) -> Float32:
+        return linear_output(x, [dequantise(weights[name]) for name in linear.weights], linear, weights)
+
+    return product
+
+
+def linear_output(x: Float32, matrices: list[Float32], linear: Linear, weights: Mapping[str, Tensor]) -> Float32:
+    """[rows, sum of out_features]: each matrix's part with its bias."""
+    out = np.empty((len(x), sum(len(matrix) for matrix in matrices)), np.float32)
+    start = 0
+    for number, matrix in enumerate(matrices):
+        part = out[:, start : start + len(matrix)]
+        np.matmul(x, matrix.T, out=part)
+        bias = linear.biases[number] if linear.biases else None
+        if bias is not None:
+            part += dequantise(weights[bias])
+        start += len(matrix)
+    return out
+
+
+def activation(kind: Activation, x: Float32) -> Float32:
+    match kind:
+        case "silu":
+            return x * (np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x))
+        case "gelu_tanh":
+            inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+            return np.float32(0.5) * x * (1 + np.tanh(inner))
+        case "gelu":
+            return np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5))))
+
+
+def _erf(x: Float32) -> Float32:
+    """Within 2e-7 of erf: Abramowitz & Stegun 7.1.26 in double precision is 1.5e-7."""
+    wide = np.abs(x.astype(np.float64))
+    t = 1 / (1 + 0.3275911 * wide)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    return (np.sign(x) * (1 - series * np.exp(-wide * wide))).astype(np.float32)
+
+
+def _by_rows(compute: Callable[..., Float32], *inputs: Float32) -> Float32:
+    parts = [
+        compute(*(each[start : start + ROWS_AT_ONCE] for each in inputs))
+        for start in range(0, len(inputs[0]), ROWS_AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def _rmsnorm(x: Float32, weight: Float32, epsilon: float, group: int) -> Float32:
+    groups = x.reshape(len(x), -1, group)
+    mean = np.einsum("rgi,rgi->rg", groups, groups)[:, :, None] / np.float32(group)
+    return (groups / np.sqrt(mean + np.float32(epsilon)) * weight).reshape(x.shape)
+
+
+def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Float32:
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = np.einsum("ri,ri->r", centred, centred)[:, None] / np.float32(x.shape[1])
+    return centred / np.sqrt(variance + np.float32(epsilon)) * weight + bias
+
+
+@cache
+def _mask(length: int, window: int) -> Float32:
+    """[length, length] to add to scores; a window of -1 sees everything, of 0 the past, else so many tokens."""
+    if window < 0:
+        return np.zeros((length, length), np.float32)
+    distance = np.arange(length)[:, None] - np.arange(length)
+    hidden = (distance < 0) | ((distance >= window) if window else False)
+    return np.where(hidden, np.float32(-np.inf), np.float32(0))
+
+
+def _last_uses(program: Program) -> dict[int, int]:
+    """Buffer number -> number of the last instruction that reads it; the result is never let go."""
+    last: dict[int, int] = {}
+    for number, instruction in enumerate(program.instructions):
+        fields: dict[str, Any] = {
+            field.name: getattr(instruction, field.name) for field in dataclasses.fields(instruction)
+        }
+        last |= {v.buffer: number for name, v in fields.items() if isinstance(v, Value) and name != "output"}
+    last.pop(program.result.buffer, None)
+    return last
