@@ -69,8 +69,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     if name not in HF_ARCHITECTURES:
         raise _unknown_architecture(config_path, name, list(HF_ARCHITECTURES))
     row = HF_ARCHITECTURES[name]
-    found = open_quantised(folder, fields, open_safetensors(folder))
-    return _checkpoint(folder, row.read(fields), found, row.files)
+    config = row.read(fields)
+    return _checkpoint(folder, config, open_quantised(folder, fields, open_safetensors(folder)), row.files)
 
 
 def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError:

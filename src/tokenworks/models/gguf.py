@@ -30,9 +30,10 @@ _TYPE_NAMES = """
 F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S
 IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16
 """
-_TENSOR_TYPES = dict(enumerate(_TYPE_NAMES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+TENSOR_TYPES = dict(enumerate(_TYPE_NAMES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 _MAX_RANK = 4
 _SCAN_BYTES = 1 << 20
+_PAIRS_START = 24  # behind magic, version and the two counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ class GgufFile:
     metadata: Mapping[str, bool | int | float | str | GgufArray]
     tensors: Mapping[str, Tensor]
     data: npt.NDArray[np.uint8]
+    metadata_bytes: npt.NDArray[np.uint8]
+    """Keys and values as they lie in the file, for who writes it anew."""
+    metadata_pairs: int
+    alignment: int
 
     def array(self, key: str) -> list[Any]:
         """The elements of an array of scalars or strings. Raises ModelError when there is no such array."""
@@ -89,6 +94,7 @@ def open_gguf(path: Path) -> GgufFile:
     for _ in range(pair_count):
         key = reader.string()
         metadata[key] = reader.value(reader.scalar(_U32))
+    pairs_end = reader.at
     described = [_describe(reader) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
@@ -97,7 +103,8 @@ def open_gguf(path: Path) -> GgufFile:
     tensors = {item[0]: _tensor(path, data, start, *item) for item in described}
     if len(tensors) != tensor_count:
         raise ModelError(f"{path} is damaged: it describes a tensor twice.")
-    return GgufFile(path, metadata, _with_scales(path, tensors), data)
+    pairs = data[_PAIRS_START:pairs_end]
+    return GgufFile(path, metadata, _with_scales(path, tensors), data, pairs, pair_count, alignment)
 
 
 def _with_scales(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +139,7 @@ def _describe(reader: "_Reader") -> tuple[str, tuple[int, ...], int, int]:
 def _tensor(
     path: Path, data: npt.NDArray[np.uint8], start: int, name: str, shape: tuple[int, ...], kind: int, offset: int
 ) -> Tensor:
-    form = _TENSOR_TYPES.get(kind, f"number {kind}")
+    form = TENSOR_TYPES.get(kind, f"number {kind}")
     if form not in FORMATS:
         raise ModelError(
             f"{path}: tensor {name!r} has type {form}, which is not supported. Supported: {', '.join(FORMATS)}."

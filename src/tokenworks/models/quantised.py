@@ -58,9 +58,8 @@ class PackedTensor:
             factors = np.full(rows, 1 / factor if self.whole_divides else factor, np.float32)
         block, run = (64, 16) if self.format == "NVFP4" else (32, 32)
         nibbles = _ggml_order(self.codes.data.reshape(rows, columns // run, run // 2))
-        scale_bytes = self.scale.data.reshape(rows, columns // block, block // run)
-        if self.format == "NVFP4":
-            scale_bytes = scale_bytes & 127  # they have no sign
+        unsigned = np.uint8(127 if self.format == "NVFP4" else 255)  # ggml's E4M3 scales have no sign
+        scale_bytes = self.scale.data.reshape(rows, columns // block, block // run) & unsigned
         data = np.concatenate((scale_bytes, nibbles.reshape(rows, columns // block, block // 2)), axis=2)
         return Tensor(self.name, self.format, self.shape, data.reshape(-1), factors)
 
@@ -116,8 +115,8 @@ def _check(f: Fields) -> None:
     method = f.table.get("quant_method")
     if method not in ("modelopt", "compressed-tensors"):
         raise ModelError(
-            f"{f.path}: weights quantised by {method!r} are not supported; those of modelopt and compressed-tensors "
-            "are. Get another version of this model, or a GGUF file."
+            f"{f.path}: weights quantised by {method!r} are not supported, those of modelopt and compressed-tensors "
+            "are: use a GGUF file, or another version of this model."
         )
     for key in ("sparsity_config", "transform_config"):
         value: Any = f.table.get(key)
@@ -168,6 +167,7 @@ def _fitting(folder: Path, packed: PackedTensor) -> PackedTensor:
     block = 64 if packed.format == "NVFP4" else 32
     if packed.shape[1] % block:
         raise ModelError(
-            f"{folder}: {packed.name!r} has {packed.shape[1]} columns; {packed.format} is supported in multiples of {block}."
+            f"{folder}: {packed.name!r} has {packed.shape[1]} columns; "
+            f"{packed.format} is supported in multiples of {block}."
         )
     return packed

@@ -107,7 +107,7 @@ class Forward:
             case Add(a=a, b=b):
                 return self.input(a) + self.input(b)
             case Softcap(x=x, cap=cap):
-                return np.float32(cap) * np.tanh(self.input(x) / np.float32(cap))
+                return np.asarray(np.float32(cap) * np.tanh(self.input(x) / np.float32(cap)), np.float32)
             case SelectRows(x=x):
                 return self.input(x)
             case Pool():
@@ -119,12 +119,12 @@ class Forward:
     def _embed(self, op: Embed) -> Float32:
         table = dequantise(self._weights[op.table])
         windows, length = self.tokens.shape
-        index = {
+        index: dict[str, Int32] = {
             "token": self.tokens.ravel(),
-            "position": np.tile(np.arange(length), windows),
-            "zero": np.zeros(windows * length, np.int64),
-        }[op.index]
-        return table[index] * np.float32(op.scale)
+            "position": np.tile(np.arange(length, dtype=np.int32), windows),
+            "zero": np.zeros(windows * length, np.int32),
+        }
+        return np.asarray(table[index[op.index]] * np.float32(op.scale), np.float32)
 
     def _rope(self, op: Rope, x: Float32) -> Float32:
         windows, length = self.tokens.shape
@@ -187,12 +187,12 @@ def linear_output(x: Float32, matrices: list[Float32], linear: Linear, weights: 
 def activation(kind: Activation, x: Float32) -> Float32:
     match kind:
         case "silu":
-            return x * (np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x))
+            return np.asarray(x * (np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x)), np.float32)
         case "gelu_tanh":
             inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-            return np.float32(0.5) * x * (1 + np.tanh(inner))
+            return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), np.float32)
         case "gelu":
-            return np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5))))
+            return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5)))), np.float32)
 
 
 def _erf(x: Float32) -> Float32:
@@ -200,7 +200,7 @@ def _erf(x: Float32) -> Float32:
     wide = np.abs(x.astype(np.float64))
     t = 1 / (1 + 0.3275911 * wide)
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return (np.sign(x) * (1 - series * np.exp(-wide * wide))).astype(np.float32)
+    return np.asarray(np.sign(x) * (1 - series * np.exp(-wide * wide)), np.float32)
 
 
 def _by_rows(compute: Callable[..., Float32], *inputs: Float32) -> Float32:
@@ -214,13 +214,13 @@ def _by_rows(compute: Callable[..., Float32], *inputs: Float32) -> Float32:
 def _rmsnorm(x: Float32, weight: Float32, epsilon: float, group: int) -> Float32:
     groups = x.reshape(len(x), -1, group)
     mean = np.einsum("rgi,rgi->rg", groups, groups)[:, :, None] / np.float32(group)
-    return (groups / np.sqrt(mean + np.float32(epsilon)) * weight).reshape(x.shape)
+    return np.asarray(groups / np.sqrt(mean + np.float32(epsilon)) * weight, np.float32).reshape(x.shape)
 
 
 def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Float32:
     centred = x - x.mean(axis=1, keepdims=True)
     variance = np.einsum("ri,ri->r", centred, centred)[:, None] / np.float32(x.shape[1])
-    return centred / np.sqrt(variance + np.float32(epsilon)) * weight + bias
+    return np.asarray(centred / np.sqrt(variance + np.float32(epsilon)) * weight + bias, np.float32)
 
 
 @cache

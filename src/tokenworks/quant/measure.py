@@ -86,4 +86,3 @@ def compare(
 
 def _head(program: Program) -> Linear:
     return next(each for each in reversed(program.instructions) if isinstance(each, Linear))
-

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenworks.quant.schemes import BLOCK, GRIDS, Bytes, Float32, Quantised, SchemeName, block_scales, encode, row_scales
+from tokenworks.quant.schemes import (
+    BLOCK,
+    GRIDS,
+    Bytes,
+    Float32,
+    Quantised,
+    SchemeName,
+    block_scales,
+    encode,
+    row_scales,
+)
 
 DAMPING = 0.01
 """Of H's mean diagonal, added to it: keeps directions that the text hardly shows from being bent at will."""
@@ -70,7 +80,7 @@ def compensate(scheme: SchemeName, weight: Float32, text: Curvature) -> Quantise
     left = np.ascontiguousarray((weight / rows[:, None]).T)
     codes = np.empty(left.shape, np.uint8)
     scales: list[Bytes] = []
-    importance = 1 / text.gains
+    importance = np.float32(1) / text.gains
     grid = GRIDS[scheme]
     for start in range(0, len(left), block):
         stop = min(start + block, len(left))
@@ -88,6 +98,4 @@ def compensate(scheme: SchemeName, weight: Float32, text: Curvature) -> Quantise
                 )
         if stop < len(left):
             left[stop:] -= text.compensation[start:stop, stop:].T @ errors
-    return Quantised(
-        scheme, np.ascontiguousarray(codes.T), np.stack(scales, axis=1) if scales else None, rows
-    )
+    return Quantised(scheme, np.ascontiguousarray(codes.T), np.stack(scales, axis=1) if scales else None, rows)

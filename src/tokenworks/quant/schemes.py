@@ -22,7 +22,7 @@ Float32 = npt.NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
 SchemeName = Literal["nvfp4", "mxfp4", "int8", "fp8"]
 
-E2M1 = E2M1_DOUBLED / 2
+E2M1 = np.asarray(E2M1_DOUBLED / 2, np.float32)
 _E2M1_MAX, _E4M3_MAX, _INT8_MAX = 6.0, 448.0, 127.0
 _INT8 = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
 
@@ -61,7 +61,7 @@ def block_scale_numbers(scheme: SchemeName, codes: Bytes) -> Float32:
 
 
 def encode(scheme: SchemeName, x: Float32) -> Bytes:
-    """The code nearest to each number, ties to the even one; numbers beyond the grid get its end."""
+    """The code nearest to each number, ties to the even one; numbers beyond the grid get its end. Zero has no sign."""
     match scheme:
         case "nvfp4" | "mxfp4":
             return _e2m1_codes(x)
@@ -77,16 +77,17 @@ def _e2m1_codes(x: Float32) -> Bytes:
     codes = np.rint(size + size)
     codes = np.where(size >= 2, np.rint(size) + 2, codes)
     codes = np.where(size >= 4, np.rint(size * np.float32(0.5)) + 4, codes)
-    return codes.astype(np.uint8) | (np.signbit(x).astype(np.uint8) << 3)
+    return np.asarray(codes.astype(np.uint8) | np.where((x < 0) & (codes > 0), np.uint8(8), np.uint8(0)))
 
 
 def _e4m3_codes(x: Float32) -> Bytes:
     size = np.minimum(np.abs(x), np.float32(_E4M3_MAX))
     _, exponents = np.frexp(size)
+    exponents = np.where(size > 0, exponents, -6)
     step_exponents = np.maximum(exponents - 1, -6) - 3  # eight steps to an octave; the lowest one is shared with zero
     steps = np.rint(np.ldexp(size, -step_exponents))  # 8 to 16 in an octave, 0 to 8 in the lowest
     codes = ((step_exponents + 9) * 8 + steps).astype(np.int32)
-    return codes.astype(np.uint8) | (np.signbit(x).astype(np.uint8) << 7)
+    return np.asarray(codes.astype(np.uint8) | np.where((x < 0) & (codes > 0), np.uint8(128), np.uint8(0)))
 
 
 def row_scales(scheme: SchemeName, weight: Float32, importance: Float32) -> Float32:
@@ -139,7 +140,7 @@ def _or_one(scales: Float32) -> Float32:
 def _squared_error(scheme: SchemeName, x: Float32, scales: Float32, importance: Float32) -> Float32:
     """[n] of rows x [n, columns] under one scale each."""
     error = GRIDS[scheme][encode(scheme, x / scales[:, None])] * scales[:, None] - x
-    return (error * error * importance).sum(axis=1)
+    return np.asarray((error * error * importance).sum(axis=1), np.float32)
 
 
 def _best(candidates: list[npt.NDArray[T]], error: Callable[[npt.NDArray[T]], Float32]) -> npt.NDArray[T]:

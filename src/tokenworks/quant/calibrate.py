@@ -1,0 +1,139 @@
+"""Quantises a model's weights in the order its program uses them, each on the inputs that the ones before it make.
+
+With a calibration text, every linear layer is rounded with compensation (rounding.py) on the inputs that it will get
+from the already quantised layers, and towards the outputs that the unquantised model has there: two passes run side by
+side, and a weight is first moved to the one that fits the unquantised outputs best on the inputs it will really get
+(the asymmetric calibration of GPTAQ, Li et al. 2025, arXiv 2504.02692, solved by least squares). Without a text each
+weight is rounded to nearest.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.program import Add, Embed, Linear, Program
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.quant.forward import Float32, Forward, Int32, linear_output, plain_product
+from tokenworks.quant.recipe import Choice
+from tokenworks.quant.rounding import compensate, curvature, round_to_nearest
+from tokenworks.quant.schemes import Quantised
+
+Progress = Callable[[int, int, str], None]
+"""Called with the number of finished weights, that of all, and the name of the one that comes next."""
+
+RIDGE = 0.1
+"""Of the inputs' mean square, added when a weight is fitted to them: a short text is not followed blindly."""
+
+
+class Memory(Protocol):
+    """Where finished work is kept (on disk: work.py), so that an interrupted run can go on."""
+
+    def weight(self, name: str) -> Quantised | None: ...
+
+    def keep_weight(self, name: str, weight: Quantised) -> None: ...
+
+    def restore(self, passes: Mapping[str, Forward]) -> None:
+        """Sets the passes to where they were when they were last kept, if they were."""
+
+    def keep_passes(self, passes: Mapping[str, Forward]) -> None: ...
+
+
+def quantise(
+    program: Program,
+    weights: Mapping[str, Tensor],
+    choices: Mapping[str, Choice],
+    windows: Int32 | None,
+    memory: Memory,
+    progress: Progress,
+) -> dict[str, Quantised]:
+    """The weights whose choice is not "keep", quantised; `windows` [count, length] is the calibration text."""
+    wanted = [name for name, choice in choices.items() if choice != "keep"]
+    job = _Job(program, weights, choices, memory, lambda done, name: progress(done, len(wanted), name))
+    tables = {instruction.table for instruction in program.instructions if isinstance(instruction, Embed)}
+    for name in wanted:
+        if windows is None or name in tables:
+            job.round(name)
+    if windows is not None:
+        job.calibrate(windows, wanted)
+    return {name: job.done[name] for name in wanted}
+
+
+@dataclass(slots=True)
+class _Job:
+    program: Program
+    weights: Mapping[str, Tensor]
+    choices: Mapping[str, Choice]
+    memory: Memory
+    progress: Callable[[int, str], None]
+    done: dict[str, Quantised] = field(default_factory=dict)
+
+    def round(self, name: str) -> None:
+        """One weight, by itself."""
+        scheme = self.choices[name]
+        assert scheme != "keep"
+        self._finish(name, lambda: round_to_nearest(scheme, dequantise(self.weights[name])))
+
+    def calibrate(self, windows: Int32, wanted: list[str]) -> None:
+        """All others of `wanted`, in the program's order."""
+        exact = Forward(self.program, self.weights, windows)
+        quantised = Forward(self.program, self._tables(), windows)
+        passes = {"exact": exact, "quantised": quantised}
+        self.memory.restore(passes)
+        for instruction in self.program.instructions[: quantised.at]:
+            names = instruction.weights if isinstance(instruction, Linear) else ()
+            self.done |= {name: kept for name in names if (kept := self.memory.weight(name)) is not None}
+        plain = plain_product(self.weights)
+        while not set(wanted) <= self.done.keys():
+            step = quantised.next
+            if isinstance(step, Linear):
+                aim = exact.input(step.x)
+                quantised.step(lambda linear, x, aim=aim: self._linear(linear, x, aim))  # type: ignore[misc]
+            else:
+                quantised.step(plain)
+            exact.step(plain)
+            if isinstance(step, Add):
+                self.memory.keep_passes(passes)
+
+    def _tables(self) -> Mapping[str, Tensor]:
+        """The weights, with tables that are quantised already as they are now."""
+        numbers = {name: weight.dequantise() for name, weight in self.done.items()}
+        changed = {
+            name: Tensor(name, "F32", rows.shape, rows.view(np.uint8).reshape(-1)) for name, rows in numbers.items()
+        }
+        return {**self.weights, **changed}
+
+    def _linear(self, linear: Linear, x: Float32, aim: Float32) -> Float32:
+        """Quantises the layer's weights, whose input is `x` where the unquantised model has `aim`; their output."""
+        missing = [name for name in linear.weights if self.choices[name] != "keep" and name not in self.done]
+        if missing:
+            text = curvature(x)
+            fit = _fit(x, aim)
+            for name in missing:
+                scheme = self.choices[name]
+                assert scheme != "keep"
+                weight = dequantise(self.weights[name])
+                self._finish(name, lambda scheme=scheme, w=weight: compensate(scheme, w + w @ fit, text))  # type: ignore[misc]
+        matrices = [
+            self.done[name].dequantise() if name in self.done else dequantise(self.weights[name])
+            for name in linear.weights
+        ]
+        return linear_output(x, matrices, linear, self.weights)
+
+    def _finish(self, name: str, make: Callable[[], Quantised]) -> None:
+        self.progress(len(self.done), name)
+        kept = self.memory.weight(name)
+        if kept is None:
+            kept = make()
+            self.memory.keep_weight(name, kept)
+        self.done[name] = kept
+        self.progress(len(self.done), name)
+
+
+def _fit(x: Float32, aim: Float32) -> Float32:
+    """[in_features, in_features] F, so that W + W F is the weight that makes of x what W makes of `aim`."""
+    h = (x.T @ x).astype(np.float64)
+    h[np.diag_indices_from(h)] += RIDGE * float(h.diagonal().mean()) + 1e-12
+    return np.linalg.solve(h, (x.T @ (aim - x)).astype(np.float64)).T.astype(np.float32)

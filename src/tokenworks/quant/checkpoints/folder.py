@@ -1,0 +1,106 @@
+"""A Hugging Face style folder: config.json, tokenizer, weights in one safetensors file, in either quantised layout."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+import tokenworks
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.architectures import HF_ARCHITECTURES, FileNames
+from tokenworks.models.checkpoint import Checkpoint
+from tokenworks.models.gguf import open_gguf
+from tokenworks.models.json_file import read_json
+from tokenworks.quant.checkpoints import compressed_tensors, modelopt
+from tokenworks.quant.checkpoints.gguf_source import config_of_gguf, write_gguf_tokenizer
+from tokenworks.quant.checkpoints.safetensors import Stored, write_safetensors
+from tokenworks.quant.schemes import Quantised, SchemeName
+
+FolderLayout = Literal["compressed-tensors", "modelopt"]
+
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
+"""Of GGUF's architectures, where the folder's model_type is another word."""
+_WEIGHT_ENDS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
+_WRITTEN = ("config.json", "hf_quant_config.json")
+
+
+def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quantised], layout: FolderLayout) -> None:
+    """Writes `source` with some weights `quantised`, by canonical name, into an existing folder.
+
+    What is kept keeps its dtype; numbers of block formats, which a folder has no other form for, become BF16. Raises
+    ModelError when the source is a GGUF file whose config or tokenizer has no such form.
+    """
+    table = _config(source)
+    names = HF_ARCHITECTURES[table["model_type"]].files
+    tensors: dict[str, Stored] = {}
+    schemes: dict[str, SchemeName] = {}
+    kept: list[str] = []
+    stored = compressed_tensors.stored if layout == "compressed-tensors" else modelopt.stored
+    for canonical, tensor in source.tensors.items():
+        if canonical.startswith("rope."):  # follows from the config
+            continue
+        name = names.of(canonical)
+        module = name.removesuffix(".weight")
+        if canonical in quantised:
+            tensors |= stored(module, quantised[canonical])
+            schemes[module] = quantised[canonical].scheme
+        else:
+            tensors[name] = _kept(canonical, tensor, names)
+            if len(tensor.shape) == 2:
+                kept.append(module)
+    if table.get("tie_word_embeddings", False) and "lm_head" not in kept and names.of("embed") in tensors:
+        kept.append("lm_head")
+    write_safetensors(folder / "model.safetensors", tensors)
+    if layout == "compressed-tensors":
+        table["quantization_config"] = compressed_tensors.config(schemes, kept)
+    else:
+        said = modelopt.hf_quant_config(schemes, kept, tokenworks.__version__)
+        write_json(folder / "hf_quant_config.json", said)
+        table["quantization_config"] = modelopt.config(said)
+    write_json(folder / "config.json", table)
+    if source.path.is_dir():
+        _copy_others(source.path, folder)
+    else:
+        write_gguf_tokenizer(source.path, folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _config(source: Checkpoint) -> dict[str, Any]:
+    if source.path.is_dir():
+        return {k: v for k, v in read_json(source.path / "config.json").items() if k != "quantization_config"}
+    file = open_gguf(source.path)
+    architecture = str(file.metadata["general.architecture"])
+    return config_of_gguf(file, source.config, _MODEL_TYPES.get(architecture, architecture))
+
+
+def _kept(canonical: str, tensor: Tensor, names: FileNames) -> Stored:
+    if len(tensor.shape) == 1:
+        offset = names.norm_offset if canonical.endswith("norm") else 0.0
+        return Stored("F32", tensor.shape, (dequantise(tensor) - np.float32(offset)).astype("<f4"))
+    if tensor.format in ("F32", "F16", "BF16"):
+        return Stored(tensor.format, tensor.shape, tensor.data)
+    return Stored("BF16", tensor.shape, _bf16(dequantise(tensor)))
+
+
+def _bf16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper halves of the nearest numbers, ties to even."""
+    bits = numbers.view(np.uint32)
+    return np.asarray((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16, np.uint16)
+
+
+def _copy_others(source: Path, folder: Path) -> None:
+    """Tokenizer, templates, licences: all that is neither weights nor written anew."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and not path.name.endswith(_WEIGHT_ENDS) and str(name) not in _WRITTEN:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)

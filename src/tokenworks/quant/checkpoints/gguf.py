@@ -1,0 +1,100 @@
+"""Writes a GGUF file from a GGUF file: the same metadata and tensors, with some weights in ggml's NVFP4 or MXFP4.
+
+ggml's blocks are described in models/gguf.py's sources; NVFP4's second-level scale lies beside its weight in a tensor
+of its own, X.scale, as llama.cpp's converter writes it.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.architectures import GGUF_ARCHITECTURES
+from tokenworks.models.checkpoint import Checkpoint
+from tokenworks.models.config import DecoderConfig
+from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
+from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.quant.schemes import Bytes, Quantised
+
+_VERSION = 3
+_GGML_NAMES = {"nvfp4": "NVFP4", "mxfp4": "MXFP4"}
+_BLOCKS = {"NVFP4": 64, "MXFP4": 32}
+
+
+def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised]) -> None:
+    """Raises InvalidRequest when the source is no GGUF file, or a weight has a format or width that GGUF has not."""
+    if not source.path.is_file():
+        raise InvalidRequest(
+            f"{source.path}: a GGUF file is written from a GGUF file only. Use --layout compressed-tensors."
+        )
+    file = open_gguf(source.path)
+    names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])].files
+    tensors = dict(file.tensors)
+    for canonical, weight in quantised.items():
+        name = names.of(canonical)
+        leaf = canonical.rpartition(".")[2]
+        if names.interleaved_rotary and leaf in ("q", "k") and isinstance(source.config, DecoderConfig):
+            weight = _interleaved(weight, source.config.heads if leaf == "q" else source.config.kv_heads)
+        tensors[name] = ggml_tensor(name, weight)
+    _write(path, file.metadata_bytes, file.metadata_pairs, file.alignment, _with_scales(tensors))
+
+
+def ggml_tensor(name: str, weight: Quantised) -> Tensor:
+    """A weight in ggml's blocks."""
+    form = _GGML_NAMES.get(weight.scheme)
+    rows, columns = weight.codes.shape
+    if form is None or weight.block_scales is None:
+        raise InvalidRequest(
+            f"GGUF has no {weight.scheme} with a scale per row ({name}): write nvfp4 or mxfp4, or a folder."
+        )
+    if columns % _BLOCKS[form]:
+        raise InvalidRequest(f"{name} has {columns} columns; GGUF's {form} needs a multiple of {_BLOCKS[form]}.")
+    blocks = columns // _BLOCKS[form]
+    run = columns // weight.block_scales.shape[1]
+    codes = weight.codes.reshape(rows, -1, 2, run // 2)
+    nibbles = codes[:, :, 0] | np.left_shift(codes[:, :, 1], 4, dtype=np.uint8)
+    parts = (weight.block_scales.reshape(rows, blocks, -1), nibbles.reshape(rows, blocks, -1))
+    scales = weight.row_scales if weight.scheme == "nvfp4" else None
+    return Tensor(name, form, (rows, columns), np.concatenate(parts, axis=2).reshape(-1), scales)
+
+
+def _interleaved(weight: Quantised, heads: int) -> Quantised:
+    """Rows of each head from all first members of rotary pairs, then all second ones, to pair after pair."""
+    rows = np.arange(len(weight.codes)).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+    blocks = None if weight.block_scales is None else weight.block_scales[rows]
+    return replace(weight, codes=weight.codes[rows], block_scales=blocks, row_scales=weight.row_scales[rows])
+
+
+def _with_scales(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Each tensor, behind it its row scales as a tensor of their own: one number where all are the same."""
+    found = []
+    for tensor in tensors.values():
+        found.append(tensor)
+        if tensor.row_scales is not None:
+            numbers = tensor.row_scales
+            numbers = numbers[:1] if (numbers == numbers[0]).all() else numbers
+            name = tensor.name.removesuffix(".weight") + ".scale"
+            found.append(Tensor(name, "F32", numbers.shape, numbers.astype("<f4").view(np.uint8)))
+    return found
+
+
+def _write(path: Path, metadata: Bytes, pairs: int, alignment: int, tensors: list[Tensor]) -> None:
+    numbers = {name: number for number, name in TENSOR_TYPES.items()}
+    described, at = b"", 0
+    for tensor in tensors:
+        name = tensor.name.encode()
+        described += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(tensor.shape))
+        described += struct.pack(f"<{len(tensor.shape)}Q", *reversed(tensor.shape))
+        described += struct.pack("<IQ", numbers[tensor.format], at)
+        at += tensor.data.nbytes + -tensor.data.nbytes % alignment
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), pairs))
+        file.write(metadata.data)
+        file.write(described)
+        file.write(bytes(-file.tell() % alignment))
+        for tensor in tensors:
+            file.write(np.ascontiguousarray(tensor.data).data)
+            file.write(bytes(-tensor.data.nbytes % alignment))

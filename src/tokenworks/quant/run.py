@@ -1,0 +1,88 @@
+"""The whole of `tokenworks quantize`: open, calibrate, round, write; whole or not at all."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.quant.calibrate import Progress, quantise
+from tokenworks.quant.checkpoints.folder import FolderLayout, write_folder
+from tokenworks.quant.checkpoints.gguf import write_gguf
+from tokenworks.quant.recipe import Recipe
+from tokenworks.quant.text import read_texts, windows
+from tokenworks.quant.work import Work
+
+Layout = FolderLayout | Literal["gguf"]
+
+CALIBRATION_WINDOWS = 64
+CALIBRATION_TOKENS = 256
+"""In each window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a run made."""
+
+    path: Path
+    """What `serve` takes."""
+    size_bytes: int
+    quantised: dict[str, str]
+    """Format by canonical weight name."""
+    calibration_tokens: int
+    resumed: bool
+
+
+def quantise_model(
+    source: Path, out: Path, recipe: Recipe, layout: Layout, texts: Sequence[Path], progress: Progress
+) -> Written:
+    """Quantises the model at `source` into the new folder `out`. Raises ModelError or InvalidRequest.
+
+    Until it is whole, the work lies in a folder beside `out`, from which the same call goes on if it was interrupted.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"{out} is there already: remove it, or choose another --out.")
+    checkpoint = open_checkpoint(source)
+    program = checkpoint.program()
+    choices = recipe.of(program)
+    if all(choice == "keep" for choice in choices.values()):
+        raise InvalidRequest("The recipe keeps every weight as it is: there is nothing to quantise.")
+    tokens = None
+    if texts:
+        length = min(CALIBRATION_TOKENS, checkpoint.config.context_tokens)
+        tokens = windows(read_texts(texts), load_tokenizer(source), count=CALIBRATION_WINDOWS, length=length)
+    identity = {
+        "source": _fingerprint(source),
+        "choices": choices,
+        "text": "" if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
+    }
+    work = Work(out.with_name(out.name + ".part"), identity)
+    quantised = quantise(program, checkpoint.tensors, choices, tokens, work, progress)
+    whole = work.folder / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    if layout == "gguf":
+        write_gguf(whole / "model.gguf", checkpoint, quantised)
+    else:
+        write_folder(whole, checkpoint, quantised, layout)
+    if out.exists():
+        out.rmdir()
+    whole.replace(out)
+    shutil.rmtree(work.folder)
+    return Written(
+        out / "model.gguf" if layout == "gguf" else out,
+        sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        {name: weight.scheme for name, weight in quantised.items()},
+        0 if tokens is None else tokens.size,
+        work.resumed,
+    )
+
+
+def _fingerprint(source: Path) -> list[list[object]]:
+    """Names, sizes and times of the model's files: what changes when they do."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    return [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

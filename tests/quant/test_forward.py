@@ -1,0 +1,64 @@
+"""The calibration pass computes what the reference backend computes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.quant.forward import Forward, plain_product
+
+LENGTH = 11
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+}
+MODELS = {
+    "llama": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "qwen3": Qwen3Config(**SMALL),
+    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=3, attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "bert": BertConfig(
+        vocab_size=97, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50,
+        max_position_embeddings=64,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_reference_backend(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = BertModel(MODELS[name]) if name == "bert" else AutoModelForCausalLM.from_config(MODELS[name])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    program = checkpoint.program()
+    tokens = np.random.default_rng(2).integers(0, 97, (3, LENGTH)).astype(np.int32)
+
+    forward = Forward(program, checkpoint.tensors, tokens)
+    while forward.next is not None:
+        forward.step(plain_product(checkpoint.tensors))
+
+    rows = 3 * LENGTH
+    backend = ReferenceBackend().compile(program, checkpoint.tensors, Limits(rows, 3, rows, 9, 4, "float32", 1))
+    batch = StepBatch(
+        tokens.ravel(),
+        np.tile(np.arange(LENGTH, dtype=np.int32), 3),
+        np.arange(4, dtype=np.int32) * LENGTH,
+        np.arange(9, dtype=np.int32).reshape(3, 3),
+        np.arange(rows, dtype=np.int32),
+    )
+    expected = backend.run(batch)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(forward.input(program.result), expected, rtol=2e-4, atol=2e-5)
