@@ -39,7 +39,7 @@ def write_text(path: Path, seed: int = 5) -> Path:
     """Words of few letters, often repeated: inputs of layers are correlated, as real text's are."""
     rng = np.random.default_rng(seed)
     words = ["".join(chr(97 + int(c)) for c in rng.integers(0, 26, rng.integers(2, 7))) for _ in range(60)]
-    path.write_text(" ".join(words[int(number)] for number in rng.zipf(1.3, 20000) % 60))
+    path.write_text(" ".join(words[int(number)] for number in rng.zipf(1.3, 1500) % 60))
     return path
 
 

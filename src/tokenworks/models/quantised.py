@@ -80,14 +80,13 @@ def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) ->
     Raises ModelError for a method, format or tensor that is not one of the above.
     """
     section = _settings(folder, config)
-    if section is None:
-        return dict(found)
-    _check(section)
+    if section is not None:
+        _check(section)
     joined: dict[str, Tensor | PackedTensor] = {}
     used: set[str] = set()
     for name, tensor in found.items():
         stem, _, leaf = name.rpartition(".")
-        if leaf == "weight_packed" or (leaf == "weight" and f"{stem}.weight_scale" in found):
+        if leaf == "weight_packed" or (leaf == "weight" and _is_quantised(tensor, f"{stem}.weight_scale" in found)):
             packed = _join(folder, stem, found)
             joined[packed.name] = packed
             parts = (packed.codes, packed.scale, packed.whole)
@@ -100,6 +99,10 @@ def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) ->
         if name not in used and name.rpartition(".")[2] not in _ACTIVATION_ENDS and name not in joined
     }
     return joined
+
+
+def _is_quantised(weight: Tensor, has_scale: bool) -> bool:
+    return has_scale or weight.format in ("U8", *_ROW_FORMATS)
 
 
 def _settings(folder: Path, config: Fields) -> Fields | None:

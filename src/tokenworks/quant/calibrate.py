@@ -3,8 +3,9 @@
 With a calibration text, every linear layer is rounded with compensation (rounding.py) on the inputs that it will get
 from the already quantised layers, and towards the outputs that the unquantised model has there: two passes run side by
 side, and a weight is first moved to the one that fits the unquantised outputs best on the inputs it will really get
-(the asymmetric calibration of GPTAQ, Li et al. 2025, arXiv 2504.02692, solved by least squares). Without a text each
-weight is rounded to nearest.
+(the asymmetric calibration of GPTAQ, Li et al. 2025, arXiv 2504.02692, solved by least squares). Layers that write to
+the residual stream also take back part of the error that has gathered there. Without a text each weight is rounded to
+nearest.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +19,16 @@ from tokenworks.kernels.program import Add, Embed, Linear, Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.quant.forward import Float32, Forward, Int32, linear_output, plain_product
 from tokenworks.quant.recipe import Choice
-from tokenworks.quant.rounding import compensate, curvature, round_to_nearest
+from tokenworks.quant.rounding import Float64, compensate, curvature, gram, round_to_nearest
 from tokenworks.quant.schemes import Quantised
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished weights, that of all, and the name of the one that comes next."""
 
-RIDGE = 0.1
+RIDGE = 0.3
 """Of the inputs' mean square, added when a weight is fitted to them: a short text is not followed blindly."""
+DRIFT_SHARE = 0.5
+"""How much of the residual stream's error a layer that writes to it is made to take back, where its inputs tell it."""
 
 
 class Memory(Protocol):
@@ -89,8 +92,8 @@ class _Job:
         while not set(wanted) <= self.done.keys():
             step = quantised.next
             if isinstance(step, Linear):
-                aim = exact.input(step.x)
-                quantised.step(lambda linear, x, aim=aim: self._linear(linear, x, aim))  # type: ignore[misc]
+                aim, drift = exact.input(step.x), _drift(step, exact, quantised)
+                quantised.step(lambda linear, x, aim=aim, drift=drift: self._linear(linear, x, aim, drift))  # type: ignore[misc]
             else:
                 quantised.step(plain)
             exact.step(plain)
@@ -105,17 +108,22 @@ class _Job:
         }
         return {**self.weights, **changed}
 
-    def _linear(self, linear: Linear, x: Float32, aim: Float32) -> Float32:
+    def _linear(self, linear: Linear, x: Float32, aim: Float32, drift: Float32 | None) -> Float32:
         """Quantises the layer's weights, whose input is `x` where the unquantised model has `aim`; their output."""
         missing = [name for name in linear.weights if self.choices[name] != "keep" and name not in self.done]
         if missing:
-            text = curvature(x)
-            fit = _fit(x, aim)
+            h = gram(x)
+            text = curvature(h)
+            towards_aim = _regression(h, x, aim - x)
+            against_drift = None if drift is None else np.float32(DRIFT_SHARE) * _regression(h, x, drift)
             for name in missing:
                 scheme = self.choices[name]
                 assert scheme != "keep"
                 weight = dequantise(self.weights[name])
-                self._finish(name, lambda scheme=scheme, w=weight: compensate(scheme, w + w @ fit, text))  # type: ignore[misc]
+                weight = weight + weight @ towards_aim
+                if against_drift is not None:
+                    weight = weight + against_drift
+                self._finish(name, lambda scheme=scheme, weight=weight: compensate(scheme, weight, text))  # type: ignore[misc]
         matrices = [
             self.done[name].dequantise() if name in self.done else dequantise(self.weights[name])
             for name in linear.weights
@@ -132,8 +140,18 @@ class _Job:
         self.progress(len(self.done), name)
 
 
-def _fit(x: Float32, aim: Float32) -> Float32:
-    """[in_features, in_features] F, so that W + W F is the weight that makes of x what W makes of `aim`."""
-    h = (x.T @ x).astype(np.float64)
-    h[np.diag_indices_from(h)] += RIDGE * float(h.diagonal().mean()) + 1e-12
-    return np.linalg.solve(h, (x.T @ (aim - x)).astype(np.float64)).T.astype(np.float32)
+def _drift(linear: Linear, exact: Forward, quantised: Forward) -> Float32 | None:
+    """Where the layer's output joins the residual stream: how far that is from the unquantised model's there."""
+    following = quantised.program.instructions[quantised.at + 1 : quantised.at + 2]
+    if not following or not isinstance(following[0], Add) or len(linear.weights) != 1:
+        return None
+    join = following[0]
+    stream = join.b if join.a == linear.output else join.a
+    return exact.input(stream) - quantised.input(stream)
+
+
+def _regression(h: Float64, x: Float32, target: Float32) -> Float32:
+    """[columns of target, in_features] M, so that x M^T is nearest to `target` [rows, columns]; `h` is gram(x)."""
+    damped = h.copy()
+    damped[np.diag_indices_from(damped)] += RIDGE * float(h.diagonal().mean()) + 1e-12
+    return np.linalg.solve(damped, (x.T @ target).astype(np.float64) / len(x)).T.astype(np.float32)

@@ -9,6 +9,7 @@ weights as they are then.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenworks.quant.schemes import (
     BLOCK,
@@ -21,6 +22,8 @@ from tokenworks.quant.schemes import (
     encode,
     row_scales,
 )
+
+Float64 = npt.NDArray[np.float64]
 
 DAMPING = 0.01
 """Of H's mean diagonal, added to it: keeps directions that the text hardly shows from being bent at will."""
@@ -58,8 +61,14 @@ class Curvature:
     """[in_features]: squares of that factor's diagonal; 1 / gains weighs a column's error after compensation."""
 
 
-def curvature(x: Float32) -> Curvature:
-    h = (x.T @ x).astype(np.float64) / len(x)
+def gram(x: Float32) -> Float64:
+    """X^T X / rows of inputs [rows, in_features]: all that rounding must know of a text."""
+    return (x.T @ x).astype(np.float64) / len(x)
+
+
+def curvature(h: Float64) -> Curvature:
+    """Of a gram matrix."""
+    h = h.copy()
     h[np.diag_indices_from(h)] += max(DAMPING * float(h.diagonal().mean()), 1e-12)
     # H = R R^T with R upper triangular: Cholesky's factor of H read from its far end. Then H^-1 = U^T U with U = R^-1.
     root = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
