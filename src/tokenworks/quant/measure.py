@@ -36,6 +36,36 @@ def last_hidden(program: Program, weights: Mapping[str, Tensor], tokens: Int32) 
     return forward.input(head.x)
 
 
+class Tally:
+    """Adds up a Divergence, rows by rows."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(4)
+        self._count = 0
+
+    def add(self, reference: Float32, candidate: Float32, following: Int32) -> None:
+        """Natural logarithms of next-token probabilities, [rows, vocabulary], and the tokens that did follow [rows]."""
+        chosen = following[:, None].astype(np.int64)
+        self._count += len(chosen)
+        self._sums += (
+            np.take_along_axis(reference, chosen, axis=1).sum(dtype=np.float64),
+            np.take_along_axis(candidate, chosen, axis=1).sum(dtype=np.float64),
+            np.einsum("rv,rv->r", np.exp(reference), reference - candidate).sum(dtype=np.float64),
+            (candidate.argmax(axis=1) == reference.argmax(axis=1)).sum(),
+        )
+
+    def result(self) -> Divergence:
+        of_reference, of_candidate, kl, agreed = (self._sums / self._count).tolist()
+        return Divergence(self._count, float(np.exp(-of_reference)), float(np.exp(-of_candidate)), kl, agreed)
+
+
+def log_softmax(logits: Float32) -> Float32:
+    """Of each row, in place."""
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
+
+
 class Head:
     """A decoder's vocabulary head, blown up to float32."""
 
@@ -48,9 +78,7 @@ class Head:
         rows = linear_output(hidden, self._matrices, self._linear, self._weights)
         if isinstance(self._end, Softcap):
             rows = np.float32(self._end.cap) * np.tanh(rows / np.float32(self._end.cap))
-        rows -= rows.max(axis=1, keepdims=True)
-        rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
-        return rows
+        return log_softmax(rows)
 
 
 def compare(
@@ -67,21 +95,12 @@ def compare(
     hidden = last_hidden(program, candidate, tokens)
     ours_head, reference_head = Head(program, candidate), Head(program, reference)
     following = np.append(tokens[:, 1:], np.full((len(tokens), 1), -1, np.int32), axis=1).ravel()
-    sums = np.zeros(4)
+    tally = Tally()
     for start in range(0, len(hidden), ROWS_AT_ONCE):
         rows = np.flatnonzero(following[start : start + ROWS_AT_ONCE] >= 0) + start
         ours = ours_head.log_probabilities(hidden[rows])
-        theirs = reference_head.log_probabilities(reference_hidden[rows])
-        chosen = following[rows, None].astype(np.int64)
-        sums += (
-            np.take_along_axis(theirs, chosen, axis=1).sum(dtype=np.float64),
-            np.take_along_axis(ours, chosen, axis=1).sum(dtype=np.float64),
-            (np.exp(theirs) * (theirs - ours)).sum(dtype=np.float64),
-            (ours.argmax(axis=1) == theirs.argmax(axis=1)).sum(),
-        )
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
-    of_reference, of_candidate, kl, agreed = (sums / count).tolist()
-    return Divergence(count, float(np.exp(-of_reference)), float(np.exp(-of_candidate)), kl, agreed)
+        tally.add(reference_head.log_probabilities(reference_hidden[rows]), ours, following[rows])
+    return tally.result()
 
 
 def _head(program: Program) -> Linear:

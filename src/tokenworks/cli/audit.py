@@ -1,0 +1,194 @@
+"""tokenworks audit: what each precision of a model costs in quality, speed and memory on this machine."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenworks.protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tokenworks.cli.step_bar import StepBar
+    from tokenworks.quant.audit_types import Audit
+
+DESCRIPTION = """\
+Runs each model as stored, and rounded to int8, fp8, mxfp4 and nvfp4, over a text as it would be served here:
+perplexity, KL divergence and agreement of best tokens with its own weights in float32, picking the true continuation
+among four, tokens per second, memory; and recommends one, with the reason. What 8-bit activations cost and what an
+8-bit KV cache costs is shown apart from what rounding the weights does. Nothing is written but the reports you ask for.
+
+MODEL is what `tokenworks serve` takes, or a factory.yaml: then each model that it serves. The default text is the
+manual of the Python that runs this. Minutes for a model of 135 million weights on two cores; needs four bytes of memory
+for each weight.
+
+examples:
+  tokenworks audit smollm2-135m
+  tokenworks audit ./model.gguf --text mine.txt --json audit.json --html audit.html
+  tokenworks audit factory.yaml --max-loss 1
+"""
+
+WINDOW_TOKENS = 256
+QUESTIONS = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="+", metavar="MODEL", help="a model, or a factory.yaml with several")
+    parser.add_argument("--text", nargs="+", type=Path, metavar="FILE", help="UTF-8 text, or folders of it")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="one object per candidate precision; - prints them")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="a page with the trade-off plotted")
+    parser.add_argument(
+        "--max-loss",
+        type=float,
+        default=2.0,
+        metavar="PERCENT",
+        help="of perplexity that a recommended precision may lose (default: 2)",
+    )
+    parser.add_argument(
+        "--tokens", type=_tokens, default=2048, metavar="N", help="of text to read (default: 2048); more is surer"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tokenworks.bench.prompts import manual_texts
+    from tokenworks.cli.step_bar import StepBar
+    from tokenworks.quant.audit_report import as_objects
+    from tokenworks.quant.text import read_texts
+
+    texts = read_texts(arguments.text) if arguments.text else manual_texts()
+    for file in (arguments.json, arguments.html):
+        if file and not file.absolute().parent.is_dir():
+            raise InvalidRequest(f"{file}: there is no such folder to write it to.")
+    audits = []
+    with StepBar() as bar:
+        for source, threads in _models(arguments.sources):
+            audits += _audit(source, threads, texts, arguments, bar)
+    if not audits:
+        raise InvalidRequest("None of these models generates text: there is nothing to audit.")
+    objects = json.dumps(as_objects(audits), indent=1) + "\n"
+    if str(arguments.json) == "-":
+        sys.stdout.write(objects)
+        return 0
+    if arguments.json:
+        arguments.json.write_text(objects)
+    if arguments.html:
+        arguments.html.write_text(_page(audits, arguments.text), "utf-8")
+    print("\n\n".join(_as_table(audit) for audit in audits))
+    return 0
+
+
+def _models(sources: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Sources of models, with the threads that a deployment gives them."""
+    found: list[tuple[str, int | None]] = []
+    for source in sources:
+        if source.endswith((".yaml", ".yml")):
+            from tokenworks.config_file import load
+
+            factory = load(Path(source))
+            found += [(model.source, factory.engine.threads) for model in factory.models]
+        else:
+            found.append((source, None))
+    return found
+
+
+def _audit(
+    source: str, threads: int | None, texts: list[str], arguments: argparse.Namespace, bar: "StepBar"
+) -> "list[Audit]":
+    from tokenworks.cli.pull_bar import PullBar
+    from tokenworks.kernels.cpu.backend import CpuBackend
+    from tokenworks.models.checkpoint import open_checkpoint
+    from tokenworks.models.sources import resolve
+    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.quant.audit import Text, audit
+    from tokenworks.quant.continuations import CONTEXT_TOKENS, CONTINUATION_TOKENS
+    from tokenworks.quant.text import windows
+    from tokenworks.telemetry.machine import machine
+
+    with PullBar() as pull:
+        found = resolve(source, pull)
+    checkpoint = open_checkpoint(found.path)
+    if checkpoint.config.kind != "generate":
+        bar.say(f"{found.name} makes vectors, not text: left out.")
+        return []
+    tokenizer = load_tokenizer(found.path)
+    text = Text(
+        windows(texts, tokenizer, count=arguments.tokens // WINDOW_TOKENS, length=WINDOW_TOKENS),
+        windows(texts, tokenizer, count=QUESTIONS, length=CONTEXT_TOKENS + CONTINUATION_TOKENS),
+    )
+    done = audit(
+        found.name,
+        checkpoint.program(),
+        checkpoint.tensors,
+        text,
+        CpuBackend(),
+        threads=threads or machine().cores_allowed,
+        max_loss=arguments.max_loss / 100,
+        progress=lambda done, total, what: bar.step(found.name, done, total, what),
+    )
+    return [done]
+
+
+def _as_table(audit: "Audit") -> str:
+    from tokenworks.cli.terminal import size, table
+
+    rows = [
+        (
+            *("", "PRECISION", "MEMORY", "PERPLEXITY", "LOSS", "KL", "TOP-1", "KL WEIGHTS ALONE", "KL 8-BIT KV TOO"),
+            *("RIGHT", "PREFILL", "DECODE"),
+        ),
+        (
+            "",
+            "reference",
+            "",
+            f"{audit.reference_perplexity:.3f}",
+            "",
+            "",
+            "",
+            "",
+            "",
+            f"{audit.reference_right:.0%}",
+            "",
+            "",
+        ),
+    ]
+    for each in audit.candidates:
+        figures = (
+            size(each.weight_bytes),
+            f"{each.served.perplexity:.3f}",
+            f"{each.loss:+.2%}",
+            f"{each.served.kl:.4f}",
+        )
+        kls = (f"{each.served.top1_agreement:.1%}", f"{each.weights_only.kl:.4f}", f"{each.kv_int8.kl:.4f}")
+        speeds = (f"{each.prefill_tok_s:.0f} tok/s", f"{each.decode_tok_s:.0f} tok/s")
+        mark = "*" if each.precision == audit.recommended else ""
+        rows.append((mark, each.precision, *figures, *kls, f"{each.right:.0%}", *speeds))
+    stored = audit.candidates[0]
+    lines = [
+        f"{audit.model}, stored as {stored.weights}; {audit.tokens} tokens, {audit.questions} continuations",
+        table(rows),
+        "",
+        *(
+            f"{'*' if each.precision == audit.recommended else ' '} {each.precision}: {audit.reasons[each.precision]}"
+            for each in audit.candidates
+        ),
+    ]
+    lines += [f"! {each.precision}: {each.caution}" for each in audit.candidates if each.caution]
+    return "\n".join(lines)
+
+
+def _page(audits: "list[Audit]", text: list[Path] | None) -> str:
+    from tokenworks.kernels.cpu.backend import CpuBackend
+    from tokenworks.quant.audit_page import page
+    from tokenworks.telemetry.machine import machine
+
+    here = machine()
+    read = ", ".join(map(str, text)) if text else f"the manual of Python {sys.version.split()[0]}"
+    return page(audits, read, f"{here.cpu}, {here.cores_allowed} cores, {CpuBackend().isa} kernels")
+
+
+def _tokens(text: str) -> int:
+    number = int(text)
+    if number < WINDOW_TOKENS:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {WINDOW_TOKENS}, got {number}")
+    return number
