@@ -88,14 +88,15 @@ INLINE float largest_magnitude(const float* x, int n) {
 }
 
 // Codes of n values, with what a code is worth.
-INLINE float quantise(const float* x, int n, int32_t* codes) {
+INLINE float quantise(const float* x, int n, int8_t* codes) {
+    typedef int8_t Bytes __attribute__((vector_size(lanes)));
     const float high = largest_magnitude(x, n), scale = high / 127.0f;
     const float inverse = scale > least_scale ? 127.0f / high : 0.0f;
     each(n, [&](int at, auto get, auto) {
-        const Floats shift = all(0x1.8p23f);  // adding it rounds to a whole number
-        const Floats value = smaller(larger(get(x + at) * inverse, all(-127.0f)), all(127.0f));
-        const Ints code = reinterpret_cast<Ints>(value + shift) - reinterpret_cast<Ints>(shift);
-        store_some(reinterpret_cast<float*>(codes + at), reinterpret_cast<Floats>(code), n - at < lanes ? n - at : lanes);
+        // Adding it rounds to a whole number, which then stands in the low bits.
+        const Floats value = smaller(larger(get(x + at) * inverse, all(-127.0f)), all(127.0f)) + all(0x1.8p23f);
+        const Bytes low = __builtin_convertvector(reinterpret_cast<Ints>(value), Bytes);
+        __builtin_memcpy(codes + at, &low, static_cast<size_t>(n - at < lanes ? n - at : lanes));
     });
     return scale > least_scale ? scale : least_scale;
 }
@@ -106,14 +107,21 @@ void store_byte_row(const AttendArgs& args, const int32_t* table, int row) {
     const int64_t block = table[args.positions[row] / tokens] * args.cache.block_stride;
     char *k = args.cache.k + block, *v = args.cache.v + block;
     float rotated[largest_byte_head];
-    int32_t codes[largest_byte_head];
+    alignas(64) int8_t codes[largest_byte_head];
     for (int head = 0; head < args.kv_heads; head++, k += head_bytes(args), v += head_bytes(args)) {
         __builtin_memcpy(rotated, args.k.row(row) + head * size, static_cast<size_t>(size) * sizeof(float));
         rotate(rotated, size);
         facts_of(args, k)[slot] = quantise(rotated, size, codes);
-        for (int d = 0; d < size; d++) k[k_index(args, slot, d)] = static_cast<char>(codes[d] + 128);
+        const int group = group_size(size);
+        for (int d = 0; d < size; d++) codes[d] = static_cast<int8_t>(codes[d] ^ -128);
+        char* k_at = k + k_index(args, slot, 0);
+        if (group == 4)
+            for (int d = 0; d < size; d += 4, k_at += 4 * tokens) __builtin_memcpy(k_at, codes + d, 4);
+        else
+            for (int d = 0; d < size; d++, k_at += tokens) *k_at = static_cast<char>(codes[d]);
         facts_of(args, v)[slot] = __builtin_log2f(quantise(args.v.row(row) + head * size, size, codes));
-        for (int d = 0; d < size; d++) v[v_index(args, slot, d)] = static_cast<char>(codes[d]);
+        char* v_at = v + v_index(args, slot, 0);
+        for (int d = 0, step = group_size(tokens); d < size; d++, v_at += step) *v_at = static_cast<char>(codes[d]);
     }
 }
 

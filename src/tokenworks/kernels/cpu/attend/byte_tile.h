@@ -12,7 +12,7 @@ namespace {
 
 constexpr int byte_rows_at_once = 6, registers_at_once = 4;
 typedef int8_t QueryCode;
-INLINE int query_place(int d) { return d; }
+INLINE int query_place(int d) { return d; }  // of four
 
 INLINE __m512i repeated(const void* four_bytes) {
     int32_t bits_;
@@ -22,6 +22,7 @@ INLINE __m512i repeated(const void* four_bytes) {
 
 struct KCodes {
     __m512i codes;
+    KCodes() = default;
     INLINE_MEMBER explicit KCodes(const uint8_t* p) : codes(_mm512_loadu_si512(p)) {}
     INLINE_MEMBER Ints add(Ints sum, const QueryCode* q) const {
         return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), codes, repeated(q)));
@@ -30,6 +31,7 @@ struct KCodes {
 
 struct VCodes {
     __m512i even, odd;
+    VCodes() = default;
     INLINE_MEMBER explicit VCodes(const int8_t* p) {
         const __m512i codes = _mm512_loadu_si512(p);
         even = _mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 8);
@@ -46,7 +48,7 @@ struct VCodes {
 // Bytes would saturate in vpmaddubsw, and making their signs fit costs as much as 16-bit products do.
 constexpr int byte_rows_at_once = 4, registers_at_once = 2;
 typedef int16_t QueryCode;
-INLINE int query_place(int d) { return (d & ~3) + v_place(d & 3); }
+INLINE int query_place(int d) { return v_place(d); }
 
 INLINE __m256i repeated(const void* four_bytes) {
     int32_t bits_;
@@ -61,6 +63,7 @@ INLINE Ints add_pairs(Ints sum, __m256i even, __m256i odd, const int16_t* four) 
 
 struct KCodes {
     __m256i even, odd;
+    KCodes() = default;
     INLINE_MEMBER explicit KCodes(const uint8_t* p) {
         const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
@@ -71,6 +74,7 @@ struct KCodes {
 
 struct VCodes {
     __m256i even, odd;
+    VCodes() = default;
     INLINE_MEMBER explicit VCodes(const int8_t* p) {
         const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         even = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8);
@@ -83,11 +87,12 @@ struct VCodes {
 
 constexpr int byte_rows_at_once = 2, registers_at_once = 1;
 typedef int16_t QueryCode;
-INLINE int query_place(int d) { return (d & ~3) + v_place(d & 3); }
+INLINE int query_place(int d) { return v_place(d); }
 
 template <typename Code>
 struct Codes {
     int16_t codes[4][lanes];
+    Codes() = default;
     INLINE_MEMBER explicit Codes(const Code* p) {
         for (int j = 0; j < 4; j++)
             for (int i = 0; i < lanes; i++) codes[j][i] = p[4 * i + (j & 1) * 2 + j / 2];
@@ -105,6 +110,22 @@ typedef Codes<int8_t> VCodes;
 
 static_assert(registers_at_once * lanes % panel == 0 || panel % (registers_at_once * lanes) == 0);
 
+// sums[r][w] takes in the products of four codes in each lane of register w with the four numbers of row r.
+template <int R, int W, typename Codes, typename Register, typename Four>
+INLINE void add_fours(const Register& register_at, const Four& four_of, Ints (&sums)[R][W]) {
+    if constexpr (lanes == 16) {  // the rows' numbers stay in registers
+        UNROLL for (int w = 0; w < W; w++) {
+            const Codes codes(register_at(w));
+            UNROLL for (int r = 0; r < R; r++) sums[r][w] = codes.add(sums[r][w], four_of(r));
+        }
+    } else {  // the codes do
+        Codes codes[W];
+        UNROLL for (int w = 0; w < W; w++) codes[w] = Codes(register_at(w));
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int w = 0; w < W; w++) sums[r][w] = codes[w].add(sums[r][w], four_of(r));
+    }
+}
+
 // out [R][segment]: sums of codes of q [R][q_step] and W registers of K from position `at` on. `start` [R] is what each
 // row's sums begin with.
 template <int R, int W>
@@ -115,11 +136,8 @@ INLINE void score_bytes(const QueryCode* q, int q_step, const int32_t* start, co
     const uint8_t* k[W];
     UNROLL for (int w = 0; w < W; w++) k[w] = from.k[(at + w * lanes) / panel] + (at + w * lanes) % panel * 4;
     for (int d = 0; d < size; d += 4) {
-        UNROLL for (int w = 0; w < W; w++) {
-            const KCodes codes(k[w]);
-            k[w] += from.k_step;
-            UNROLL for (int r = 0; r < R; r++) sums[r][w] = codes.add(sums[r][w], q + r * q_step + d);
-        }
+        add_fours<R, W, KCodes>([&](int w) { return k[w]; }, [&](int r) { return q + r * q_step + d; }, sums);
+        UNROLL for (int w = 0; w < W; w++) k[w] += from.k_step;
     }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int w = 0; w < W; w++)
@@ -137,10 +155,8 @@ INLINE void mix_bytes(const int16_t* weights, const BytePanels& from, int begin,
         const int8_t* v = from.v[at / panel] + at % panel / 4 * from.v_step + 4 * first;
         const int stop = at / panel * panel + panel;
         for (const int last = stop < end ? stop : end; at < last; at += 4, v += from.v_step) {
-            UNROLL for (int w = 0; w < W; w++) {
-                const VCodes codes(v + 4 * w * lanes);
-                UNROLL for (int r = 0; r < R; r++) sums[r][w] = codes.add(sums[r][w], weights + r * segment + at);
-            }
+            add_fours<R, W, VCodes>([&](int w) { return v + 4 * w * lanes; },
+                                    [&](int r) { return weights + r * segment + at; }, sums);
         }
     }
     UNROLL for (int r = 0; r < R; r++)

@@ -35,7 +35,7 @@ class BytePath {
         const int size = args_.head_size;
         const float scale = args_.scale / static_cast<float>(rotation_size(size));
         float rotated[largest_byte_head];
-        int32_t codes[largest_byte_head];
+        alignas(64) int8_t codes[largest_byte_head + 3];
         for (int r = 0; r < task.rows * group_; r++) {
             const int head = task.source.kv_head * group_ + r % group_;
             __builtin_memcpy(rotated, args_.q.row(task.row + r / group_) + head * size,
@@ -45,10 +45,9 @@ class BytePath {
             QueryCode* to = q_ + r * q_step_;
             int32_t sum = 0;
             for (int d = size; d < q_step_; d++) codes[d] = 0;
-            for (int d = 0; d < q_step_; d++) {
-                to[query_place(d)] = static_cast<QueryCode>(codes[d]);
-                sum += codes[d];
-            }
+            for (int d = 0; d < q_step_; d++) sum += codes[d];
+            for (int d = 0; d < q_step_; d += 4)
+                for (int i = 0; i < 4; i++) to[d + query_place(i)] = static_cast<QueryCode>(codes[d + i]);
             q_start_[r] = -128 * sum;
         }
     }
