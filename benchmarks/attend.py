@@ -71,7 +71,8 @@ def main() -> None:
     for name, (heads, kv_heads, head_size) in SHAPES.items():
         run = layers(heads, kv_heads, head_size, LAYERS, cache, threads)
         for tokens, position, sequences in (
-            (512, 0, 1), (512, 2048, 1), (16, 2048, 1), (1, 128, 1), (1, 1024, 1), (1, 8000, 1), (1, 1024, 16), (1, 200, 64),
+            (512, 0, 1), (512, 2048, 1), (16, 2048, 1),
+            (1, 128, 1), (1, 1024, 1), (1, 8000, 1), (1, 1024, 16), (1, 200, 64),
         ):  # fmt: skip
             batch = step(tokens, position, sequences)
             seconds = best_s(lambda run=run, batch=batch: run(batch)) / LAYERS
