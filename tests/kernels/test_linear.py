@@ -121,6 +121,20 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(form_
         np.testing.assert_array_equal(run(product([w], x, threads=threads), step([(range(ROWS), 0)])), whole)
 
 
+@pytest.mark.parametrize("form_name", ["Q4_1", "F16"])
+def test_products_too_large_for_one_task(form_name: str) -> None:
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((ROWS, 3072)).astype(np.float32)
+    w = weight("w", form_name, 200, 3072, rng)
+    executable = product([w], x)
+    whole = run(executable, step([(range(ROWS), 0)]))
+    multiplied = x.astype(np.float64) if form_name == "F16" else as_multiplied(x)
+    assert relative_error(whole, multiplied @ dequantise(w).astype(np.float64).T) < 2e-6
+    for first, rows in ((0, 1), (63, 2), (130, 70), (299, 1)):
+        got = run(executable, step([(range(first, first + rows), 0)]))
+        np.testing.assert_array_equal(got, whole[first : first + rows])
+
+
 @pytest.mark.parametrize("form_name", ["NVFP4", "I8", "F8_E4M3"])
 def test_a_scale_for_the_whole_tensor_is_applied_to_the_finished_sum(form_name: str) -> None:
     rng = np.random.default_rng(9)

@@ -25,7 +25,7 @@ Tile tile_of(int row, int rows) {
     return tile;
 }
 
-void run_panel(const LinearArgs& args, const Segment& segment, int panel, const LinearKernels& kernels) {
+void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range rows, const LinearKernels& kernels) {
     const PackedMatrix& weight = *segment.weight;
     const int64_t k = weight.in_features, blocks = (k + 31) / 32, first = int64_t{panel} * panel_width;
     const int columns = static_cast<int>(std::min<int64_t>(panel_width, weight.out_features - first));
@@ -34,13 +34,13 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, const 
     const int64_t column = segment.column + first;
     const int layout = static_cast<int>(weight.layout);
     alignas(64) float sums[tiles_at_once * 16 * panel_width];
-    for (int row = 0; row < args.rows;) {
-        const Tile tile = tile_at(row, args.rows);
+    for (int row = rows.begin; row < rows.end;) {
+        const Tile tile = tile_at(row, rows.end);
         const int8_t* codes = args.x.codes + row * blocks * 32;
         const BlockFacts* facts = args.x.facts + row * blocks;
         int height = tile.height;
         if (height == 16 && kernels.many[layout]) {
-            const int count = std::min((args.rows - row) / 16, tiles_at_once);
+            const int count = std::min((rows.end - row) / 16, tiles_at_once);
             kernels.many[layout](weight, data, codes, facts, count, sums);
             height *= count;
         } else {
@@ -60,12 +60,26 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, const 
     }
 }
 
-// Enough work in a task to make taking it cheap and reading it a stream; enough tasks to share out evenly.
-int64_t panels_per_task(const PackedMatrix& weight, int rows, int parts) {
-    constexpr int64_t task_bytes = 65536;  // times rows
-    const int64_t by_bytes = task_bytes / (weight.panel_bytes * rows);
-    const int64_t by_tasks = weight.panels() / (4 * parts);
-    return std::max<int64_t>(1, std::min(by_bytes, by_tasks));
+// A task multiplies a stretch of panels with a stretch of rows. Both fit into a core's second-level cache, so that each is
+// read from further away once in a task; both are as long as that allows, but so that there are tasks enough to share out
+// evenly.
+struct Tasks {
+    int panels, rows;         // of a task
+    int panel_count, count;   // stretches of panels; tasks
+};
+
+Tasks tasks_of(const PackedMatrix& weight, int rows, int parts) {
+    constexpr int64_t cache_bytes = 192 * 1024;  // for either
+    constexpr int row_step = 4 * 16;  // so that kernels of many tiles have some
+    const int64_t k = weight.in_features;
+    const int64_t row_bytes =
+        weight.quantised() ? k / 32 * (32 + static_cast<int64_t>(sizeof(BlockFacts))) : k * static_cast<int64_t>(sizeof(float));
+    const int64_t rows_at_once = std::max<int64_t>(1, cache_bytes / row_bytes / row_step) * row_step;
+    const int row_count = static_cast<int>((rows + rows_at_once - 1) / rows_at_once);
+    const int64_t by_bytes = cache_bytes / weight.panel_bytes, by_tasks = int64_t{weight.panels()} * row_count / (4 * parts);
+    const int panels = static_cast<int>(std::max<int64_t>(1, std::min(by_bytes, by_tasks)));
+    const int panel_count = (weight.panels() + panels - 1) / panels;
+    return {panels, static_cast<int>(rows_at_once), panel_count, panel_count * row_count};
 }
 
 }  // namespace
@@ -91,16 +105,18 @@ void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& ker
 
 void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels) {
     if (args.rows == 0) return;
-    int64_t task = share.take(), first_task = 0;
+    int task = share.take(), first_task = 0;
     for (int s = 0; s < args.segment_count; s++) {
         const Segment& segment = args.segments[s];
-        const int64_t panels = segment.weight->panels(), step = panels_per_task(*segment.weight, args.rows, share.parts);
-        const int64_t tasks = (panels + step - 1) / step;
-        for (; task < first_task + tasks; task = share.take()) {
-            const int64_t begin = (task - first_task) * step, end = std::min(begin + step, panels);
-            for (int64_t p = begin; p < end; p++) run_panel(args, segment, static_cast<int>(p), kernels);
+        const Tasks tasks = tasks_of(*segment.weight, args.rows, share.parts);
+        for (; task < first_task + tasks.count; task = share.take()) {
+            const int now = task - first_task, first = now % tasks.panel_count * tasks.panels;
+            const int row = now / tasks.panel_count * tasks.rows;
+            const int end = std::min(first + tasks.panels, segment.weight->panels());
+            for (int p = first; p < end; p++)
+                run_panel(args, segment, p, {row, std::min(row + tasks.rows, args.rows)}, kernels);
         }
-        first_task += tasks;
+        first_task += tasks.count;
     }
 }
 
