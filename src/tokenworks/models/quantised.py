@@ -66,12 +66,18 @@ class PackedTensor:
 
 def _ggml_order(pairs: Bytes) -> Bytes:
     """[..., n] bytes of neighbours (2i in the low nibble, 2i + 1 in the high) to element i beside element n + i."""
-    half = pairs.shape[-1] // 2
-    first, second = pairs[..., :half], pairs[..., half:]
-    out = np.empty_like(pairs)
-    out[..., 0::2] = (first & 15) | (second << 4)
-    out[..., 1::2] = (first >> 4) | (second & 240)
-    return out
+    words = np.ascontiguousarray(pairs).view("<u4")  # of 8 elements
+    half = words.shape[-1] // 2
+    low, high = _spread(words[..., :half]), _spread(words[..., half:])
+    return (low | (high << np.uint64(4))).view(np.uint8)
+
+
+def _spread(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
+    """Eight nibbles to the low halves of eight bytes."""
+    wide = words.astype("<u8")
+    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)):
+        wide = (wide | (wide << np.uint64(shift))) & np.uint64(mask)
+    return wide
 
 
 def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) -> dict[str, Tensor | PackedTensor]:

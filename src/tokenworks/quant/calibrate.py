@@ -4,8 +4,8 @@ With a calibration text, every linear layer is rounded with compensation (roundi
 from the already quantised layers, and towards the outputs that the unquantised model has there: two passes run side by
 side, and a weight is first moved to the one that fits the unquantised outputs best on the inputs it will really get
 (the asymmetric calibration of GPTAQ, Li et al. 2025, arXiv 2504.02692, solved by least squares). Layers that write to
-the residual stream also take back part of the error that has gathered there. Without a text each weight is rounded to
-nearest.
+the residual stream also take back what they can of the error that has gathered there. Without a text each weight is
+rounded to nearest.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,8 +27,6 @@ Progress = Callable[[int, int, str], None]
 
 RIDGE = 0.3
 """Of the inputs' mean square, added when a weight is fitted to them: a short text is not followed blindly."""
-DRIFT_SHARE = 0.5
-"""How much of the residual stream's error a layer that writes to it is made to take back, where its inputs tell it."""
 
 
 class Memory(Protocol):
@@ -115,7 +113,7 @@ class _Job:
             h = gram(x)
             text = curvature(h)
             towards_aim = _regression(h, x, aim - x)
-            against_drift = None if drift is None else np.float32(DRIFT_SHARE) * _regression(h, x, drift)
+            against_drift = None if drift is None else _regression(h, x, drift)
             for name in missing:
                 scheme = self.choices[name]
                 assert scheme != "keep"

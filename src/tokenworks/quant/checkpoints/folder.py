@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 import tokenworks
 from tokenworks.kernels.formats import dequantise
@@ -32,7 +31,7 @@ _WRITTEN = ("config.json", "hf_quant_config.json")
 def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quantised], layout: FolderLayout) -> None:
     """Writes `source` with some weights `quantised`, by canonical name, into an existing folder.
 
-    What is kept keeps its dtype; numbers of block formats, which a folder has no other form for, become BF16. Raises
+    What is kept keeps its dtype; numbers of block formats, which a folder has no other form for, become F16. Raises
     ModelError when the source is a GGUF file whose config or tokenizer has no such form.
     """
     table = _config(source)
@@ -87,13 +86,10 @@ def _kept(canonical: str, tensor: Tensor, names: FileNames) -> Stored:
         return Stored("F32", tensor.shape, (dequantise(tensor) - np.float32(offset)).astype("<f4"))
     if tensor.format in ("F32", "F16", "BF16"):
         return Stored(tensor.format, tensor.shape, tensor.data)
-    return Stored("BF16", tensor.shape, _bf16(dequantise(tensor)))
-
-
-def _bf16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves of the nearest numbers, ties to even."""
-    bits = numbers.view(np.uint32)
-    return np.asarray((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16, np.uint16)
+    numbers = dequantise(tensor)
+    if np.abs(numbers).max() < np.finfo(np.float16).max:
+        return Stored("F16", tensor.shape, numbers.astype("<f2"))
+    return Stored("F32", tensor.shape, numbers.astype("<f4"))
 
 
 def _copy_others(source: Path, folder: Path) -> None:
