@@ -19,7 +19,7 @@ from tokenworks.engine.sequence import Sequence
 
 MOST_GUESSES = 20
 """Of one sequence in one step."""
-_GAIN = 0.95
+_GAIN = 0.93
 """Guesses must make a token so much cheaper: a smaller gain may be an error of the estimates."""
 
 
