@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "in int8: for this server only), whole (all as --to says), or a YAML file of patterns (default: standard)",
     )
     parser.add_argument(
+        "--spare",
+        type=float,
+        default=0.0,
+        metavar="PERCENT",
+        help="of the 4-bit weights: those that the model is most sensitive to get 8 bits (needs --calibrate, and "
+        "PyTorch: the extra torch)",
+    )
+    parser.add_argument(
         "--layout",
         choices=("compressed-tensors", "modelopt", "gguf"),
         default="compressed-tensors",
@@ -64,7 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     with PullBar() as pulling:
         source = resolve(arguments.source, pulling).path
     with _Bar() as bar:
-        made = quantise_model(source, arguments.out, recipe, arguments.layout, arguments.calibrate, bar.show)
+        made = quantise_model(
+            source,
+            arguments.out,
+            recipe,
+            arguments.layout,
+            arguments.calibrate,
+            bar.show,
+            spared=arguments.spare / 100,
+        )
     counts = {scheme: list(made.quantised.values()).count(scheme) for scheme in sorted(set(made.quantised.values()))}
     how = f"calibrated on {made.calibration_tokens} tokens" if made.calibration_tokens else "rounded to nearest"
     print(

@@ -2,18 +2,22 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.kernels.formats import dequantise
+from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.calibrate import Progress, quantise
 from tokenworks.quant.checkpoints.folder import FolderLayout, write_folder
 from tokenworks.quant.checkpoints.gguf import write_gguf
-from tokenworks.quant.recipe import Recipe
+from tokenworks.quant.forward import Int32
+from tokenworks.quant.recipe import Choice, Recipe
+from tokenworks.quant.rounding import round_to_nearest
+from tokenworks.quant.sensitivity import sensitivities, spare
 from tokenworks.quant.text import read_texts, windows
 from tokenworks.quant.work import Work
 
@@ -22,6 +26,9 @@ Layout = FolderLayout | Literal["gguf"]
 CALIBRATION_WINDOWS = 64
 CALIBRATION_TOKENS = 256
 """In each window."""
+SENSITIVITY_WINDOWS, SENSITIVITY_TOKENS = 8, 64
+BLOCK_SCHEMES = ("nvfp4", "mxfp4")
+"""Those of 4 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +45,18 @@ class Written:
 
 
 def quantise_model(
-    source: Path, out: Path, recipe: Recipe, layout: Layout, texts: Sequence[Path], progress: Progress
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    layout: Layout,
+    texts: Sequence[Path],
+    progress: Progress,
+    *,
+    spared: float = 0.0,
 ) -> Written:
     """Quantises the model at `source` into the new folder `out`. Raises ModelError or InvalidRequest.
+
+    Of the weights that are to have 4 bits, a share `spared` gets 8: those that the model is most sensitive to.
 
     Until it is whole, the work lies in a folder beside `out`, from which the same call goes on if it was interrupted.
     """
@@ -55,6 +71,8 @@ def quantise_model(
     if texts:
         length = min(CALIBRATION_TOKENS, checkpoint.config.context_tokens)
         tokens = windows(read_texts(texts), load_tokenizer(source), count=CALIBRATION_WINDOWS, length=length)
+    if spared:
+        choices = _spared(checkpoint, choices, tokens, layout, spared)
     identity = {
         "source": _fingerprint(source),
         "choices": choices,
@@ -80,6 +98,23 @@ def quantise_model(
         0 if tokens is None else tokens.size,
         work.resumed,
     )
+
+
+def _spared(
+    checkpoint: Checkpoint, choices: Mapping[str, Choice], tokens: Int32 | None, layout: Layout, share: float
+) -> dict[str, Choice]:
+    """`choices` with int8 for the most sensitive."""
+    if tokens is None:
+        raise InvalidRequest("--spare finds sensitive weights on the text of --calibrate: give one.")
+    if layout == "gguf":
+        raise InvalidRequest("--spare makes weights int8, which GGUF files have not: use another --layout.")
+    weights = {
+        name: dequantise(checkpoint.tensors[name]) for name, choice in choices.items() if choice in BLOCK_SCHEMES
+    }
+    errors = {name: round_to_nearest(choices[name], weight).dequantise() - weight for name, weight in weights.items()}  # type: ignore[arg-type]
+    text = tokens[:: -(-len(tokens) // SENSITIVITY_WINDOWS), :SENSITIVITY_TOKENS]
+    costs = sensitivities(checkpoint.program(), checkpoint.tensors, errors, text)
+    return spare(choices, costs, {name: weight.size for name, weight in weights.items()}, share)
 
 
 def _fingerprint(source: Path) -> list[list[object]]:

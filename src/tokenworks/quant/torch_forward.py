@@ -1,0 +1,133 @@
+"""A decoder's Program in PyTorch, for what needs gradients: sensitivity and distillation. Needs the extra `torch`."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tokenworks.kernels.program import (
+    Activate,
+    Activation,
+    Add,
+    Attend,
+    Embed,
+    Gate,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+    SelectRows,
+    Softcap,
+    Value,
+)
+from tokenworks.protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    Weights = Callable[[str], torch.Tensor]
+    """A weight by name, in float32, as this pass is to use it."""
+
+
+def need_torch() -> None:
+    """Raises InvalidRequest saying how to get PyTorch where it is missing."""
+    if importlib.util.find_spec("torch") is None:
+        raise InvalidRequest("This needs PyTorch: `pip install 'tokenworks[torch]'`.")
+
+
+def torch_logits(program: Program, weights: "Weights", tokens: "torch.Tensor") -> "torch.Tensor":
+    """[windows, length, vocabulary] from tokens [windows, length], each window a sequence; float32 arithmetic."""
+    step = _Pass(weights, tokens)
+    for instruction in program.instructions:
+        step.run(instruction)
+    return step.read(program.result).reshape(*tokens.shape, -1)
+
+
+class _Pass:
+    def __init__(self, weights: "Weights", tokens: "torch.Tensor") -> None:
+        self._weights, self._tokens = weights, tokens
+        self._values: dict[tuple[int, int, int], torch.Tensor] = {}
+        """By buffer, offset and width. A part that was written by itself hides those columns of the whole."""
+
+    def read(self, value: Value) -> "torch.Tensor":
+        """[windows * length, width]"""
+        part = self._values.get((value.buffer, value.offset, value.width))
+        if part is not None:
+            return part
+        return self._values[value.buffer, 0, value.stride][:, value.offset : value.offset + value.width]
+
+    def run(self, instruction: object) -> None:
+        match instruction:
+            case Embed():
+                out = self._embed(instruction)
+            case Linear():
+                out = self._linear(instruction)
+            case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
+                groups = self.read(x).reshape(len(self.read(x)), -1, group)
+                scale = (groups.square().mean(2, keepdim=True) + epsilon).rsqrt()
+                out = (groups * scale * self._weights(weight)).flatten(1)
+            case Rope():
+                out = self._rope(instruction)
+            case Attend():
+                out = self._attend(instruction)
+            case Gate(gate=gate, up=up, activation=kind):
+                out = self._activated(kind, self.read(gate)) * self.read(up)
+            case Activate(x=x, activation=kind):
+                out = self._activated(kind, self.read(x))
+            case Add(a=a, b=b):
+                out = self.read(a) + self.read(b)
+            case Softcap(x=x, cap=cap):
+                out = cap * (self.read(x) / cap).tanh()
+            case SelectRows(x=x):  # every row's logits are wanted
+                out = self.read(x)
+            case _:
+                raise InvalidRequest(f"{type(instruction).__name__} has no gradients here: decoders only.")
+        to: Value = instruction.output
+        self._values[to.buffer, to.offset, to.width] = out
+
+    def _embed(self, op: Embed) -> "torch.Tensor":
+        return self._weights(op.table)[self._tokens.flatten()] * op.scale
+
+    def _linear(self, op: Linear) -> "torch.Tensor":
+        from torch import cat
+        from torch.nn.functional import linear
+
+        x = self.read(op.x)
+        biases = op.biases or (None,) * len(op.weights)
+        parts = [
+            linear(x, self._weights(name), None if bias is None else self._weights(bias))
+            for name, bias in zip(op.weights, biases, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else cat(parts, 1)
+
+    def _rope(self, op: Rope) -> "torch.Tensor":
+        import torch
+
+        windows, length = self._tokens.shape
+        angles = torch.arange(length)[:, None] * self._weights(op.inverse_frequencies)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        first, second = self.read(op.x).reshape(windows, length, -1, op.head_size).chunk(2, 3)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), 3)
+        return turned.reshape(windows * length, -1)
+
+    def _attend(self, op: Attend) -> "torch.Tensor":
+        import torch
+
+        windows, length = self._tokens.shape
+        q, k, v = (
+            self.read(value).reshape(windows, length, -1, op.head_size).transpose(1, 2) for value in (op.q, op.k, op.v)
+        )
+        k, v = (each.repeat_interleave(op.heads // op.kv_heads, 1) for each in (k, v))
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        hidden = (distance < 0) | ((distance >= op.window) if op.window else False)
+        scores = op.scale * (q @ k.transpose(2, 3))
+        if op.softcap:
+            scores = op.softcap * torch.tanh(scores / op.softcap)
+        shares = scores.masked_fill(hidden, -torch.inf).softmax(3)
+        return (shares @ v).transpose(1, 2).reshape(windows * length, -1)
+
+    def _activated(self, kind: Activation, x: "torch.Tensor") -> "torch.Tensor":
+        from torch.nn.functional import gelu, silu
+
+        if kind == "silu":
+            return silu(x)
+        return gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
