@@ -49,7 +49,7 @@ def product_s(format_name: str, out_features: int, in_features: int, rows: int, 
     data = np.zeros(size, np.uint8)
     executor = _cpu.Executor(threads)
     weights = executor.pack([("w", format_name, out_features, in_features, data, None)] * copies)
-    executor.allocate(rows * (in_features + out_features), rows, in_features, 0, 16, True, [])
+    executor.allocate(rows * (in_features + out_features), rows, in_features, 0, 16, _cpu.CacheType.float16, [])
     quantised = executor.quantised(weights[0])
     executor.prepare(_cpu.Rows.tokens, (0, in_features), in_features, quantised, not quantised)
     for weight in weights:
@@ -77,7 +77,7 @@ def main() -> None:
     )
     print(f"{'format':7} {'shape':8} {'rows':>5} {'µs':>9} {'GB/s':>6} {'share':>6} {'GOP/s':>7} {'share':>6}")
     for format_name in options.formats.split(","):
-        peak = floats if format_name in ("F32", "F16", "BF16") else 4 * floats
+        peak = floats if format_name in ("F32", "F16", "BF16", "F8_E4M3") else 4 * floats
         for shape in options.shapes.split(";"):
             out_features, in_features = SHAPES[shape]
             for rows in map(int, options.rows.split(",")):
