@@ -42,10 +42,10 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def engine(**sizes: int) -> Engine:
+def engine(*, speculate: bool = True, **sizes: int) -> Engine:
     return make_engine(
         ReferenceBackend(), limits(**sizes), context_tokens=230, vocabulary=VOCABULARY, eos=EOS,
-        tokenizer_json=tokenizer().to_str,
+        tokenizer_json=tokenizer().to_str, speculate=speculate,
     )  # fmt: skip
 
 
@@ -145,6 +145,23 @@ def test_alone_as_among_others_after_preemption_and_carried_on() -> None:
         rest = run(engine(), Generate("3", tuple(PROMPT), asked[3].sampling, sent))["3"]
         assert [*sent, *rest.tokens] == whole.tokens
         assert rest.finish is Finish.STOP
+
+
+def test_the_same_with_guesses_and_without() -> None:
+    rows = {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
+    asked = [
+        constrained(f"{syntax}{temperature}", syntax, text, temperature=temperature, seed=4)
+        for syntax, text in (("json_schema", rows), ("regex", r"([a-f][0-9],){30}"), ("choice", ["ab" * 30, "ba" * 30]))
+        for temperature in (0.0, 1.0)
+    ]
+    plain = run(engine(speculate=False, blocks=400), *asked)
+    guessing = engine(blocks=400)
+    for name, reply in run(guessing, *asked).items():
+        assert (reply.tokens, reply.finish) == (plain[name].tokens, plain[name].finish)
+        assert reply.finish is Finish.STOP or name.startswith("json")
+    stats = guessing.step(0.0).stats
+    assert stats.draft_tokens_accepted_total > 10
+    assert stats.draft_tokens_total > stats.draft_tokens_accepted_total
 
 
 def test_carried_on_when_the_grammar_is_complete_or_broken() -> None:
