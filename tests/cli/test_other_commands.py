@@ -7,6 +7,8 @@ import pytest
 from command import run
 
 from tokenworks import __version__
+from tokenworks.cli import version
+from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.catalogue import CATALOGUE
 
 
@@ -24,7 +26,7 @@ def test_models_list(smollm2: Path) -> None:
 def test_version() -> None:
     facts = json.loads(run("version", "--json").stdout)
     assert facts["tokenworks"] == __version__
-    assert facts["kernels"] in ("scalar", "avx2", "avx512")
+    assert facts["kernels"].split()[0] in ("scalar", "avx2", "avx512", "amx", "neon")
     assert __version__ in run("--version").stdout
 
 
@@ -65,3 +67,11 @@ def test_bench(smollm2: Path, tmp_path: Path) -> None:
     }
     assert all(point["value"] > 0 and point["repeats"] for point in report["points"])
     assert all(name in done.stdout for name in units)
+
+
+def test_a_set_that_is_there_but_unused_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CpuBackend, "isa", "avx512")
+    monkeypatch.setattr(CpuBackend, "isa_trouble", "amx: present, but its self-check failed")
+    assert version.kernels() == "avx512 (amx: present, but its self-check failed)"
+    monkeypatch.setattr(CpuBackend, "isa_trouble", None)
+    assert version.kernels() == "avx512"
