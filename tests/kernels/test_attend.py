@@ -183,3 +183,14 @@ def test_values_beyond_float16_saturate() -> None:
     table[2] *= 1e6
     got = run(shape.on(CpuBackend(), table), step([(range(6), 0)], [[0]]))
     assert np.isfinite(got).all()
+
+
+def test_bytes_stand_a_few_dimensions_of_keys_that_are_much_larger() -> None:
+    """As models with biases on their keys have them. Without turning K and q the error is 0.09, with it 0.03."""
+    exact, rounded = (Shape(9, 3, 64, cache_dtype=dtype) for dtype in ("float32", "int8"))
+    table = table_of(exact, 7)
+    keys = table[:, 9 * 64 : 12 * 64].reshape(TOKENS, 3, 64)
+    keys[:, :, [5, 40]] += 60  # the same for all positions, so that softmax sees only the rest
+    batch = step([(range(200), 0)], exact.tables(1, np.random.default_rng(7)))
+    error = run(rounded.on(CpuBackend(), table), batch) - run(exact.on(CpuBackend(), table), batch)
+    assert np.sqrt((error**2).mean()) < 0.04
