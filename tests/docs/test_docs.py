@@ -121,8 +121,15 @@ def _shell(block: Block, folder: Path) -> str:
     return done.stdout
 
 
+def _write_files(page: str, folder: Path) -> None:
+    for file in BLOCKS:
+        if file.page == page and file.mark.startswith("file: "):
+            (folder / file.mark.removeprefix("file: ")).write_text(file.text)
+
+
 @pytest.mark.parametrize("block", _marked("run"), ids=str)
 def test_commands(block: Block, sandbox: Path) -> None:
+    _write_files(block.page, sandbox)
     assert _shell(block, sandbox)
     assert data_directory() == sandbox / "home"
 
@@ -160,9 +167,7 @@ def _free_port() -> int:
 
 @pytest.mark.parametrize("block", _marked("run: serve"), ids=str)
 def test_servers(block: Block, sandbox: Path) -> None:
-    for file in BLOCKS:
-        if file.page == block.page and file.mark.startswith("file: "):
-            (sandbox / file.mark.removeprefix("file: ")).write_text(file.text)
+    _write_files(block.page, sandbox)
     with _serving(f"{block.text.strip()} --port {_free_port()}", sandbox):
         pass
 

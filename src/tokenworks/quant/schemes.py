@@ -106,7 +106,7 @@ def row_scales(scheme: SchemeName, weight: Float32, importance: Float32) -> Floa
         case "int8":
             full = _or_one(largest / np.float32(_INT8_MAX))
             return _best(
-                [full * np.float32(1 - 0.02 * step) for step in range(11)],
+                [full * np.float32(1 - 0.04 * step) for step in range(5)],
                 lambda scales: _squared_error(scheme, weight, scales, importance),
             )
 
