@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from small_checkpoints import DECODERS, log_softmax, our_logits, write_decoder
 
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.gguf import open_gguf
@@ -213,7 +215,15 @@ def test_a_gguf_file_is_the_same_model_as_its_checkpoint(name: str, tmp_path: Pa
         a, b = (open_checkpoint(path).config for path in (tmp_path / "m.gguf", tmp_path))
         assert isinstance(a, DecoderConfig)
         assert isinstance(b, DecoderConfig)
-        assert (a.layers, a.ropes, a.attention_scale) == (b.layers, b.ropes, 10**-0.5)
+        assert a.ropes == b.ropes
+        for ours, checkpoints in zip(a.layers, b.layers, strict=True):
+            assert isinstance(ours.mixer, Attention)
+            assert isinstance(checkpoints.mixer, Attention)
+            assert ours.mixer.scale == 10**-0.5
+            epsilon = checkpoints.mixer.qk_norm_epsilon  # a float32 in GGUF
+            assert ours.mixer.qk_norm_epsilon == pytest.approx(epsilon)
+            mixer = replace(ours.mixer, scale=7**-0.5, qk_norm_epsilon=epsilon)
+            assert replace(ours, mixer=mixer) == checkpoints
     else:
         np.testing.assert_allclose(log_softmax(ours), log_softmax(theirs), atol=1e-5, rtol=0)
 

@@ -14,11 +14,13 @@ import numpy as np
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES, FileNames
+from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
+from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
 from tokenworks.models.fields import Fields
+from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
 from tokenworks.models.quantised import PackedTensor, open_quantised
@@ -105,8 +107,7 @@ def _checkpoint(
     computed = {}
     if isinstance(config, DecoderConfig):
         for rope, how in config.ropes.items():
-            frequencies = how.inverse_frequencies(config.head_size)
-            computed["rope." + rope] = _float32(f"rope.{rope}", frequencies)
+            computed["rope." + rope] = _float32(f"rope.{rope}", how.inverse_frequencies())
     return Checkpoint(path, config, _Weights(config, found, sources, names, computed))
 
 
@@ -125,10 +126,8 @@ class _Weights(Mapping[str, Tensor]):
             return self.computed[name]
         stored = self.found[self.sources[name]]
         tensor = stored.tensor() if isinstance(stored, PackedTensor) else stored
-        if self.names.interleaved_rotary and isinstance(self.config, DecoderConfig):
-            leaf = name.split(".", 2)[-1]
-            if leaf in ("q", "q.bias", "k", "k.bias"):
-                tensor = _halves(tensor, self.config.heads if leaf[0] == "q" else self.config.kv_heads)
+        if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
+            tensor = _halves(tensor, heads)
         if len(tensor.shape) == 1:
             offset = self.names.norm_offset if name.endswith("norm") else 0.0
             if offset or tensor.format != "F32":
@@ -141,6 +140,18 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.sources) + len(self.computed)
+
+
+def rotary_heads(config: ModelConfig, name: str) -> int:
+    """How many heads a weight's rows make that rotary positions turn; 0: none."""
+    _, _, leaf = name.partition("layers.")
+    number, _, leaf = leaf.partition(".")
+    if leaf not in ("q", "q.bias", "k", "k.bias") or not isinstance(config, DecoderConfig):
+        return 0
+    mixer = config.layers[int(number)].mixer
+    if not isinstance(mixer, Attention):
+        return 0
+    return mixer.heads if leaf[0] == "q" else mixer.kv_heads
 
 
 def _halves(tensor: Tensor, heads: int) -> Tensor:

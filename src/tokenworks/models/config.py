@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.kernels.program import Activation
+from tokenworks.models.parts import FeedForward, Mixer
 
 MAX_LAYERS = 4096
 """More than any model has; a damaged file is refused before it makes us list a billion layers."""
@@ -27,15 +28,17 @@ class Llama3Scaling:
 class Rope:
     """Rotary positions: `base`, and how frequencies are slowed: all by `factor`, as Llama 3 does, or one by one."""
 
+    size: int
+    """How many columns of a head are turned."""
     base: float
     factor: float = 1.0
     llama3: Llama3Scaling | None = None
     divisors: tuple[float, ...] = ()
-    """[head_size / 2], or empty: what a GGUF file has in place of `llama3`."""
+    """[size / 2], or empty: what a GGUF file has in place of `llama3`."""
 
-    def inverse_frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
-        """[head_size / 2] radians per position."""
-        inverse = self.base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size) / self.factor
+    def inverse_frequencies(self) -> npt.NDArray[np.float32]:
+        """[size / 2] radians per position."""
+        inverse = self.base ** (-np.arange(0, self.size, 2, dtype=np.float64) / self.size) / self.factor
         if self.llama3 is not None:
             s = self.llama3
             turns = s.original_tokens * inverse / (2 * np.pi)  # whole turns within the original context
@@ -47,40 +50,29 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderLayer:
-    """How one layer of a decoder differs from the next: its window (0: sees all), its rotary positions."""
+class Layer:
+    """One layer of a decoder."""
 
-    window: int
-    rope: Literal["global", "local"]
+    mixer: Mixer
+    feed_forward: FeedForward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
-    """A decoder transformer; models/decoder.py says what each field does."""
+    """A decoder; models/decoder.py says what each field does."""
 
     architecture: str
     vocabulary: int
     context_tokens: int
     width: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    mlp_width: int
-    layers: tuple[DecoderLayer, ...]
+    layers: tuple[Layer, ...]
     ropes: dict[str, Rope]
-    """By the names that layers use."""
-    activation: Activation
+    """By the names that attention uses."""
     norm_epsilon: float
-    attention_scale: float
     tied_head: bool
-    biased: frozenset[str] = frozenset()
-    """The linear maps that have a bias, of q k v o gate up down."""
-    qk_norm: bool = False
     sandwich_norms: bool = False
-    """Attention's and the MLP's outputs are normalised too, before they join the residual stream."""
+    """What the parts make is normalised too, before it joins the residual stream."""
     embedding_scale: float = 1.0
-    attention_softcap: float = 0.0
-    """0 is off."""
     logit_softcap: float = 0.0
     """0 is off."""
     kind: Literal["generate"] = "generate"

@@ -11,8 +11,9 @@ import numpy as np
 import tokenworks
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.architectures import HF_ARCHITECTURES, FileNames
+from tokenworks.models.architectures import HF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint
+from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
 from tokenworks.quant.checkpoints import compressed_tensors, modelopt

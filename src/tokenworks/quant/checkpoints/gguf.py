@@ -13,8 +13,7 @@ import numpy as np
 
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES
-from tokenworks.models.checkpoint import Checkpoint
-from tokenworks.models.config import DecoderConfig
+from tokenworks.models.checkpoint import Checkpoint, rotary_heads
 from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.schemes import Bytes, Quantised
@@ -35,9 +34,8 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
     tensors = dict(file.tensors)
     for canonical, weight in quantised.items():
         name = names.of(canonical)
-        leaf = canonical.rpartition(".")[2]
-        if names.interleaved_rotary and leaf in ("q", "k") and isinstance(source.config, DecoderConfig):
-            weight = _interleaved(weight, source.config.heads if leaf == "q" else source.config.kv_heads)
+        if names.interleaved_rotary and (heads := rotary_heads(source.config, canonical)):
+            weight = _interleaved(weight, heads)
         tensors[name] = ggml_tensor(name, weight)
     _write(path, file.metadata_bytes, file.metadata_pairs, file.alignment, _with_scales(tensors))
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, ModelConfig, Rope
 from tokenworks.models.gguf import GgufFile
+from tokenworks.models.mlp import Mlp
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
@@ -19,36 +21,38 @@ _ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu"
 
 
 def config_of_gguf(file: GgufFile, config: ModelConfig, model_type: str) -> dict[str, Any]:
-    """config.json with the keys that models/hf_config.py and transformers read."""
+    """config.json with the keys that models/families/ and transformers read."""
     if not isinstance(config, DecoderConfig):
         raise ModelError(f"{file.path}: an encoder in a GGUF file cannot be written as a folder.")
-    biased = config.biased
+    attention, mlp = config.layers[0].mixer, config.layers[0].feed_forward
+    if model_type not in _CLASSES or not isinstance(attention, Attention) or not isinstance(mlp, Mlp):
+        raise ModelError(f"{file.path}: a {model_type} model in a GGUF file cannot be written as a folder.")
     table: dict[str, Any] = {
         "architectures": [_CLASSES[model_type]],
         "model_type": model_type,
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
+        "intermediate_size": mlp.width,
         "num_hidden_layers": len(config.layers),
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_size,
         "max_position_embeddings": config.context_tokens,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tied_head,
-        "hidden_act": _ACTIVATIONS[config.activation],
+        "hidden_act": _ACTIVATIONS[mlp.activation],
         "dtype": "bfloat16",
     }
     if model_type == "llama":
-        table |= {"attention_bias": "q" in biased, "mlp_bias": "gate" in biased}
+        table |= {"attention_bias": "q" in attention.biased, "mlp_bias": "gate" in mlp.biased}
     if model_type in ("qwen3", "gemma3_text"):
-        table["attention_bias"] = "q" in biased
+        table["attention_bias"] = "q" in attention.biased
     ropes = {name: _rope(file, rope) for name, rope in config.ropes.items()}
     if model_type == "gemma3_text":
-        windows = [layer.window for layer in config.layers]
+        windows = [layer.mixer.window for layer in config.layers if isinstance(layer.mixer, Attention)]
         table |= {
             "hidden_activation": table.pop("hidden_act"),
-            "query_pre_attn_scalar": config.attention_scale**-2,
+            "query_pre_attn_scalar": attention.scale**-2,
             "sliding_window": max(windows),
             "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
             "rope_parameters": {"full_attention": ropes["global"], "sliding_attention": ropes["local"]},

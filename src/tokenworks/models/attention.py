@@ -1,0 +1,56 @@
+"""Grouped-query attention (arXiv 2305.13245) with rotary positions: what most decoders mix their tokens with."""
+
+from dataclasses import dataclass
+
+from tokenworks.kernels.program import ProgramBuilder, Value
+from tokenworks.models.parts import Shapes, linear, shapes_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Heads share K and V in groups of heads / kv_heads. Weights: q, k, v, o, and q_norm, k_norm."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    """Scores are multiplied by it before the softmax."""
+    rope: str
+    """Which of the model's rotary encodings turns q and k."""
+    window: int = 0
+    """A token sees so many positions up to its own; 0: all."""
+    softcap: float = 0.0
+    """0 is off."""
+    biased: frozenset[str] = frozenset()
+    """Which of q, k, v, o have a bias."""
+    qk_norm_epsilon: float = 0.0
+    """q and k are RMS-normed per head before they are turned; 0 is off."""
+
+    def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
+        size, q_width, kv_width = self.head_size, self.heads * self.head_size, self.kv_heads * self.head_size
+        qkv = linear(b, name, x, ("q", "k", "v"), q_width + 2 * kv_width, self.biased)
+        q, k, v = qkv.columns(0, q_width), qkv.columns(q_width, kv_width), qkv.columns(q_width + kv_width, kv_width)
+        if self.qk_norm_epsilon:
+            q = b.rmsnorm(q, name + "q_norm", self.qk_norm_epsilon, group=size)
+            k = b.rmsnorm(k, name + "k_norm", self.qk_norm_epsilon, group=size)
+        frequencies = "rope." + self.rope
+        return b.attend(
+            b.rope(q, size, frequencies),
+            b.rope(k, size, frequencies),
+            v,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=size,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
+
+    def project(self, b: ProgramBuilder, name: str, mixed: Value, width: int) -> Value:
+        return linear(b, name, mixed, ("o",), width, self.biased)
+
+    def shapes(self, width: int) -> Shapes:
+        q_width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
+        maps = {"q": (q_width, width), "k": (kv_width, width), "v": (kv_width, width), "o": (width, q_width)}
+        norms: Shapes = {"q_norm": (self.head_size,), "k_norm": (self.head_size,)} if self.qk_norm_epsilon else {}
+        return shapes_of(maps, self.biased) | norms

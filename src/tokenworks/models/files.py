@@ -1,0 +1,54 @@
+"""What a kind of file calls a model's weights.
+
+Canonical names are what the programs use: "embed", "norm", "head", and "layers.N." before the names of a layer's parts.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenworks.models.config import ModelConfig
+from tokenworks.models.fields import Fields
+from tokenworks.models.gguf import GgufFile
+
+LAYER = "layers.{}."
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class FileNames:
+    """Canonical name -> name in the file, in both with {} for each number."""
+
+    names: dict[str, str]
+    unused: tuple[str, ...] = ()
+    """Patterns (fnmatch) of tensors that a file may have and the program does not need."""
+    norm_offset: float = 0.0
+    """Added to RMS norm weights: Gemma's checkpoints store weight - 1."""
+    interleaved_rotary: bool = False
+    """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
+
+    def of(self, canonical: str) -> str:
+        return self.names[_NUMBER.sub("{}", canonical)].format(*_NUMBER.findall(canonical))
+
+
+@dataclass(frozen=True, slots=True)
+class HfArchitecture:
+    """Of safetensors checkpoints, by config.json's model_type."""
+
+    read: Callable[[Fields], ModelConfig]
+    files: FileNames
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArchitecture:
+    """Of GGUF files, by general.architecture."""
+
+    read: Callable[[GgufFile], ModelConfig]
+    files: FileNames
+
+
+def weights_and_biases(maps: dict[str, str]) -> dict[str, str]:
+    """Names of linear maps' weights and biases: name within the layer -> name in the file, {} for the layer."""
+    return {f"{LAYER}{ours}": f"{theirs}.weight" for ours, theirs in maps.items()} | {
+        f"{LAYER}{ours}.bias": f"{theirs}.bias" for ours, theirs in maps.items()
+    }
