@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -236,7 +237,10 @@ async def test_embeddings(minilm):
         assert (await pool.embed("m", inputs)).vectors == together.vectors
 
 
-@pytest.mark.parametrize("when", ["starting", "working"])
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process that is stopped")
+
+
+@pytest.mark.parametrize("when", ["starting", "working", pytest.param("stopped", marks=LINUX)])
 def test_a_worker_dies_with_its_gateway(smollm2, when):
     """Killed, with no chance to say so."""
     program = f"""
@@ -248,7 +252,7 @@ from tokenworks.protocol.sampling import Sampling
 async def main():
     pool = Pool()
     await pool.start([PoolModel("m", WorkerSettings(path={str(smollm2)!r}))])
-    if {when!r} == "working":
+    if {when!r} != "starting":
         await anext(pool.generate("m", Generate("r", (1, 2), Sampling(max_tokens=2000, seed=1, ignore_eos=True))))
     while pool.statuses()[0].pid is None:
         await asyncio.sleep(0.01)
@@ -259,6 +263,10 @@ asyncio.run(main())
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as gateway:
         pid = int(gateway.stdout.readline())
         assert _alive(pid)
+        if when == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+            while ") T " not in Path(f"/proc/{pid}/stat").read_text():
+                time.sleep(0.001)
         gateway.kill()
 
     async def gone() -> None:

@@ -4,7 +4,8 @@
 
 Loads the model, says Ready, then: take the messages that have come, run a step, send what it made; asleep when there
 is nothing to do. How it ends:
-- The link closes (the gateway closed it, or is dead): at once, also in the middle of a load or a step.
+- The link closes (the gateway closed it, or is dead): at once, also in the middle of a load or a step. On Linux the
+  kernel sees to it that a dead gateway's worker dies even while it is stopped.
 - Drain or SIGTERM: when what runs is finished. What comes meanwhile is not taken; the next worker gets it.
 - The model cannot be used: UNUSABLE_STATUS, the reason on standard error.
 - A step raises: the worker dies of it, since the engine's state can no longer be trusted. The supervisor carries the
@@ -12,6 +13,7 @@ is nothing to do. How it ends:
 SIGINT is ignored: a Ctrl-C is the gateway's to answer.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -41,6 +43,10 @@ from tokenworks.protocol.messages import (
 if TYPE_CHECKING:
     from tokenworks.engine.encoder import EncoderEngine
     from tokenworks.engine.engine import Engine
+
+
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that this process gets when the one that spawned it ends."""
 
 
 def main(arguments: list[str]) -> int:
@@ -121,7 +127,13 @@ class _Termination:
 
 
 def _die_with(end: socket.socket) -> None:
-    """Ends this process when the other end of the link is closed, whatever it is doing."""
+    """Ends this process when the other end of the link is closed, whatever it is doing.
+
+    A thread cannot do that while the process is stopped (SIGSTOP, a debugger): there Linux kills it with the thread
+    that spawned it, the gateway's main one. What dies before this line is noticed by the link.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         poll = select.poll()
