@@ -64,7 +64,10 @@ BAD_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"priority": 2**40}, "priority"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"tools": [{"function": {"name": "f"}}], "tool_choice": {"function": {"name": "g"}}}, "tool_choice"),
+    ({"tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+     "tool_choice"),
+    ({"tools": [{"function": {"name": "f"}}], "tool_choice": {"function": {"name": "f"}}}, "tool_choice.type"),
+    ({"max_tokens": 1.5}, "max_tokens"),
     ({"response_format": {"type": "poem"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "poem"}}}}, SCHEMA),
@@ -145,6 +148,30 @@ BAD_BODIES = [
 def test_a_body_that_is_no_request_is_refused(http: httpx.Client, path: str, body: bytes) -> None:
     reply = http.post(path, content=body, headers={"content-type": "application/json"}, timeout=10)
     assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_an_integer_may_be_written_as_a_float(client: openai.OpenAI, http: httpx.Client) -> None:
+    """JSON knows one kind of number, and so do some clients' languages."""
+    whole = {"max_tokens": 2.0, "n": 1e0, "seed": 7.0, "top_k": 5.0, "temperature": 1, "logit_bias": {"5": 1.0}}
+    one, other = (
+        http.post("/v1/chat/completions", content=json.dumps({**CHAT, **numbers})).json()
+        for numbers in (whole, {**whole, "max_tokens": 2, "n": 1, "seed": 7, "top_k": 5})
+    )
+    assert one["usage"]["completion_tokens"] == 2
+    assert one["choices"] == other["choices"]
+
+
+@pytest.mark.parametrize(
+    "said", [b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nbad header\r\n\r\n"]
+)
+def test_what_is_no_http_is_answered_in_the_apis_shape(http: httpx.Client, said: bytes) -> None:
+    address = urlsplit(str(http.base_url))
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(said)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 def test_an_unknown_model_is_404_and_says_what_is_served(client: openai.OpenAI, http: httpx.Client) -> None:

@@ -133,6 +133,40 @@ def test_the_format_is_read_off_the_template() -> None:
     assert format_of("<|im_start|>") is HERMES
 
 
+def test_only_the_allowed_tools_are_called(client: openai.OpenAI) -> None:
+    ask = [{"role": "user", "content": "Tell me the time in Lyon."}]
+    names, schema = ("weather", "time", "news"), {"type": "object", "properties": {}, "additionalProperties": False}
+    functions = [{"name": name, "parameters": schema} for name in names]
+    chat = client.chat.completions.create(
+        model="smollm2",
+        messages=ask,
+        max_tokens=40,
+        temperature=0,
+        tools=[{"type": "function", "function": function} for function in functions],
+        tool_choice={
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "news"}}]},
+        },
+    ).choices[0]
+    assert {call.function.name for call in chat.message.tool_calls} == {"news"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "weather"}]}
+    response = client.responses.create(
+        model="smollm2",
+        input=ask,
+        max_output_tokens=40,
+        temperature=0,
+        tools=[{"type": "function", "strict": False, **function} for function in functions],
+        tool_choice=allowed,
+    )
+    assert {item.name for item in response.output} == {"weather"}
+    assert response.tool_choice.to_dict() == allowed
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(
+            model="smollm2", input=ask, tool_choice={**allowed, "tools": [{"type": "function", "name": "fly"}]}
+        )
+    assert (refused.value.param, "'fly'" in refused.value.message) == ("tool_choice", True)
+
+
 def test_no_api_shows_half_a_forced_call_as_text(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     ask, schema = [{"role": "user", "content": "The weather in Lyon?"}], WEATHER.parameters
     for limit in (1, 4, 8, 16, 18):

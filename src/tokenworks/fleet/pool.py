@@ -103,6 +103,10 @@ class Pool:
             raise EngineError(embedded.error)
         return embedded
 
+    def known(self, name: str) -> Ready | None:
+        """What the model's latest worker said about it; None while no worker has ever got ready."""
+        return self._handle(name).ready_message
+
     def stats(self, name: str) -> EngineStats:
         """The engine's state after its latest step."""
         return self._handle(name).stats

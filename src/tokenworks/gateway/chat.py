@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from tokenworks.gateway.chat_types import (
+    AllowedToolsChoice,
     ChatBody,
     ChatChoice,
     ChatChunk,
@@ -21,6 +22,7 @@ from tokenworks.gateway.chat_types import (
     DeltaToolCall,
     FunctionCall,
     MessageToolCall,
+    NamedToolChoice,
     PromptTokensDetails,
     RefusalPart,
     ReplyMessage,
@@ -36,7 +38,7 @@ from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.sampling import FinishReason, StreamOptions, sampling_from, sibling_sampling, stop_strings
 from tokenworks.gateway.serving import Serving, TextModel
 from tokenworks.gateway.stream import DONE, EventStream, data_event, until_disconnect
-from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, forced_grammar, named_tool
+from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, forced_grammar, named_tools
 from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.protocol.messages import Finish, Generate
@@ -160,9 +162,12 @@ def chosen_tools(model: TextModel, body: ChatBody) -> tuple[list[Tool], Grammar 
         for each in body.tools or ()
     ]
     choice = body.tool_choice
-    if choice is None or isinstance(choice, str):
-        return choose_tools(model, offered, choice or "auto", body.parallel_tool_calls)
-    return choose_tools(model, [named_tool(offered, choice.function.name)], "required", parallel=False)
+    if isinstance(choice, NamedToolChoice):
+        return choose_tools(model, named_tools(offered, [choice.function.name]), "required", parallel=False)
+    if isinstance(choice, AllowedToolsChoice):
+        names = [each.function.name for each in choice.allowed_tools.tools]
+        return choose_tools(model, named_tools(offered, names), choice.allowed_tools.mode, body.parallel_tool_calls)
+    return choose_tools(model, offered, choice or "auto", body.parallel_tool_calls)
 
 
 def choose_tools(

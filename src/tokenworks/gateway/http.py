@@ -49,7 +49,13 @@ def decode(data: bytes, type_: type[T]) -> T:
     if decoder is None:
         decoder = _decoders[type_] = msgspec.json.Decoder(type_)
     try:
-        return decoder.decode(data)  # type: ignore[no-any-return]
+        try:
+            return decoder.decode(data)  # type: ignore[no-any-return]
+        except msgspec.ValidationError as error:
+            if "Expected `int" not in str(error) or "got `float`" not in str(error):
+                raise
+            # In JSON 1.0 is an integer too, and some languages' clients know no other numbers.
+            return msgspec.convert(_whole(msgspec.json.decode(data)), type_)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from None
     except UnicodeDecodeError:
@@ -58,6 +64,15 @@ def decode(data: bytes, type_: type[T]) -> T:
         raise InvalidRequest("the JSON is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _whole(value: Any) -> Any:
+    """JSON with every number that is an integer as an int."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:

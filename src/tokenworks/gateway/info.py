@@ -19,6 +19,8 @@ class ModelCard(msgspec.Struct):
     created: int
     object: Literal["model"] = "model"
     owned_by: Literal["tokenworks"] = "tokenworks"
+    max_model_len: int | None = None
+    """Tokens of context, as vLLM names it; null until a model that starts on demand has been started once."""
 
 
 class ModelList(msgspec.Struct):
@@ -49,7 +51,8 @@ async def get_model(request: Request) -> Response:
 
 
 def _card(serving: Serving, name: str) -> ModelCard:
-    return ModelCard(name, serving.created_s)
+    known = serving.pool.known(name)
+    return ModelCard(name, serving.created_s, max_model_len=known.context_tokens if known else None)
 
 
 async def version(request: Request) -> Response:

@@ -36,7 +36,7 @@ from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.sampling import draw_seed
 from tokenworks.gateway.serving import Serving, TextModel
 from tokenworks.gateway.stream import EventStream, named_event, until_disconnect
-from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, named_tool
+from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, named_tools
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.protocol.messages import Finish, Generate
 from tokenworks.protocol.sampling import Grammar, Sampling
@@ -194,7 +194,7 @@ def _tools(model: TextModel, body: CountTokensBody) -> tuple[list[Tool], Grammar
     choice = body.tool_choice
     parallel = not getattr(choice, "disable_parallel_tool_use", None)
     if isinstance(choice, ToolChoice):
-        return choose_tools(model, [named_tool(offered, choice.name)], "required", parallel=False)
+        return choose_tools(model, named_tools(offered, [choice.name]), "required", parallel=False)
     kind = "none" if isinstance(choice, NoneChoice) else "required" if isinstance(choice, AnyChoice) else "auto"
     return choose_tools(model, offered, kind, parallel)
 

@@ -19,6 +19,7 @@ from tokenworks.gateway.logprobs import chat_logprobs
 from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.responses_store import StoredResponse
 from tokenworks.gateway.responses_types import (
+    AllowedToolsChoice,
     DeletedResponse,
     IncompleteDetails,
     InputDetails,
@@ -41,7 +42,7 @@ from tokenworks.gateway.responses_types import (
 from tokenworks.gateway.sampling import draw_seed
 from tokenworks.gateway.serving import Serving, TextModel
 from tokenworks.gateway.stream import EventStream, named_event, until_disconnect
-from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, named_tool
+from tokenworks.gateway.tools import Tool, ToolCall, ToolParser, named_tools
 from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import InvalidRequest, TokenworksError, UserError
 from tokenworks.protocol.messages import Finish, Generate
@@ -306,9 +307,13 @@ def _tools(model: TextModel, body: ResponsesBody) -> tuple[list[Tool], Grammar |
         if not tool.name:
             raise InvalidRequest("a function tool needs a name", param="tools")
         offered.append(Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}))
-    if isinstance(body.tool_choice, NamedChoice):
-        return choose_tools(model, [named_tool(offered, body.tool_choice.name)], "required", parallel=False)
-    return choose_tools(model, offered, body.tool_choice or "auto", body.parallel_tool_calls)
+    choice = body.tool_choice
+    if isinstance(choice, NamedChoice):
+        return choose_tools(model, named_tools(offered, [choice.name]), "required", parallel=False)
+    if isinstance(choice, AllowedToolsChoice):
+        names = [each.name for each in choice.tools if each.type == "function" and each.name]
+        return choose_tools(model, named_tools(offered, names), choice.mode, body.parallel_tool_calls)
+    return choose_tools(model, offered, choice or "auto", body.parallel_tool_calls)
 
 
 def _format_grammar(body: ResponsesBody) -> Grammar | None:

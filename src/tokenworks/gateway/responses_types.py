@@ -59,9 +59,24 @@ class ResponsesTool(msgspec.Struct, kw_only=True, omit_defaults=True):
     strict: bool | None = None
 
 
-class NamedChoice(msgspec.Struct):
+class NamedChoice(msgspec.Struct, tag_field="type", tag="function"):
     name: str
-    type: Literal["function"] = "function"
+
+
+class AllowedTool(msgspec.Struct):
+    type: str
+    name: str | None = None
+    """Of a function; hosted tools have none, and this model has none of them."""
+
+
+class AllowedToolsChoice(msgspec.Struct, tag_field="type", tag="allowed_tools"):
+    """Of the tools offered, only these."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=128)]
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedToolsChoice
 
 
 class TextFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -96,7 +111,7 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     include: list[str] | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponsesTool], Meta(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
@@ -170,7 +185,7 @@ class Response(msgspec.Struct, kw_only=True):
     top_p: float
     text: TextOptions
     tools: list[ResponsesTool]
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice
+    tool_choice: ToolChoice
     parallel_tool_calls: bool
     truncation: Literal["disabled"] = "disabled"
     store: bool

@@ -12,6 +12,7 @@ import uvicorn
 from tokenworks.config import ServerSettings
 from tokenworks.fleet.pool import Pool, PoolModel
 from tokenworks.gateway.app import build_app
+from tokenworks.gateway.http_protocol import HttpProtocol
 from tokenworks.gateway.responses_store import ResponsesStore
 from tokenworks.gateway.serving import Serving
 from tokenworks.protocol.errors import UserError
@@ -80,7 +81,7 @@ async def _serve(
         server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_level="warning",

@@ -26,6 +26,8 @@ _TOKEN_CHARACTERS_MAX = 256
 """No token of the vocabularies we serve is longer: text beyond this per token of context is refused unread."""
 _THREAD_FROM_CHARACTERS = 16_384
 """Longer texts are tokenised off the event loop (a few milliseconds each), so that streams go on."""
+_THREAD_FROM_TOKENS = 8192
+"""The same for token ids that become text."""
 
 
 class TextModel:
@@ -53,6 +55,12 @@ class TextModel:
         if len(text) < _THREAD_FROM_CHARACTERS:
             return self.tokenizer.encode(text, special=special)
         return await asyncio.to_thread(self.tokenizer.encode, text, special=special)
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """Text, special tokens spelled out."""
+        if len(token_ids) < _THREAD_FROM_TOKENS:
+            return self.tokenizer.decode(token_ids, skip_special=False)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids, skip_special=False)
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """InvalidRequest for an id that the model does not have."""

@@ -77,4 +77,4 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeBody)
     model = await serving.any_text_model(body.model)
     model.check_ids(body.tokens, "tokens")
-    return json_response(Detokenized(model.tokenizer.decode(body.tokens, skip_special=False)))
+    return json_response(Detokenized(await model.decode(body.tokens)))

@@ -7,7 +7,7 @@ import ast
 import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -314,8 +314,10 @@ def _moved(schema: Any, root: str) -> Any:
     }
 
 
-def named_tool(tools: Sequence[Tool], name: str) -> Tool:
-    for tool in tools:
-        if tool.name == name:
-            return tool
-    raise InvalidRequest(f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
+def named_tools(tools: Sequence[Tool], names: Collection[str]) -> list[Tool]:
+    """Those of `tools` that tool_choice names. Raises InvalidRequest for a name that is not among them."""
+    offered = {tool.name for tool in tools}
+    for name in names:
+        if name not in offered:
+            raise InvalidRequest(f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
+    return [tool for tool in tools if tool.name in names]

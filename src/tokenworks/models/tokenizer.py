@@ -39,7 +39,8 @@ class ModelTokenizer:
         return self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+        # As above: `decode` would keep the lock for a quarter of a second of a million ids.
+        return self.tokenizer.decode_batch([ids], skip_special_tokens=skip_special)[0]
 
 
 def load_tokenizer(path: Path) -> ModelTokenizer:
