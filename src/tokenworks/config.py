@@ -24,7 +24,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What one worker may use."""
 
     threads: Positive | None = None
-    """Default: the cores this process may run on."""
+    """Default: the cores this process may use, by affinity and control group."""
     context_tokens: Positive | None = None
     """Default: the model's own, as far as the cache reaches."""
     cache_mb: Positive = 1024

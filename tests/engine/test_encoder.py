@@ -93,12 +93,17 @@ def test_every_request_gets_the_vectors_its_inputs_get_alone(requests: list[tupl
 
 def test_short_requests_share_a_step_and_a_long_one_is_cut() -> None:
     encoder, executable = engine()
+    told: list[tuple[str, ...]] = []
+    encoder.on_begin = told.append
     for name in "abc":
         encoder.add(Embed(name, ((1, 2),)))
     encoder.add(Embed("long", ((1,) * LONGEST, (2,) * LONGEST)))
     done, step = encoder.step()
     assert [answer.request_id for answer in done] == ["a", "b", "c"]
-    assert step.stats.running == 1
+    assert (step.stats.running, step.stats.waiting, step.share) == (0, 1, 6 / LIMITS.step_tokens)
+    _, step = encoder.step()
+    assert (step.stats.running, step.stats.waiting, step.share) == (1, 0, 1.0)
+    assert told == [("a", "b", "c"), ("long",)]
     assert [answer.request_id for answer in run(encoder)] == ["long"]
     assert executable.steps == [(6, 3), (LONGEST, 1), (LONGEST, 1)]
 

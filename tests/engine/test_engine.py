@@ -50,6 +50,19 @@ def test_alone_as_in_a_batch_after_preemption_and_in_any_chunks(backend: Backend
     assert preemptions[1] > 0
 
 
+def test_who_is_begun_is_told_before_the_step_that_begins_it(backend: Backend) -> None:
+    engine, told = make_engine(backend, limits(sequences=2)), []
+    engine.on_begin = told.append
+    for name in "abc":
+        engine.add(ask(name, PROMPT, max_tokens=3, temperature=0.0), 0.0)
+    assert told == [], "they wait in line"
+    engine.step(0.0)
+    assert told[0][0] == "a"
+    while engine.busy:
+        engine.step(0.0)
+    assert sorted(name for names in told for name in names) == ["a", "b", "c"]
+
+
 def test_the_same_with_a_prefix_hit(backend: Backend) -> None:
     for request in mixed_requests():
         engine = make_engine(backend, limits())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenworks.fleet.link import WorkerLink
 from tokenworks.protocol.messages import (
+    Begun,
     Cancel,
     Drain,
     Embed,
@@ -66,6 +67,7 @@ def main() -> None:
         for message in link.receive(wait=not running):
             match message:
                 case Generate():
+                    link.send(Begun((message.request_id,)))
                     if message.prompt_ids[0] == POISON:
                         os.kill(os.getpid(), signal.SIGSEGV)
                     requests[message.request_id] = message
@@ -94,7 +96,7 @@ def main() -> None:
             )
             if done:
                 del running[request_id]
-        link.send(StepDone(tuple(chunks), EngineStats(running=len(running))))
+        link.send(StepDone(tuple(chunks), EngineStats(running=len(running)), 1.0))
         time.sleep(0.002)
 
 

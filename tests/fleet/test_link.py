@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenworks.fleet.link import MAX_FRAME_BYTES, BadFrame, FrameReader, WorkerLink, frame, make_link
 from tokenworks.fleet.link_async import GatewayLink
 from tokenworks.protocol.messages import (
+    Begun,
     Cancel,
     Drain,
     Embed,
@@ -49,7 +50,9 @@ TO_GATEWAY: list[ToGateway] = [
             TokenChunk("b", finish=Finish.FAILED, error="ü"),
         ),
         EngineStats(running=1),
+        0.25,
     ),
+    Begun(("a", "b")),
     Embedded("e", 2, b"\x00" * 8),
 ]
 

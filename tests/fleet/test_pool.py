@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from scripted_worker import POISON, SILENT, VECTOR, token
 
+from tokenworks.fleet import patience
 from tokenworks.fleet.pool import Pool, PoolModel
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.fleet.supervisor import Phase
@@ -121,6 +122,18 @@ async def test_a_stream_outlives_many_kills_in_quick_succession(open_pool):
             os.kill(pool.statuses()[0].pid, signal.SIGKILL)
             await until(lambda: pool.statuses()[0].restarts == kills + 1)  # noqa: B023
         assert tokens_of(await task) == expected(asked)
+
+
+async def test_a_worker_that_hangs_is_replaced_and_its_streams_go_on(open_pool, monkeypatch):
+    monkeypatch.setattr(patience, "FLOOR_S", 0.5)
+    async with open_pool() as pool:
+        asked = [request(f"r{i}", tokens=300) for i in range(3)]
+        tasks = [asyncio.create_task(collect(pool, each)) for each in asked]
+        await until(lambda: pool.stats("m").running == 3)
+        os.kill(pool.statuses()[0].pid, signal.SIGSTOP)
+        for each, task in zip(asked, tasks, strict=True):
+            assert tokens_of(await task) == expected(each)
+        assert pool.statuses()[0].restarts == 1
 
 
 async def test_poison_is_failed_and_its_neighbours_are_not(open_pool):
@@ -259,6 +272,7 @@ def test_workers_die_with_the_gateway(diary):
     """Even when it is killed with no chance to say so, and while a worker still starts."""
     program = f"""
 import asyncio, sys
+from tokenworks.fleet import patience
 from tokenworks.fleet.pool import Pool, PoolModel
 from tokenworks.fleet.settings import WorkerSettings
 async def main():

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from tokenworks.fleet import patience
 from tokenworks.fleet import supervisor as rules
 from tokenworks.fleet.supervisor import Fail, IllegalEvent, Kill, Phase, Spawn, Submit, Supervisor
 
@@ -12,12 +13,15 @@ from tokenworks.fleet.supervisor import Fail, IllegalEvent, Kill, Phase, Spawn, 
 class World:
     """A process that makes one token a step, faults drawn from a seed, and a count of everyone's endings."""
 
-    def __init__(self, seed: int, *, on_demand: bool, poison_every: int = 0) -> None:
+    def __init__(self, seed: int, *, on_demand: bool, poison_every: int = 0, places: int = 100) -> None:
         self.random = random.Random(seed)
         self.supervisor = Supervisor(on_demand=on_demand)
         self.now_s = 0.0
         self.made: dict[str, int] = {}
         """Tokens by request since it was submitted, for those the process holds."""
+        self.begun: set[str] = set()
+        """Those of them that run; the others wait until one of the `places` is free."""
+        self.places = places
         self.process: str | None = None
         """None, "starting", "ready", "hung" or "dying"."""
         self.left: dict[str, int] = {}
@@ -33,7 +37,7 @@ class World:
             match action:
                 case Spawn():
                     assert self.process is None, "two processes at once"
-                    self.process, self.made = "starting", {}
+                    self.process, self.made, self.begun = "starting", {}, set()
                 case Kill():
                     assert self.process is not None
                     self.process = "dying"
@@ -56,6 +60,7 @@ class World:
         self.endings[request_id] += 1
         del self.left[request_id]
         self.made.pop(request_id, None)
+        self.begun.discard(request_id)
 
     def arrive(self) -> None:
         self.arrivals += 1
@@ -67,8 +72,12 @@ class World:
 
     def die(self, how: rules.Death = "crashed") -> None:
         progressed = {name for name, made in self.made.items() if made >= rules.PROGRESS_TOKENS}
-        self.process, self.made = None, {}
-        self.perform(self.supervisor.died(self.now_s, how, "it died", progressed))
+        waited = {name: self._strikes(name) for name in self.made if name not in self.begun} if self.begun else {}
+        self.process, self.made, self.begun = None, {}, set()
+        actions = self.supervisor.died(self.now_s, how, "it died", progressed)
+        for name, strikes in waited.items():
+            assert self.supervisor.phase is Phase.GIVEN_UP or self._strikes(name) == strikes, "blamed for waiting"
+        self.perform(actions)
 
     def step(self) -> None:
         """Some time passes, and one thing happens."""
@@ -86,21 +95,28 @@ class World:
             self.process = "ready"
             self.perform(self.supervisor.ready(self.now_s))
         elif self.process == "ready":
-            if any("poison" in name for name in self.made):
+            self.begin()
+            if any("poison" in name for name in self.begun):
                 self.die()
             else:
                 self.token()
 
+    def begin(self) -> None:
+        new = [name for name in self.made if name not in self.begun][: max(0, self.places - len(self.begun))]
+        if new:
+            self.begun.update(new)
+            self.supervisor.begun(new)
+
     def token(self) -> None:
-        self.supervisor.heard(self.now_s)
-        for name in list(self.made):
+        self.supervisor.heard(self.now_s, len(self.begun) / 100)
+        for name in [name for name in self.made if name in self.begun]:
             self.made[name] += 1
             self.left[name] -= 1
             if self.left[name] == 0:
                 self.end(name)
                 self.perform(self.supervisor.ended(name, self.now_s, well=True))
         suspect = self.supervisor.suspect
-        if suspect is not None and self.made[suspect] >= rules.PROGRESS_TOKENS:
+        if suspect is not None and self.made.get(suspect, 0) >= rules.PROGRESS_TOKENS:
             self.perform(self.supervisor.progressed(suspect, self.now_s))
 
     def leave(self) -> None:
@@ -123,7 +139,7 @@ class World:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_every_request_ends_once(seed):
-    world = World(seed, on_demand=seed % 2 == 0, poison_every=seed % 5 * 7)
+    world = World(seed, on_demand=seed % 2 == 0, poison_every=seed % 5 * 7, places=(1, 2, 4, 100)[seed % 3])
     world.faults = (0.0, 0.01, 0.1, 0.4)[seed % 4]
     for _ in range(300):
         what = world.random.random()
@@ -144,7 +160,7 @@ def test_every_request_ends_once(seed):
 
 @pytest.mark.parametrize("seed", range(50))
 def test_one_poison_among_many_fails_alone(seed):
-    world = World(seed, on_demand=False, poison_every=25)
+    world = World(seed, on_demand=False, poison_every=25, places=1 + seed)
     for _ in range(30):
         world.arrive()
     world.settle()
@@ -229,11 +245,49 @@ def test_a_silent_worker_is_ended_only_while_someone_waits():
     supervisor.ready(1.0)
     assert supervisor.due_s() is None
     supervisor.asked("a", 1000.0)
-    assert supervisor.due_s() == 1000.0 + rules.SILENCE_LIMIT_S
-    supervisor.heard(1100.0)
-    assert supervisor.tick(1000.0 + rules.SILENCE_LIMIT_S) == []
-    assert supervisor.tick(1100.0 + rules.SILENCE_LIMIT_S) == [Kill()]
+    assert supervisor.due_s() == 1000.0 + patience.LIMIT_S
+    assert supervisor.heard(1001.0, 1.0), "the limit is shorter now: the caller's timer is too late"
+    assert supervisor.due_s() == 1001.0 + patience.FLOOR_S
+    assert not supervisor.heard(1010.0, 0.0), "nothing ran, but it lives"
+    assert supervisor.tick(1001.0 + patience.FLOOR_S) == []
+    assert supervisor.tick(1010.0 + patience.FLOOR_S) == [Kill()]
     assert supervisor.tick(9999.0) == [], "once is enough"
+
+
+def test_what_was_said_while_we_were_away_is_heard_first():
+    supervisor = Supervisor()
+    supervisor.wanted(0.0)
+    supervisor.ready(1.0)
+    supervisor.asked("a", 1.0)
+    back_s = supervisor.due_s() + rules.AWAY_S + 1
+    assert supervisor.tick(back_s) == []
+    assert supervisor.due_s() == back_s + patience.LIMIT_S
+    assert supervisor.tick(supervisor.due_s()) == [Kill()]
+
+
+def test_who_only_waited_is_not_to_blame():
+    supervisor = Supervisor()
+    supervisor.wanted(0.0)
+    for _ in range(rules.STRIKES):
+        if supervisor.phase is Phase.BACKOFF:
+            supervisor.tick(supervisor.due_s())
+        if not supervisor.requests:
+            supervisor.asked("runs", 0.0)
+            supervisor.asked("waits", 0.0)
+        supervisor.ready(0.0)
+        supervisor.begun(["runs", "gone"])
+        actions = supervisor.died(0.0, "crashed", "it died")
+    assert [action.request_id for action in actions if isinstance(action, Fail)] == ["runs"]
+    assert supervisor._requests["waits"].strikes == 0
+
+
+def test_all_are_to_blame_when_none_had_begun():
+    supervisor = Supervisor()
+    supervisor.asked("a", 0.0)
+    supervisor.asked("b", 0.0)
+    supervisor.ready(0.0)
+    supervisor.died(0.0, "crashed", "it died")
+    assert [request.strikes for request in supervisor._requests.values()] == [1, 1]
 
 
 def test_an_illegal_event_moves_nothing():
@@ -242,6 +296,7 @@ def test_an_illegal_event_moves_nothing():
         "ready": lambda: supervisor.ready(0.0),
         "died": lambda: supervisor.died(0.0, "crashed", ""),
         "progressed": lambda: supervisor.progressed("a", 0.0),
+        "begun": lambda: supervisor.begun(["a"]),
     }
     for event, send in events.items():
         with pytest.raises(IllegalEvent, match=f"'{event}' is not legal for a worker that is 'off'"):

@@ -43,6 +43,21 @@ def test_usage_counts_every_input(client: openai.OpenAI, http: httpx.Client) -> 
     assert client.embeddings.create(model="minilm", input=TEXTS).usage.prompt_tokens == sum(counts)
 
 
+def test_requests_for_embeddings_are_measured(client: openai.OpenAI, http: httpx.Client) -> None:
+    def figures() -> dict[str, float]:
+        lines = [line.rpartition(" ") for line in http.get("/metrics").text.splitlines() if '"minilm"' in line]
+        return {name: float(value) for name, _, value in lines}
+
+    vectors(client, "It starts on demand.")
+    before = figures()
+    vectors(client, ["The first of two.", "The second."])
+    grown = {name: value - before.get(name, 0) for name, value in figures().items()}
+    assert grown['tokenworks_requests_total{finish="stop",model="minilm"}'] == 1
+    assert grown['tokenworks_request_duration_seconds_count{model="minilm"}'] == 1
+    assert grown['tokenworks_prompt_tokens_total{model="minilm"}'] > 8
+    assert figures()['tokenworks_requests_running{model="minilm"}'] == 0
+
+
 def test_dimensions_are_the_models_own_or_refused(client: openai.OpenAI) -> None:
     assert len(client.embeddings.create(model="minilm", input="a", dimensions=384).data[0].embedding) == 384
     with pytest.raises(openai.BadRequestError) as refused:

@@ -1,6 +1,5 @@
 """One bench run from start to report: the object `tokenworks bench --json` writes."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from tokenworks.bench.client import Client
 from tokenworks.bench.points import Point, measure
 from tokenworks.bench.prompts import Prompts, manual_texts
 from tokenworks.bench.server import OwnServer, listening_process, memory_bytes
+from tokenworks.telemetry.cores import cores_allowed
 
 
 async def bench_own(
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
         )
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores_allowed(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 Long requests are cut at their inputs and delay nobody by more than a step; short ones share a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ Input = Sequence[int]
 @dataclass(slots=True)
 class _Call:
     request: Embed
+    begun: bool = False
     vectors: list[Float32] = field(default_factory=list)
     """[width] each, in the inputs' order; as many as are done."""
 
@@ -26,6 +27,8 @@ class EncoderEngine:
 
     def __init__(self, executable: Executable, limits: Limits, *, width: int, vocabulary: int) -> None:
         """`limits.step_tokens` is the longest input taken; `width` that of a vector."""
+        self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
+        """Called with the requests that are started on, before anything of theirs is computed."""
         self._executable = executable
         self._limits = limits
         self._width = width
@@ -58,7 +61,9 @@ class EncoderEngine:
         """Encodes the next inputs, in order of arrival. Returns the requests that are whole now."""
         done, self._done = self._done, []
         batch = self._next_inputs()
+        tokens = sum(len(ids) for _, ids in batch)
         if batch:
+            self._begin([call for call, _ in batch])
             rows = self._executable.run(_step_batch([ids for _, ids in batch]))
             for (call, _), row in zip(batch, rows.copy(), strict=True):
                 call.vectors.append(row)
@@ -67,9 +72,22 @@ class EncoderEngine:
                     vectors = np.stack(call.vectors).astype("<f4", copy=False)
                     done.append(Embedded(call.request.request_id, self._width, vectors.tobytes()))
             self._steps += 1
-            self._tokens += sum(len(ids) for _, ids in batch)
-        stats = EngineStats(running=len(self._calls), prompt_tokens_total=self._tokens, steps_total=self._steps)
-        return done, StepDone((), stats)
+            self._tokens += tokens
+        running = sum(call.begun for call in self._calls.values())
+        stats = EngineStats(
+            running=running,
+            waiting=len(self._calls) - running,
+            prompt_tokens_total=self._tokens,
+            steps_total=self._steps,
+        )
+        return done, StepDone((), stats, tokens / self._limits.step_tokens)
+
+    def _begin(self, calls: Sequence[_Call]) -> None:
+        new = {call.request.request_id: call for call in calls if not call.begun}
+        if new:
+            self.on_begin(tuple(new))
+        for call in new.values():
+            call.begun = True
 
     def _objection(self, number: int, ids: Input) -> str | None:
         if not 0 < len(ids) <= self._limits.step_tokens:

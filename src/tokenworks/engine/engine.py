@@ -35,7 +35,10 @@ class Engine:
         speculate: bool = True,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes."""
+        self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
+        """Called with the requests that are started on, before anything of theirs is computed."""
         self._vocabulary = vocabulary
+        self._step_tokens = limits.step_tokens
         self._speculator = Speculator(limits.step_tokens) if speculate else None
         self._scheduler = Scheduler(
             limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens, speculator=self._speculator
@@ -63,6 +66,7 @@ class Engine:
         if error is not None:
             self._end(request.request_id, Finish.FAILED, error)
         elif request.sampling.grammar is not None:
+            self.on_begin((request.request_id,))
             compiled = self._grammars.compile(request.sampling.grammar)
             self._compiling[request.request_id] = (request, now_s, compiled)
         else:
@@ -86,6 +90,8 @@ class Engine:
             self._speculator.observe(tokens, now_s - since_s)
         self._take_compiled()
         plan = self._scheduler.plan()
+        if plan.admitted:
+            self.on_begin(tuple(sequence.request.request_id for sequence in plan.admitted))
         result = self._runner.run(plan) if plan.pieces else StepResult()
         chunks = self._scheduler.commit(plan, result)
         for chunk in chunks:
@@ -95,7 +101,7 @@ class Engine:
             chunks += self._chunks
             self._chunks = []
         self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy else None
-        return StepDone(tuple(chunks), self._scheduler.stats())
+        return StepDone(tuple(chunks), self._scheduler.stats(), plan.tokens / self._step_tokens)
 
     def _objection(self, request: Generate) -> str | None:
         """What makes a request impossible, whatever else is going on."""

@@ -11,7 +11,7 @@ from tokenworks.fleet.stream import EmbedCall, TokenStream
 from tokenworks.fleet.supervisor import PROGRESS_TOKENS, Action, Death, Fail, Kill, Phase, Spawn, Submit, Supervisor
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import InvalidRequest, ModelError, WorkerLost
-from tokenworks.protocol.messages import Cancel, Embedded, EngineStats, Finish, Ready, StepDone, ToGateway
+from tokenworks.protocol.messages import Begun, Cancel, Embedded, EngineStats, Finish, Ready, StepDone, ToGateway
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +185,6 @@ class WorkerHandle:
         self._perform(self._supervisor.died(now_s(), how, reason, progressed))
 
     def _on_message(self, message: ToGateway) -> None:
-        self._supervisor.heard(now_s())
         if type(message) is StepDone:
             self._on_step(message)
         elif type(message) is Embedded:
@@ -193,6 +192,8 @@ class WorkerHandle:
             if isinstance(call, EmbedCall):
                 call.take(message)
                 self._perform(self._supervisor.ended(message.request_id, now_s(), well=True))
+        elif type(message) is Begun:
+            self._supervisor.begun(message.request_ids)
         elif type(message) is Ready and self.phase is Phase.STARTING:
             self.ready_message = message
             self._perform(self._supervisor.ready(now_s()))
@@ -201,6 +202,8 @@ class WorkerHandle:
         """The hot path: one dictionary look-up for each sequence of each step."""
         self.stats = step.stats
         calls = self._calls
+        if self._supervisor.heard(now_s(), step.share):
+            self._arm()
         for chunk in step.chunks:
             stream = calls.get(chunk.request_id)
             if not isinstance(stream, TokenStream):

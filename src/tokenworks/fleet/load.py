@@ -1,6 +1,5 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
-import os
 from pathlib import Path
 
 from tokenworks.engine.encoder import EncoderEngine
@@ -14,6 +13,7 @@ from tokenworks.models.config import ModelConfig
 from tokenworks.models.ends import eos_token_ids
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.messages import Ready
+from tokenworks.telemetry.cores import cores_allowed
 
 
 def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderEngine, Ready]:
@@ -71,13 +71,8 @@ def _limits(settings: WorkerSettings, config: ModelConfig, program: Program) -> 
         blocks=blocks,
         block_tokens=wanted.block_tokens,
         cache_dtype=wanted.cache_dtype,
-        threads=wanted.threads or _cores(),
+        threads=wanted.threads or cores_allowed(),
     )
-
-
-def _cores() -> int:
-    """Those this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _backend(name: str) -> Backend:

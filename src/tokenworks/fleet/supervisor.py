@@ -7,8 +7,9 @@
                       └──────────────────┘
 
 Rules:
-- A request that ran in a worker that died is submitted again to the next one. It gets a strike; the strikes are
-  forgotten when it makes PROGRESS_TOKENS. At STRIKES in a row it is failed: it may be what kills the worker.
+- A worker's requests are submitted again to the next one when it dies. Those that had begun get a strike (all, where
+  none had: then it was something else about one of them); the strikes are forgotten when it makes PROGRESS_TOKENS. At
+  STRIKES in a row a request is failed: it may be what kills the worker. One that only waited in line is not to blame.
 - A SIGKILL counts half, here and below: it comes from outside, from a person or a system short of memory.
 - Whoever has only one strike left is a suspect, and suspects run one at a time, so that a neighbour of the culprit is
   not failed with it.
@@ -16,7 +17,8 @@ Rules:
   unusable, when it dies START_DEATHS times in a row before it is ready, or DEATHS times in a row without a sign of
   health (a request that ended well or made progress, or HEALTHY_S of life). A request that comes RETRY_S later tries
   again.
-- Nothing waits for ever: a start and a silence while requests run have time limits.
+- Nothing waits for ever: a start has a time limit, and a silence while requests run one that follows from what a step
+  takes (fleet/patience.py). When we ourselves were away (stopped, or starved), the worker's silence counts anew.
 """
 
 from collections.abc import Collection
@@ -24,6 +26,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 from typing import Literal
+
+from tokenworks.fleet.patience import Patience
 
 STRIKES = 3
 PROGRESS_TOKENS = 8
@@ -34,8 +38,8 @@ DELAYS_S = (0.0, 0.25, 1.0, 2.0, 4.0)
 HEALTHY_S = 30.0
 RETRY_S = 30.0
 START_LIMIT_S = 300.0
-SILENCE_LIMIT_S = 120.0
-"""The longest step of the largest model on the slowest machine, and then some."""
+AWAY_S = 5.0
+"""A tick that comes so much too late means that we were away, and what the worker said lies unread."""
 
 
 class Phase(StrEnum):
@@ -63,6 +67,7 @@ TRANSITIONS: dict[str, dict[Phase, frozenset[Phase]]] = {
     "wanted": _AFTER_ASKING,
     "asked": _AFTER_ASKING,
     "ready": {Phase.STARTING: frozenset({Phase.READY})},
+    "begun": {Phase.READY: frozenset({Phase.READY})},
     "progressed": {Phase.READY: frozenset({Phase.READY})},
     "ended": _ANY,
     "died": {Phase.STARTING: _AFTER_DEATH, Phase.READY: _AFTER_DEATH, Phase.CLOSED: frozenset({Phase.CLOSED})},
@@ -114,6 +119,8 @@ _WEIGHTS: dict[Death, float] = {"crashed": 1.0, "killed": 0.5, "drained": 0.0, "
 class _Request:
     strikes: float = 0.0
     submitted: bool = False
+    begun: bool = False
+    """The process has started on it; until then it waits in its line."""
 
 
 @dataclass(slots=True)
@@ -123,7 +130,6 @@ class Supervisor:
     on_demand: bool = False
     """With no request waiting, a dead worker stays away until the next one."""
     start_limit_s: float = START_LIMIT_S
-    silence_limit_s: float = SILENCE_LIMIT_S
 
     phase: Phase = Phase.OFF
     deaths: float = 0.0
@@ -134,6 +140,7 @@ class Supervisor:
     """Why the worker died last, for people."""
 
     _requests: dict[str, _Request] = field(default_factory=dict)
+    _patience: Patience = field(default_factory=Patience)
     _start_deaths: float = 0.0
     _healthy: bool = False
     _since_s: float = 0.0
@@ -168,11 +175,21 @@ class Supervisor:
         self._enter("ready", Phase.READY, now_s)
         self._start_deaths = 0.0
         self._healthy = False
+        self._patience.begin()
         return self._submit(now_s)
 
-    def heard(self, now_s: float) -> None:
-        """The process said something. (Called for every step, so it does nothing else.)"""
-        self._heard_s = now_s
+    def heard(self, now_s: float, share: float) -> bool:
+        """The process has made a step; its tokens are `share` of those of the largest there can be (0: none ran).
+        True when `due_s` may be earlier than it was. (Called for every step, so it does nothing else.)"""
+        silence_s, self._heard_s = now_s - self._heard_s, now_s
+        return share > 0 and self._patience.step(silence_s, share)
+
+    def begun(self, request_ids: Collection[str]) -> None:
+        """The process starts on these. Those that have ended here meanwhile are ignored."""
+        self._expect("begun")
+        for request_id in request_ids:
+            if (request := self._requests.get(request_id)) is not None:
+                request.begun = True
 
     def progressed(self, request_id: str, now_s: float) -> list[Action]:
         """A request has made PROGRESS_TOKENS since it was submitted: it is no suspect."""
@@ -210,7 +227,7 @@ class Supervisor:
             self.deaths = weight if healthy else self.deaths + weight
             actions += self._strike(weight, progressed)
         for request in self._requests.values():
-            request.submitted = False
+            request.submitted = request.begun = False
         if how == "unusable" or self._start_deaths >= START_DEATHS or self.deaths >= DEATHS:
             return actions + self._give_up(now_s)
         if self.on_demand and not self._requests:
@@ -232,7 +249,7 @@ class Supervisor:
         if self.phase is Phase.STARTING:
             return self._since_s + self.start_limit_s
         if self.phase is Phase.READY and any(request.submitted for request in self._requests.values()):
-            return self._heard_s + self.silence_limit_s
+            return self._heard_s + self._patience.limit_s
         return None
 
     def tick(self, now_s: float) -> list[Action]:
@@ -243,6 +260,9 @@ class Supervisor:
             return []
         if self.phase is Phase.BACKOFF:
             return self._start("tick", now_s)
+        if self.phase is Phase.READY and now_s > due_s + AWAY_S:
+            self._heard_s = now_s
+            return []
         self._killed = True
         return [Kill()]
 
@@ -299,9 +319,8 @@ class Supervisor:
 
     def _strike(self, weight: float, progressed: Collection[str]) -> list[Action]:
         actions: list[Action] = []
-        for request_id, request in list(self._requests.items()):
-            if not request.submitted:
-                continue
+        submitted = [(request_id, request) for request_id, request in self._requests.items() if request.submitted]
+        for request_id, request in [each for each in submitted if each[1].begun] or submitted:
             request.strikes = weight if request_id in progressed else request.strikes + weight
             if request.strikes >= STRIKES:
                 del self._requests[request_id]

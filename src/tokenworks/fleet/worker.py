@@ -29,6 +29,7 @@ from tokenworks.fleet.settings import UNUSABLE_STATUS, WorkerSettings
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
 from tokenworks.protocol.messages import (
+    Begun,
     Cancel,
     Drain,
     Embed,
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(error.message + "\n")
         return UNUSABLE_STATUS
     link = WorkerLink(end, termination.wake_fd)
+    engine.on_begin = lambda request_ids: link.send(Begun(request_ids))
     link.send(ready)
     if ready.kind == "generate":
         _generate(link, cast("Engine", engine), termination)
@@ -79,7 +81,7 @@ def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -
         for message in link.receive(wait=not engine.busy):
             match message:
                 case Generate() if not termination.asked:
-                    engine.add(message, now_s())
+                    _add(engine, message, link)
                 case Cancel(request_id):
                     engine.cancel(request_id)
                 case Embed(request_id) if not termination.asked:
@@ -88,6 +90,14 @@ def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -
                     termination.asked = True
         if engine.busy:
             link.send(engine.step(now_s()))
+
+
+def _add(engine: "Engine", message: Generate, link: WorkerLink) -> None:
+    try:
+        engine.add(message, now_s())
+    except Exception:  # this worker dies of it, and it is not those that run who are to blame
+        link.send(Begun((message.request_id,)))
+        raise
 
 
 def _embed(link: WorkerLink, engine: "EncoderEngine", termination: "_Termination") -> None:

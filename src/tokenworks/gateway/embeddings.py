@@ -14,7 +14,9 @@ from tokenworks.gateway.http import json_response, read_body
 from tokenworks.gateway.sampling import TokenId, Tokens
 from tokenworks.gateway.serving import Serving, TextModel
 from tokenworks.gateway.stream import until_disconnect
-from tokenworks.protocol.errors import ContextTooLong, InvalidRequest
+from tokenworks.protocol.clock import now_s
+from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, TokenworksError
+from tokenworks.protocol.messages import Embedded, Finish
 
 INPUTS_MAX = 2048
 """As OpenAI's own."""
@@ -58,11 +60,12 @@ class EmbeddingList(msgspec.Struct):
 async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings."""
     serving: Serving = request.app.state.gateway
+    arrived_s = now_s()
     body = await read_body(request, EmbeddingsBody)
     model = await serving.embedder(body.model)
     inputs = await _inputs(model, body.input)
     with serving.admitted(len(inputs)):
-        embedded = await until_disconnect(request, serving.pool.embed(model.name, inputs))
+        embedded = await until_disconnect(request, _measured(serving, model.name, inputs, arrived_s))
     if body.dimensions is not None and body.dimensions != embedded.width:
         raise InvalidRequest(f"vectors of {model.name!r} have {embedded.width} dimensions", param="dimensions")
     row_bytes = 4 * embedded.width
@@ -74,6 +77,21 @@ async def embeddings(request: Request) -> Response:
         for i, row in enumerate(rows)
     ]
     return json_response(EmbeddingList(data, body.model, EmbeddingUsage(tokens, tokens)))
+
+
+async def _measured(serving: Serving, model: str, inputs: list[list[int]], arrived_s: float) -> Embedded:
+    """The vectors, with their time and ending told to the metrics."""
+    measured = serving.metrics.request(model, arrived_s)
+    finish = Finish.CANCELLED
+    try:
+        embedded = await serving.pool.embed(model, inputs)
+        finish = Finish.STOP
+    except TokenworksError:
+        finish = Finish.FAILED
+        raise
+    finally:
+        measured.end(finish, now_s())
+    return embedded
 
 
 async def _inputs(model: TextModel, given: str | list[str | int | list[int]]) -> list[list[int]]:

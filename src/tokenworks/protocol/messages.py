@@ -126,6 +126,15 @@ class StepDone(msgspec.Struct, frozen=True, tag="step"):
 
     chunks: tuple[TokenChunk, ...]
     stats: EngineStats
+    share: float = 0.0
+    """How many tokens ran, as a share of the most that a step can have."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """The worker starts on these requests, which waited in line till now. Sent before it does, so that those to blame
+    are known if it dies of it."""
+
+    request_ids: tuple[str, ...]
 
 
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
@@ -137,4 +146,4 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     error: str | None = None
 
 
-ToGateway = Ready | StepDone | Embedded
+ToGateway = Ready | Begun | StepDone | Embedded

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import psutil
 
 from tokenworks.protocol.clock import now_s
+from tokenworks.telemetry.cores import cores_allowed
 
 ENGINE_INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),
@@ -30,7 +31,7 @@ class Machine:
     cpu: str
     cores: int
     cores_allowed: int
-    """That this process may run on: fewer in a container or under taskset."""
+    """That this process may use: fewer in a container or under taskset."""
     instruction_sets: tuple[str, ...]
     memory_bytes: int
     memory_available_bytes: int
@@ -49,7 +50,7 @@ def machine() -> Machine:
     return Machine(
         cpu=name[1] if name else platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
-        cores_allowed=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores_allowed=cores_allowed(),
         instruction_sets=tuple(flag for flag in ENGINE_INSTRUCTION_SETS if flag in words),
         memory_bytes=memory.total,
         memory_available_bytes=memory.available,

@@ -74,7 +74,7 @@ class _ModelMetrics:
 
 
 class RequestMetrics:
-    """One sequence's way through: `tokens` whenever some come, then `end`, once."""
+    """One sequence's way through: `tokens` whenever some come, then `end`, once. A request for embeddings is one."""
 
     __slots__ = ("_last_s", "_model", "_started_s")
 
@@ -139,7 +139,11 @@ class Metrics:
         request = HistogramMetricFamily(
             "tokenworks_request_duration_seconds", "From a request's arrival to its end.", labels=["model"]
         )
-        finishes = CounterMetricFamily("tokenworks_requests", "Sequences ended, by how.", labels=["model", "finish"])
+        finishes = CounterMetricFamily(
+            "tokenworks_requests",
+            "Sequences and embedding requests ended, by how.",
+            labels=["model", "finish"],
+        )
         for name, metrics in self._models.items():
             first_token.add_metric([name], metrics.first_token.cumulative(), metrics.first_token.sum_s)
             inter_token.add_metric([name], metrics.inter_token.cumulative(), metrics.inter_token.sum_s)
