@@ -76,6 +76,13 @@ def test_rope(head_size: int, first: int) -> None:
     frequencies = 10000.0 ** (-np.arange(head_size // 2) / (head_size // 2))
     arrays = {"x": rows_of(3 * head_size, 6), "f": frequencies}
     check(program_of(3 * head_size, lambda b, x: b.rope(x, head_size, "f")), arrays, 40, first=first)
+    if head_size > 4:  # part of each head, made larger
+        half = {"x": arrays["x"], "f": frequencies[: head_size // 4]}
+        turned = 2 * (head_size // 4)
+        check(
+            program_of(3 * head_size, lambda b, x: b.rope(x, head_size, "f", turned=turned, scale=1.3)),
+            half, 40, first=first,
+        )  # fmt: skip
     # Only some columns, in place; the rest stays.
     check(program_of(3 * head_size, lambda b, x: (b.rope(x.columns(head_size, head_size), head_size, "f"), x)[1]),
           arrays, 40, first=first)  # fmt: skip
@@ -87,7 +94,8 @@ def test_embed_add_and_select(width: int) -> None:
     program = program_of(
         width,
         lambda b, x: b.add(
-            b.add(x, b.embed("positions", width, index="position", scale=0.5)), b.embed("kind", width, index="zero")
+            b.scale(b.add(x, b.embed("positions", width, index="position", scale=0.5)), 0.3),
+            b.embed("kind", width, index="zero"),
         ),
     )
     check(program, arrays, 40)

@@ -11,11 +11,20 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
+    Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from tokenworks.kernels.backend import Backend, Int32, Limits, StepBatch
@@ -36,6 +45,8 @@ _SMALL = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
+_NO_SPECIAL = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+_PHI3 = {k: v for k, v in _SMALL.items() if k != "head_dim"} | {"pad_token_id": 0}
 DECODERS: dict[str, Any] = {
     "llama": LlamaConfig(**_SMALL),
     "llama-tied-biased": LlamaConfig(**_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -56,6 +67,67 @@ DECODERS: dict[str, Any] = {
     "qwen2": Qwen2Config(**_SMALL | {"num_attention_heads": 6, "num_key_value_heads": 3}),
     "qwen2-sliding": Qwen2Config(**_SMALL, use_sliding_window=True, sliding_window=3, max_window_layers=1),
     "qwen3": Qwen3Config(**_SMALL | {"head_dim": 18, "num_attention_heads": 7}),
+    "yarn-rope": LlamaConfig(
+        **_SMALL | {"head_dim": 24},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 5e2,
+            "factor": 8.0,
+            "beta_fast": 3.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "mistral": MistralConfig(**_SMALL, sliding_window=5),
+    "mistral-no-window": MistralConfig(**_SMALL, sliding_window=None),
+    "ministral": MinistralConfig(
+        **_SMALL, sliding_window=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "smollm3": SmolLM3Config(**_SMALL | {"num_hidden_layers": 5}, no_rope_layer_interval=2, **_NO_SPECIAL),
+    "phi3": Phi3Config(**_PHI3),
+    "phi3-partial-long": Phi3Config(
+        **_PHI3 | {"hidden_size": 60, "max_position_embeddings": 256},
+        original_max_position_embeddings=16,
+        sliding_window=7,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e2,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.5, 2.5, 9.0],
+        },
+    ),
+    "granite": GraniteConfig(
+        **_SMALL,
+        attention_multiplier=0.3,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        logits_scaling=2.5,
+        tie_word_embeddings=True,
+    ),
+    "olmo2": Olmo2Config(**_SMALL | {"num_key_value_heads": 5}, **_NO_SPECIAL),
+    "olmo3": Olmo3Config(
+        **_SMALL | {"num_hidden_layers": 5},
+        sliding_window=6,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 1e2,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "attention_factor": 1.2,
+            },
+        },
+        **_NO_SPECIAL,
+    ),
+    "gemma": GemmaConfig(**_SMALL | {"head_dim": 10}),
+    "gemma2": Gemma2Config(
+        **_SMALL | {"num_hidden_layers": 4, "head_dim": 12},
+        sliding_window=5,
+        query_pre_attn_scalar=9,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+    ),
     "gemma3": Gemma3TextConfig(
         **_SMALL | {"num_hidden_layers": 7, "head_dim": 10},
         sliding_window=3,
@@ -113,19 +185,24 @@ def reference_model(folder: Path) -> PreTrainedModel:
 def reference_logits(model: PreTrainedModel, ids: Sequence[int], last: int = 0) -> Float32:
     """[tokens, vocabulary], or of the `last` tokens only."""
     # transformers' Gemma 3 keeps its attention soft cap to itself unless its attention is handed it.
-    cap = getattr(model.config, "attn_logit_softcapping", None)
+    cap = getattr(model.config, "attn_logit_softcapping", None) if model.config.model_type != "gemma2" else None
     logits = model(torch.tensor([list(ids)]), logits_to_keep=last, **({"softcap": cap} if cap else {})).logits
     return np.asarray(logits[0].float().numpy(), np.float32)
 
 
 def our_logits(
-    path: Path, ids: Sequence[int], backend: Backend, chunk_tokens: int | None = None, last: int | None = None
+    path: Path,
+    ids: Sequence[int],
+    backend: Backend,
+    chunk_tokens: int | None = None,
+    last: int | None = None,
+    context_tokens: int | None = None,
 ) -> Float32:
     """[tokens, vocabulary], or of the `last` tokens only: the whole prompt in one step, or in steps of `chunk_tokens`.
 
     The KV cache is float32.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, context_tokens)
     count, step = len(ids), chunk_tokens or len(ids)
     blocks = -(-count // BLOCK_TOKENS)
     limits = Limits(step, 1, step, blocks, BLOCK_TOKENS, "float32", 2)

@@ -60,6 +60,15 @@ def test_greedy_continuations_are_those_of_transformers(name: str, tmp_path: Pat
     assert len(set(made)) > 3
 
 
+def test_long_rope_follows_the_context_that_is_served(tmp_path: Path) -> None:
+    write_decoder("phi3-partial-long", tmp_path)
+    prompt = IDS[:12]  # within the 16 tokens for which the short factors are made
+    theirs = reference_logits(reference_model(tmp_path), prompt)
+    ours = our_logits(tmp_path, prompt, ReferenceBackend(), context_tokens=16)
+    np.testing.assert_allclose(log_softmax(ours), log_softmax(theirs), atol=1e-4, rtol=0)
+    assert np.abs(ours - our_logits(tmp_path, prompt, ReferenceBackend())).max() > 0.01
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Path) -> None:
     write_decoder(name, tmp_path)

@@ -48,7 +48,10 @@ def _change_weights(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, r"architecture 'mamba' is not supported. Supported here: llama, qwen2"),
+        (
+            {"model_type": "llama5"},
+            r"'llama5' is not supported. The nearest is 'llama'. Supported here: llama,",
+        ),
         ({"hidden_size": None}, "hidden_size is missing; an integer from 1"),
         ({"hidden_size": -4}, "hidden_size is -4"),
         ({"hidden_size": "40"}, "hidden_size is '40'"),
@@ -58,7 +61,10 @@ def _change_weights(folder: Path, change: Any) -> None:
         ({"vocab_size": 100}, r"embed_tokens.weight' has shape \[101, 40\]; .* should have \[100, 40\]"),
         ({"num_key_value_heads": 2}, "num_key_value_heads is 2; a divisor of num_attention_heads"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'; one of silu, gelu"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'; one of default, linear"),
+        (
+            {"rope_parameters": {"rope_type": "ropey", "rope_theta": 1.0}},
+            "is 'ropey'; one of default, linear",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
         ({"quantization_config": {"quant_method": "gptq"}}, "use a GGUF file"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
@@ -246,7 +252,7 @@ def test_gguf_files_that_do_not_fit(written: Path, tmp_path: Path) -> None:
         open_checkpoint(path)
     whole = path.read_bytes().replace(b"llama", b"mamba")
     path.write_bytes(whole)
-    with pytest.raises(ModelError, match=r"architecture 'mamba' is not supported\. Supported here: llama"):
+    with pytest.raises(ModelError, match=r"'mamba' is not supported\. The nearest is '\w+'\. Supported here: llama"):
         open_checkpoint(path)
 
 

@@ -26,7 +26,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         mark_s = now_s()
 
     path = Path(settings.path)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, settings.engine.context_tokens)
     config = checkpoint.config
     program = checkpoint.program()
     limits = _limits(settings, config, program)

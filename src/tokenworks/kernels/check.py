@@ -30,8 +30,8 @@ def needs(program: Program) -> list[Need]:
             case Linear(x=x, weights=weights, biases=biases):
                 found += [Need(weight, (None, x.width)) for weight in weights]
                 found += [Need(bias, (None,)) for bias in biases if bias is not None]
-            case Rope(head_size=head_size, inverse_frequencies=inverse_frequencies):
-                found.append(Need(inverse_frequencies, (head_size // 2,)))
+            case Rope(turned=turned, inverse_frequencies=inverse_frequencies):
+                found.append(Need(inverse_frequencies, (turned // 2,)))
             case _:
                 pass
     return found

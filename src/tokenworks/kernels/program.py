@@ -79,15 +79,18 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotates pairs (i, i + head_size/2) of every head by position * inverse_frequencies[i] (arXiv 2104.09864).
+    """Rotates pairs (i, i + turned/2) of every head by position * inverse_frequencies[i] (arXiv 2104.09864), and
+    multiplies them by `scale`; a head's columns from `turned` on stay.
 
-    `inverse_frequencies` names a float32 weight of head_size/2 elements. In place when output is x.
+    `inverse_frequencies` names a float32 weight of turned/2 elements. In place: output is x.
     """
 
     output: Value
     x: Value
     head_size: int
+    turned: int
     inverse_frequencies: str
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,15 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """out = x * factor."""
+
+    output: Value
+    x: Value
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Softcap:
     """out = cap * tanh(x / cap)."""
 
@@ -168,7 +180,9 @@ class Pool:
     normalise: bool
 
 
-Instruction = Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Softcap | SelectRows | Pool
+Instruction = (
+    Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Scale | Softcap | SelectRows | Pool
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +241,10 @@ class ProgramBuilder:
         self._instructions.append(Linear(out, x, tuple(weights), tuple(biases or ())))
         return out
 
-    def rope(self, x: Value, head_size: int, inverse_frequencies: str) -> Value:
-        self._instructions.append(Rope(x, x, head_size, inverse_frequencies))
+    def rope(
+        self, x: Value, head_size: int, inverse_frequencies: str, *, turned: int | None = None, scale: float = 1.0
+    ) -> Value:
+        self._instructions.append(Rope(x, x, head_size, turned or head_size, inverse_frequencies, scale))
         return x
 
     def attend(
@@ -267,6 +283,11 @@ class ProgramBuilder:
     def add(self, a: Value, b: Value) -> Value:
         out = self._new(a.width)
         self._instructions.append(Add(out, a, b))
+        return out
+
+    def scale(self, x: Value, factor: float) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Scale(out, x, factor))
         return out
 
     def softcap(self, x: Value, cap: float) -> Value:

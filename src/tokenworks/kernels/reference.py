@@ -29,6 +29,7 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Softcap,
     Value,
@@ -186,10 +187,11 @@ def _linear(step: _Step, op: Linear) -> Float64:
 def _rope(step: _Step, op: Rope) -> Float64:
     x = step.load(op.x)
     heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
-    first, second = np.split(heads, 2, axis=2)
+    first, second = np.split(heads[..., : op.turned], 2, axis=2)
     angles = step.batch.positions[:, None, None].astype(np.float64) * step.weight(op.inverse_frequencies)
-    cos, sin = np.cos(angles), np.sin(angles)
-    rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
+    cos, sin = op.scale * np.cos(angles), op.scale * np.sin(angles)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    rotated = np.concatenate([*turned, heads[..., op.turned :]], axis=2)
     return np.asarray(rotated.reshape(x.shape), np.float64)
 
 
@@ -282,6 +284,10 @@ def _add(step: _Step, op: Add) -> Float64:
     return step.load(op.a) + step.load(op.b)
 
 
+def _scale(step: _Step, op: Scale) -> Float64:
+    return step.load(op.x) * op.factor
+
+
 def _softcap(step: _Step, op: Softcap) -> Float64:
     return np.asarray(op.cap * np.tanh(step.load(op.x) / op.cap), np.float64)
 
@@ -310,6 +316,7 @@ _COMPUTE: dict[type, Callable[..., Float64]] = {
     Gate: _gate,
     Activate: _activate,
     Add: _add,
+    Scale: _scale,
     Softcap: _softcap,
     SelectRows: _select_rows,
     Pool: _pool,

@@ -1,12 +1,21 @@
 """The table of architectures, by what their files call them. A new one is a file in models/families/, or a few lines in
 one, and a row here."""
 
-from tokenworks.models.families import bert, gemma, llama, qwen
+from tokenworks.models.families import bert, gemma, llama, olmo, qwen
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
+    "mistral": llama.MISTRAL,
+    "ministral": llama.MISTRAL,
+    "smollm3": llama.SMOLLM3,
+    "phi3": llama.PHI3,
+    "granite": llama.GRANITE,
+    "olmo2": olmo.OLMO2,
+    "olmo3": olmo.OLMO3,
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
+    "gemma": gemma.GEMMA,
+    "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
     "bert": bert.BERT,
 }
@@ -16,6 +25,8 @@ GGUF_ARCHITECTURES = {
     "llama": llama.LLAMA_GGUF,
     "qwen2": qwen.QWEN2_GGUF,
     "qwen3": qwen.QWEN3_GGUF,
+    "gemma": gemma.GEMMA_GGUF,
+    "gemma2": gemma.GEMMA2_GGUF,
     "gemma3": gemma.GEMMA3_GGUF,
 }
 """By general.architecture."""

@@ -16,7 +16,11 @@ class Attention:
     scale: float
     """Scores are multiplied by it before the softmax."""
     rope: str
-    """Which of the model's rotary encodings turns q and k."""
+    """Which of the model's rotary encodings turns q and k; "": none does."""
+    turned: int
+    """How many columns of a head it turns."""
+    turned_scale: float = 1.0
+    """These are multiplied by it."""
     window: int = 0
     """A token sees so many positions up to its own; 0: all."""
     softcap: float = 0.0
@@ -24,19 +28,24 @@ class Attention:
     biased: frozenset[str] = frozenset()
     """Which of q, k, v, o have a bias."""
     qk_norm_epsilon: float = 0.0
-    """q and k are RMS-normed per head before they are turned; 0 is off."""
+    """q and k are RMS-normed before they are turned; 0 is off."""
+    qk_norm_whole: bool = False
+    """Over all heads together, not each alone."""
 
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         size, q_width, kv_width = self.head_size, self.heads * self.head_size, self.kv_heads * self.head_size
         qkv = linear(b, name, x, ("q", "k", "v"), q_width + 2 * kv_width, self.biased)
         q, k, v = qkv.columns(0, q_width), qkv.columns(q_width, kv_width), qkv.columns(q_width + kv_width, kv_width)
         if self.qk_norm_epsilon:
-            q = b.rmsnorm(q, name + "q_norm", self.qk_norm_epsilon, group=size)
-            k = b.rmsnorm(k, name + "k_norm", self.qk_norm_epsilon, group=size)
-        frequencies = "rope." + self.rope
+            q = b.rmsnorm(q, name + "q_norm", self.qk_norm_epsilon, group=q_width if self.qk_norm_whole else size)
+            k = b.rmsnorm(k, name + "k_norm", self.qk_norm_epsilon, group=kv_width if self.qk_norm_whole else size)
+        if self.rope:
+            frequencies = "rope." + self.rope
+            q = b.rope(q, size, frequencies, turned=self.turned, scale=self.turned_scale)
+            k = b.rope(k, size, frequencies, turned=self.turned, scale=self.turned_scale)
         return b.attend(
-            b.rope(q, size, frequencies),
-            b.rope(k, size, frequencies),
+            q,
+            k,
             v,
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -52,5 +61,9 @@ class Attention:
     def shapes(self, width: int) -> Shapes:
         q_width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
         maps = {"q": (q_width, width), "k": (kv_width, width), "v": (kv_width, width), "o": (width, q_width)}
-        norms: Shapes = {"q_norm": (self.head_size,), "k_norm": (self.head_size,)} if self.qk_norm_epsilon else {}
-        return shapes_of(maps, self.biased) | norms
+        shapes = shapes_of(maps, self.biased)
+        if self.qk_norm_epsilon:
+            whole = self.qk_norm_whole
+            shapes["q_norm"] = (q_width if whole else self.head_size,)
+            shapes["k_norm"] = (kv_width if whole else self.head_size,)
+        return shapes

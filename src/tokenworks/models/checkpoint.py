@@ -6,6 +6,7 @@ stores in another order or form are converted when they are looked up, one at a 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -44,25 +45,28 @@ class Checkpoint:
                 return encoder_program(self.config)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint:
     """Opens a GGUF file, or a folder with config.json and safetensors weights.
+
+    `context_tokens`: the longest sequence that will run, where it is shorter than the model's; some rotary encodings
+    are made for one range of lengths or another.
 
     Raises ModelError naming the file and the cause: not a model, truncated, an architecture or tensor type that is
     not supported, a tensor that is missing, unexpected, or of another shape than the config says.
     """
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, context_tokens)
     if path.is_file():
         file = open_gguf(path)
         name = str(file.metadata.get("general.architecture"))
         if name not in GGUF_ARCHITECTURES:
             raise _unknown_architecture(path, name, list(GGUF_ARCHITECTURES))
         row = GGUF_ARCHITECTURES[name]
-        return _checkpoint(path, row.read(file), file.tensors, row.files)
+        return _checkpoint(path, row.read(file), file.tensors, row.files, context_tokens)
     raise ModelError(f"{path}: no such file or folder.")
 
 
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, context_tokens: int | None) -> Checkpoint:
     config_path = folder / "config.json"
     if not config_path.exists():
         raise ModelError(f"{folder}: not a model folder: it has no config.json.")
@@ -72,43 +76,76 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise _unknown_architecture(config_path, name, list(HF_ARCHITECTURES))
     row = HF_ARCHITECTURES[name]
     config = row.read(fields)
-    return _checkpoint(folder, config, open_quantised(folder, fields, open_safetensors(folder)), row.files)
+    found = open_quantised(folder, fields, open_safetensors(folder))
+    return _checkpoint(folder, config, found, row.files, context_tokens)
 
 
 def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError:
-    return ModelError(f"{path}: architecture {name!r} is not supported. Supported here: {', '.join(known)}.")
+    near = get_close_matches(name, known, 1, 0.4)
+    nearest = f" The nearest is {near[0]!r}." if near else ""
+    return ModelError(f"{path}: architecture {name!r} is not supported.{nearest} Supported here: {', '.join(known)}.")
 
 
 def _checkpoint(
-    path: Path, config: ModelConfig, found: Mapping[str, Tensor | PackedTensor], names: FileNames
+    path: Path,
+    config: ModelConfig,
+    found: Mapping[str, Tensor | PackedTensor],
+    names: FileNames,
+    context_tokens: int | None,
 ) -> Checkpoint:
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
-    sources = {canonical: names.of(canonical) for canonical in shapes}
-    for canonical, shape in shapes.items():
-        tensor = found.get(sources[canonical])
-        if tensor is None:
-            raise ModelError(f"{path}: tensor {sources[canonical]!r} is missing.")
-        if tensor.shape != shape:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}; "
-                f"by the model's config it should have {list(shape)}."
-            )
-        if tensor.format not in FORMATS:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} has type {tensor.format}, which is not supported. "
-                f"Supported: {', '.join(FORMATS)}."
-            )
-    expected = set(sources.values())
+    places = _places(names, shapes)
+    stored_shapes: dict[str, tuple[int, ...]] = {}
+    for canonical, place in places.items():
+        shape = shapes[canonical]
+        stored_shapes[place.name] = (place.first_row + shape[0], *shape[1:])  # the last part's end
+    for name, shape in stored_shapes.items():
+        _check_tensor(path, name, found.get(name), shape)
     for name in found:
-        if name not in expected and not any(fnmatchcase(name, pattern) for pattern in names.unused):
+        if name not in stored_shapes and not any(fnmatchcase(name, pattern) for pattern in names.unused):
             raise ModelError(
                 f"{path}: tensor {name!r} is unexpected: a {config.architecture} model has no place for it."
             )
     computed = {}
     if isinstance(config, DecoderConfig):
+        longest = min(config.context_tokens, context_tokens or config.context_tokens)
         for rope, how in config.ropes.items():
-            computed["rope." + rope] = _float32(f"rope.{rope}", how.inverse_frequencies())
-    return Checkpoint(path, config, _Weights(config, found, sources, names, computed))
+            computed["rope." + rope] = _float32(f"rope.{rope}", how.inverse_frequencies(longest))
+    return Checkpoint(path, config, _Weights(config, found, places, shapes, names, computed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a weight is stored: in a tensor of its own, or in some rows of one."""
+
+    name: str
+    first_row: int
+
+
+def _places(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
+    """Weights that share a name in the file follow each other there, in the order of `shapes`."""
+    rows: dict[str, int] = {}
+    places: dict[str, _Place] = {}
+    for canonical, shape in shapes.items():
+        name = names.of(canonical)
+        places[canonical] = _Place(name, rows.get(name, 0))
+        rows[name] = places[canonical].first_row + shape[0]
+    return places
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor | PackedTensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is None:
+        raise ModelError(f"{path}: tensor {name!r} is missing.")
+    if tensor.shape != shape:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}; "
+            f"by the model's config it should have {list(shape)}."
+        )
+    if tensor.format not in FORMATS:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has type {tensor.format}, which is not supported. "
+            f"Supported: {', '.join(FORMATS)}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +154,18 @@ class _Weights(Mapping[str, Tensor]):
 
     config: ModelConfig
     found: Mapping[str, Tensor | PackedTensor]
-    sources: Mapping[str, str]
+    places: Mapping[str, _Place]
+    shapes: Mapping[str, tuple[int, ...]]
     names: FileNames
     computed: Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.computed:
             return self.computed[name]
-        stored = self.found[self.sources[name]]
+        place = self.places[name]
+        stored = self.found[place.name]
         tensor = stored.tensor() if isinstance(stored, PackedTensor) else stored
+        tensor = _rows(tensor, place.first_row, self.shapes[name][0])
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
         if len(tensor.shape) == 1:
@@ -135,11 +175,11 @@ class _Weights(Mapping[str, Tensor]):
         return replace(tensor, name=name)
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.sources
+        yield from self.places
         yield from self.computed
 
     def __len__(self) -> int:
-        return len(self.sources) + len(self.computed)
+        return len(self.places) + len(self.computed)
 
 
 def rotary_heads(config: ModelConfig, name: str) -> int:
@@ -152,6 +192,20 @@ def rotary_heads(config: ModelConfig, name: str) -> int:
     if not isinstance(mixer, Attention):
         return 0
     return mixer.heads if leaf[0] == "q" else mixer.kv_heads
+
+
+def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
+    """Some rows of a tensor: a view."""
+    if count == tensor.shape[0]:
+        return tensor
+    row_bytes = tensor.data.nbytes // tensor.shape[0]
+    scales = tensor.row_scales
+    return replace(
+        tensor,
+        shape=(count, *tensor.shape[1:]),
+        data=tensor.data[first * row_bytes : (first + count) * row_bytes],
+        row_scales=None if scales is None else scales[first : first + count],
+    )
 
 
 def _halves(tensor: Tensor, heads: int) -> Tensor:

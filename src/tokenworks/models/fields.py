@@ -1,9 +1,10 @@
 """Typed reading of a model's metadata (config.json or GGUF key-values), with errors that name file, key and value."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from tokenworks.protocol.errors import ModelError
 
@@ -29,12 +30,19 @@ class Fields:
             raise self.wrong(key, f"an integer from 1 to {maximum}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
+    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
+        """A positive number, or zero where that is said."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if not _is_number(value) or not (0 < value < math.inf or (zero and value == 0)):
             raise self.wrong(key, "a positive number")
         return float(value)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` positive numbers."""
+        values = self._get(key, None)
+        if not isinstance(values, list) or len(values) != count or not all(_is_number(v) and v > 0 for v in values):
+            raise self.wrong(key, f"a list of {count} positive numbers")
+        return tuple(map(float, values))
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._get(key, default)
@@ -75,3 +83,7 @@ class Fields:
     def _get(self, key: str, default: object) -> object:
         value = self.table.get(self.prefix + key)
         return default if value is None else value
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -17,7 +17,10 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class FileNames:
-    """Canonical name -> name in the file, in both with {} for each number."""
+    """Canonical name -> name in the file, in both with {} for each number.
+
+    Several weights may share a tensor: its rows are theirs, in the order in which the parts declare them.
+    """
 
     names: dict[str, str]
     unused: tuple[str, ...] = ()

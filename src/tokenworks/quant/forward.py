@@ -28,6 +28,7 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Softcap,
     Value,
@@ -106,6 +107,8 @@ class Forward:
                 return _by_rows(lambda rows: activation(instruction.activation, rows), self.input(x))
             case Add(a=a, b=b):
                 return self.input(a) + self.input(b)
+            case Scale(x=x, factor=factor):
+                return self.input(x) * np.float32(factor)
             case Softcap(x=x, cap=cap):
                 return np.asarray(np.float32(cap) * np.tanh(self.input(x) / np.float32(cap)), np.float32)
             case SelectRows(x=x):
@@ -129,10 +132,12 @@ class Forward:
     def _rope(self, op: Rope, x: Float32) -> Float32:
         windows, length = self.tokens.shape
         angles = np.arange(length, dtype=np.float32)[:, None] * self._vector(op.inverse_frequencies)
-        cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+        scale = np.float32(op.scale)
+        cos, sin = scale * np.cos(angles)[:, None, :], scale * np.sin(angles)[:, None, :]
         heads = x.reshape(windows, length, -1, op.head_size)
-        first, second = np.split(heads, 2, axis=3)
-        return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=3).reshape(x.shape)
+        first, second = np.split(heads[..., : op.turned], 2, axis=3)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        return np.concatenate((*turned, heads[..., op.turned :]), axis=3).reshape(x.shape)
 
     def _attend(self, op: Attend) -> Float32:
         windows, length = self.tokens.shape

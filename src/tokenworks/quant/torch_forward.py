@@ -15,6 +15,7 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Softcap,
     Value,
@@ -75,6 +76,8 @@ class _Pass:
                 out = self._activated(kind, self.read(x))
             case Add(a=a, b=b):
                 out = self.read(a) + self.read(b)
+            case Scale(x=x, factor=factor):
+                out = self.read(x) * factor
             case Softcap(x=x, cap=cap):
                 out = cap * (self.read(x) / cap).tanh()
             case SelectRows(x=x):  # every row's logits are wanted
@@ -104,10 +107,11 @@ class _Pass:
 
         windows, length = self._tokens.shape
         angles = torch.arange(length)[:, None] * self._weights(op.inverse_frequencies)
-        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-        first, second = self.read(op.x).reshape(windows, length, -1, op.head_size).chunk(2, 3)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), 3)
-        return turned.reshape(windows * length, -1)
+        cos, sin = op.scale * angles.cos()[:, None], op.scale * angles.sin()[:, None]
+        heads = self.read(op.x).reshape(windows, length, -1, op.head_size)
+        first, second = heads[..., : op.turned].chunk(2, 3)
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat((*turned, heads[..., op.turned :]), 3).reshape(windows * length, -1)
 
     def _attend(self, op: Attend) -> "torch.Tensor":
         import torch

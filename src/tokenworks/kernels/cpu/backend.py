@@ -20,6 +20,7 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Scale,
     SelectRows,
     Softcap,
     Value,
@@ -185,7 +186,7 @@ class _Writer:
                 to.linear(rows, at(call.output), residual, segments)
             case Rope(output=out):
                 frequencies = vectors[call.inverse_frequencies]
-                to.rope(rows, at(out), at(call.x), out.width, call.head_size, frequencies)
+                to.rope(rows, at(out), out.width, call.head_size, call.turned, frequencies, call.scale)
             case Store(attend=attend):
                 assert attend.cache_layer is not None
                 to.store(at(attend.k), at(attend.v), attend.cache_layer)
@@ -201,6 +202,8 @@ class _Writer:
                 to.activate(rows, at(out), at(call.x), out.width, _cpu.Activation[call.activation])
             case Add(output=out):
                 to.add(rows, at(out), at(call.a), at(call.b), out.width)
+            case Scale(output=out):
+                to.scale(rows, at(out), at(call.x), out.width, call.factor)
             case Softcap(output=out):
                 to.softcap(rows, at(out), at(call.x), out.width, call.cap)
             case SelectRows(output=out):

@@ -195,9 +195,9 @@ void Executor::linear(Rows rows, Place output, const Place* residual, const std:
     });
 }
 
-void Executor::rope(Rows rows, Place output, Place x, int width, int head_size, int inverse_frequencies) {
-    const RopeArgs args{
-        0, at(output), at(x), width, head_size, vectors_[static_cast<size_t>(inverse_frequencies)].data(), nullptr};
+void Executor::rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale) {
+    const float* frequencies = vectors_[static_cast<size_t>(inverse_frequencies)].data();
+    const RopeArgs args{0, at(x), width, head_size, turned, frequencies, scale, nullptr};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RopeArgs now = args;
         now.rows = step.rows(rows);
@@ -283,6 +283,15 @@ void Executor::add(Rows rows, Place output, Place a, Place b, int width) {
         AddArgs now = args;
         now.rows = step.rows(rows);
         kernels_.add(now, share);
+    });
+}
+
+void Executor::scale(Rows rows, Place output, Place x, int width, float factor) {
+    const ScaleArgs args{0, at(output), at(x), width, factor};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        ScaleArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.scale(now, share);
     });
 }
 

@@ -66,13 +66,14 @@ class Executor {
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
-    void rope(Rows rows, Place output, Place x, int width, int head_size, int inverse_frequencies);
+    void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale);
     void store(Place k, Place v, int layer);
     void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
                 int window, float softcap);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation);
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
+    void scale(Rows rows, Place output, Place x, int width, float factor);
     void softcap(Rows rows, Place output, Place x, int width, float cap);
     void select_rows(Place output, Place x, int width);
     void pool(Place output, Place x, int width, bool mean, bool normalise);

@@ -60,13 +60,13 @@ struct LayerNormArgs {
     float epsilon;
 };
 
-// Row-wise. width is a multiple of head_size; pairs are (i, i + head_size / 2).
+// Row-wise, in place. width is a multiple of head_size; of each head the pairs (i, i + turned / 2) are turned.
 struct RopeArgs {
     int rows;
-    Columns output, x;  // may be the same columns
-    int width;
-    int head_size;
-    const float* inverse_frequencies;  // [head_size / 2]
+    Columns x;
+    int width, head_size, turned;
+    const float* inverse_frequencies;  // [turned / 2]
+    float scale;
     const int32_t* positions;          // [rows]
 };
 
@@ -119,6 +119,14 @@ struct AddArgs {
     int rows;
     Columns output, a, b;
     int width;
+};
+
+// Row-wise.
+struct ScaleArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    float factor;
 };
 
 // Row-wise.
@@ -186,6 +194,7 @@ struct Kernels {
     void (*gate)(const GateArgs&, Share&);
     void (*activate)(const ActivateArgs&, Share&);
     void (*add)(const AddArgs&, Share&);
+    void (*scale)(const ScaleArgs&, Share&);
     void (*softcap)(const SoftcapArgs&, Share&);
     void (*select_rows)(const SelectRowsArgs&, Share&);
     void (*pool)(const PoolArgs&, Share&);
@@ -213,7 +222,7 @@ TOKENWORKS_FILL(norm)
 TOKENWORKS_FILL(rope)
 TOKENWORKS_FILL(attend)
 TOKENWORKS_FILL(gate)         // gate, activate, softcap: functions of an element
-TOKENWORKS_FILL(elementwise)  // add
+TOKENWORKS_FILL(elementwise)  // add, scale
 TOKENWORKS_FILL(rows)         // select_rows, pool
 TOKENWORKS_FILL(sample)       // sample, logprobs
 #undef TOKENWORKS_FILL

@@ -158,6 +158,7 @@ NB_MODULE(_cpu, m) {
         .def("gate", &Executor::gate)
         .def("activate", &Executor::activate)
         .def("add", &Executor::add)
+        .def("scale", &Executor::scale)
         .def("softcap", &Executor::softcap)
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)

@@ -3,17 +3,18 @@
 Keys are listed in ggml's docs/gguf.md; what files leave unsaid follows llama.cpp's loader (src/llama-model.cpp).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.models.attention import Attention
-from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer, Rope
+from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import LAYER, FileNames, weights_and_biases
 from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.rope import Rope, Yarn, yarn_scale
 from tokenworks.protocol.errors import ModelError
 
 
@@ -25,8 +26,9 @@ def fields(file: GgufFile) -> Fields:
 def decoder(
     f: Fields,
     file: GgufFile,
-    mixers: Attention | Sequence[Mixer],
+    mixers: Sequence[Mixer],
     feed_forwards: FeedForward | Sequence[FeedForward],
+    ropes: dict[str, Rope],
     **differences: Any,
 ) -> DecoderConfig:
     """`mixers`, `feed_forwards`: one for each layer, or one of all.
@@ -34,45 +36,53 @@ def decoder(
     `differences`: fields of DecoderConfig that are read another way than here.
     """
     f.refuse("expert_count", (0,), "mixtures of experts are not supported")
-    count = f.integer("block_count", maximum=MAX_LAYERS)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelError(f"{file.path}: tensor 'token_embd.weight' is missing.")
-    if isinstance(mixers, Attention):
-        differences.setdefault("ropes", {mixers.rope: rope(f, file, mixers.head_size, 1e4)})
-        mixers = [mixers] * count
     if not isinstance(feed_forwards, Sequence):
-        feed_forwards = [feed_forwards] * count
-    return DecoderConfig(
-        architecture=f.prefix.removesuffix("."),
-        vocabulary=embedding.shape[0],
-        context_tokens=f.integer("context_length"),
-        width=f.integer("embedding_length"),
-        layers=tuple(Layer(mixer=m, feed_forward=n) for m, n in zip(mixers, feed_forwards, strict=True)),
-        norm_epsilon=norm_epsilon(f),
-        tied_head="output.weight" not in file.tensors,
+        feed_forwards = [feed_forwards] * len(mixers)
+    fields: dict[str, Any] = {
+        "vocabulary": embedding.shape[0],
+        "context_tokens": f.integer("context_length"),
+        "width": f.integer("embedding_length"),
+        "layers": tuple(Layer(mixer=m, feed_forward=n) for m, n in zip(mixers, feed_forwards, strict=True)),
+        "ropes": ropes,
+        "norm_epsilon": norm_epsilon(f),
+        "tied_head": "output.weight" not in file.tensors,
         **differences,
-    )
+    }
+    return DecoderConfig(architecture=f.prefix.removesuffix("."), **fields)
 
 
-def attention(f: Fields, file: GgufFile) -> Attention:
-    width, heads = f.integer("embedding_length"), f.integer("attention.head_count")
-    size = f.integer("attention.key_length", max(1, width // heads))
+def layer_count(f: Fields) -> int:
+    return f.integer("block_count", maximum=MAX_LAYERS)
+
+
+def attention(f: Fields, file: GgufFile, turned_by: Rope) -> Attention:
+    """With one rotary encoding, "global", and no window."""
+    size, heads = head_size(f), f.integer("attention.head_count")
     kv_heads = f.integer("attention.head_count_kv", heads)
-    if size % 2:
-        raise f.wrong("attention.key_length", "an even number")
     if heads % kv_heads:
         raise f.wrong("attention.head_count_kv", f"a divisor of attention.head_count ({heads})")
     f.refuse("attention.value_length", (size,), f"it must equal the key length ({size})")
-    f.refuse("rope.dimension_count", (size,), f"only whole heads ({size}) can be rotated")
     return Attention(
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
         scale=size**-0.5,
         rope="global",
+        turned=turned_by.size,
+        turned_scale=turned_by.scale,
         biased=_biased(file, {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}),
     )
+
+
+def head_size(f: Fields) -> int:
+    shared = f.integer("embedding_length") // f.integer("attention.head_count")
+    size = f.integer("attention.key_length", max(1, shared))
+    if size % 2:
+        raise f.wrong("attention.key_length", "an even number")
+    return size
 
 
 def mlp(f: Fields, file: GgufFile) -> Mlp:
@@ -87,17 +97,34 @@ def norm_epsilon(f: Fields) -> float:
     return f.number("attention.layer_norm_rms_epsilon")
 
 
-def rope(f: Fields, file: GgufFile, size: int, base: float) -> Rope:
-    """Of heads of `size`; `base` where the file says none."""
-    base = f.number("rope.freq_base", base)
-    factor_of = {"none": lambda: 1.0, "linear": lambda: f.number("rope.scaling.factor")}
+def rope(f: Fields, file: GgufFile, base: float = 1e4) -> Rope:
+    """The only rotary encoding, or that of layers without a window; `base` where the file says none."""
+    base, size = f.number("rope.freq_base", base), head_size(f)
+    turned = f.integer("rope.dimension_count", size, maximum=size)
     divisors: tuple[float, ...] = ()
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is not None:
         divisors = tuple(dequantise(tensor).tolist())
-        if len(divisors) != size // 2 or not all(value > 0 for value in divisors):
-            raise ModelError(f"{file.path}: rope_freqs.weight must be {size // 2} positive numbers.")
-    return Rope(size=size, base=base, factor=f.one_of("rope.scaling.type", factor_of, "none")(), divisors=divisors)
+        if len(divisors) != turned // 2 or not all(value > 0 for value in divisors):
+            raise ModelError(f"{file.path}: rope_freqs.weight must be {turned // 2} positive numbers.")
+    readers: dict[str, Callable[[], Rope]] = {
+        "none": lambda: Rope(size=turned, base=base, divisors=divisors),
+        "linear": lambda: Rope(size=turned, base=base, divisors=divisors, factor=f.number("rope.scaling.factor")),
+        "yarn": lambda: _yarn(f, turned, base),
+    }
+    return f.one_of("rope.scaling.type", readers, "none")()
+
+
+def _yarn(f: Fields, turned: int, base: float) -> Rope:
+    factor = f.number("rope.scaling.factor")
+    by = Yarn(
+        factor=factor,
+        fast=f.number("rope.scaling.yarn_beta_fast", 32),
+        slow=f.number("rope.scaling.yarn_beta_slow", 1),
+        original_tokens=f.integer("rope.scaling.original_context_length"),
+        whole=True,
+    )
+    return Rope(size=turned, base=base, stretched=by, scale=yarn_scale(factor))
 
 
 def _biased(file: GgufFile, maps: dict[str, str]) -> frozenset[str]:

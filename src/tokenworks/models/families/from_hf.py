@@ -4,17 +4,18 @@ Keys and defaults are those of the transformers library's config classes, both t
 rope_scaling) and the one of its version 5 (rope_parameters).
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tokenworks.kernels.program import Activation
 from tokenworks.models.attention import Attention
-from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer, Llama3Scaling, Rope
+from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import LAYER, FileNames, weights_and_biases
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.rope import Llama3, LongRope, Rope, Yarn, yarn_scale
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -27,17 +28,15 @@ ACTIVATIONS: dict[str, Activation] = {
 def decoder(
     f: Fields,
     architecture: str,
-    mixers: Attention | Sequence[Mixer],
+    mixers: Sequence[Mixer],
     feed_forwards: FeedForward | Sequence[FeedForward],
+    ropes: dict[str, Rope],
     **differences: Any,
 ) -> DecoderConfig:
-    """`mixers`, `feed_forwards`: one for each layer; a single Attention gets the layers' windows.
+    """`mixers`, `feed_forwards`: one for each layer, or one of all.
 
     `differences`: fields of DecoderConfig that are read another way than here.
     """
-    if isinstance(mixers, Attention):
-        differences.setdefault("ropes", {mixers.rope: _only_rope(f, mixers.head_size)})
-        mixers = with_windows(f, mixers)
     if not isinstance(feed_forwards, Sequence):
         feed_forwards = [feed_forwards] * len(mixers)
     fields: dict[str, Any] = {
@@ -45,25 +44,43 @@ def decoder(
         "context_tokens": f.integer("max_position_embeddings"),
         "width": f.integer("hidden_size"),
         "layers": tuple(Layer(mixer=m, feed_forward=n) for m, n in zip(mixers, feed_forwards, strict=True)),
-        "norm_epsilon": f.number("rms_norm_eps", 1e-6),
+        "ropes": ropes,
+        "norm_epsilon": norm_epsilon(f),
         **differences,
     }
     fields.setdefault("tied_head", f.flag("tie_word_embeddings", False))
     return DecoderConfig(architecture=architecture, **fields)
 
 
-def attention(f: Fields, **differences: Any) -> Attention:
-    """`differences`: fields of Attention that are read another way than here. No window yet."""
-    width, heads = f.integer("hidden_size"), f.integer("num_attention_heads")
-    fields: dict[str, Any] = {"heads": heads, "rope": "global", **differences}
+def attention(f: Fields, turned_by: Rope, **differences: Any) -> Attention:
+    """With one rotary encoding, "global", and no window. `differences`: fields that are read another way than here."""
+    size, heads = head_size(f), f.integer("num_attention_heads")
+    fields: dict[str, Any] = {
+        "heads": heads,
+        "head_size": size,
+        "scale": size**-0.5,
+        "rope": "global",
+        "turned": turned_by.size,
+        "turned_scale": turned_by.scale,
+        **differences,
+    }
     fields.setdefault("kv_heads", f.integer("num_key_value_heads", heads))
-    fields.setdefault("head_size", f.integer("head_dim", max(1, width // heads)))
-    fields.setdefault("scale", fields["head_size"] ** -0.5)
     if heads % fields["kv_heads"]:
         raise f.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
-    if fields["head_size"] % 2:
-        raise f.wrong("head_dim", "an even number")
     return Attention(**fields)
+
+
+def head_size(f: Fields, default: int | None = None) -> int:
+    """`default`: where the file says none; else the width divided among the heads."""
+    shared = f.integer("hidden_size") // f.integer("num_attention_heads")
+    size = f.integer("head_dim", default or max(1, shared))
+    if size % 2:
+        raise f.wrong("head_dim", "an even number")
+    return size
+
+
+def norm_epsilon(f: Fields) -> float:
+    return f.number("rms_norm_eps", 1e-6)
 
 
 def mlp(f: Fields, **differences: Any) -> Mlp:
@@ -82,52 +99,95 @@ def softcap(f: Fields, key: str) -> float:
     return f.number(key) if f.has(key) else 0.0
 
 
-def with_windows(f: Fields, part: Attention) -> list[Attention]:
-    """One for each layer: those from max_window_layers on slide, or those that layer_types names."""
-    count = f.integer("num_hidden_layers", maximum=MAX_LAYERS)
-    first = f.table.get("max_window_layers", 0)
-    slides = f.table.get("use_sliding_window", False) is True and isinstance(first, int)
-    layers = sliding(f, count, [slides and number >= first for number in range(count)])
-    window = f.integer("sliding_window") if any(layers) else 0
-    return [replace(part, window=window if slides else 0) for slides in layers]
+def layer_count(f: Fields) -> int:
+    return f.integer("num_hidden_layers", maximum=MAX_LAYERS)
 
 
-def sliding(f: Fields, count: int, default: list[bool]) -> list[bool]:
-    """For each layer, whether it has a window."""
-    kinds = f.table.get("layer_types")
+def sliding(f: Fields, default: Callable[[int], bool]) -> list[bool]:
+    """For each layer, whether it has a window: what layer_types says, else `default` of its number."""
+    count, kinds = layer_count(f), f.table.get("layer_types")
     if kinds is None:
-        return default
+        return [default(number) for number in range(count)]
     known = {"full_attention": False, "sliding_attention": True}
     if not isinstance(kinds, list) or len(kinds) != count or not all(str(kind) in known for kind in kinds):
         raise f.wrong("layer_types", f"{count} of {', '.join(known)}")
     return [known[kind] for kind in kinds]
 
 
-def _only_rope(f: Fields, size: int) -> Rope:
-    return rope(f.section("rope_parameters") or f.section("rope_scaling"), size, f.number("rope_theta", 1e4))
+def windows(f: Fields, slides: Sequence[bool], default: int | None = None) -> list[int]:
+    """For each layer its window, 0 for none."""
+    window = f.integer("sliding_window", default) if any(slides) else 0
+    return [window if each else 0 for each in slides]
 
 
-def rope(section: Fields | None, size: int, base: float) -> Rope:
+def only_rope(f: Fields, size: int | None = None, base: float = 1e4) -> Rope:
+    """Of a model with one rotary encoding."""
+    section = f.section("rope_parameters") or f.section("rope_scaling")
+    return rope(f, section, head_size(f) if size is None else size, f.number("rope_theta", base))
+
+
+def rope(f: Fields, section: Fields | None, size: int, base: float) -> Rope:
     """Of heads of `size`, from {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8, ...}; older files say "type"."""
+    share = (section or f).number("partial_rotary_factor", f.number("partial_rotary_factor", 1.0))
+    turned = int(size * share)
+    if not 0 < turned <= size or turned % 2:
+        raise f.wrong("partial_rotary_factor", f"a share of the head size ({size}) that gives an even number")
     if section is None:
-        return Rope(size=size, base=base)
-    section.refuse("partial_rotary_factor", (1, 1.0), "only whole heads can be rotated")
+        return Rope(size=turned, base=base)
     base = section.number("rope_theta", base)
     readers: dict[str, Callable[[], Rope]] = {
-        "default": lambda: Rope(size=size, base=base),
-        "linear": lambda: Rope(size=size, base=base, factor=section.number("factor")),
-        "llama3": lambda: Rope(size=size, base=base, llama3=_llama3(section)),
+        "default": lambda: Rope(size=turned, base=base),
+        "linear": lambda: Rope(size=turned, base=base, factor=section.number("factor")),
+        "dynamic": lambda: Rope(size=turned, base=base),  # stretches only beyond max_position_embeddings
+        "llama3": lambda: Rope(size=turned, base=base, stretched=_llama3(section)),
+        "yarn": lambda: _yarn(f, section, turned, base),
+        "longrope": lambda: _longrope(f, section, turned, base),
+        "su": lambda: _longrope(f, section, turned, base),  # what Phi-3's first files call it
     }
     return section.one_of("rope_type" if section.has("rope_type") else "type", readers, "default")()
 
 
-def _llama3(section: Fields) -> Llama3Scaling:
-    return Llama3Scaling(
+def _llama3(section: Fields) -> Llama3:
+    return Llama3(
         factor=section.number("factor"),
         low=section.number("low_freq_factor"),
         high=section.number("high_freq_factor"),
         original_tokens=section.integer("original_max_position_embeddings"),
     )
+
+
+def _yarn(f: Fields, section: Fields, turned: int, base: float) -> Rope:
+    original = _original_tokens(f, section)
+    factor = section.number("factor", f.integer("max_position_embeddings") / original)
+    by = Yarn(
+        factor=factor,
+        fast=section.number("beta_fast", 32),
+        slow=section.number("beta_slow", 1),
+        original_tokens=original,
+        whole=section.flag("truncate", True),
+    )
+    if section.number("mscale", 0, zero=True) and section.number("mscale_all_dim", 0, zero=True):
+        scale = yarn_scale(factor, section.number("mscale")) / yarn_scale(factor, section.number("mscale_all_dim"))
+    else:
+        scale = yarn_scale(factor)
+    return Rope(size=turned, base=base, stretched=by, scale=section.number("attention_factor", scale))
+
+
+def _longrope(f: Fields, section: Fields, turned: int, base: float) -> Rope:
+    original = _original_tokens(f, section)
+    factor = section.number("factor", f.integer("max_position_embeddings") / original)
+    by = LongRope(
+        short=section.numbers("short_factor", turned // 2),
+        long=section.numbers("long_factor", turned // 2),
+        original_tokens=original,
+    )
+    scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return Rope(size=turned, base=base, stretched=by, scale=section.number("attention_factor", scale))
+
+
+def _original_tokens(f: Fields, section: Fields) -> int:
+    key = "original_max_position_embeddings"
+    return section.integer(key) if section.has(key) else f.integer(key, f.integer("max_position_embeddings"))
 
 
 _IN_LAYER = "model.layers.{}."

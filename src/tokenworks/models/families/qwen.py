@@ -10,28 +10,46 @@ from tokenworks.models.gguf import GgufFile
 
 
 def _qwen2(f: Fields) -> DecoderConfig:
-    return from_hf.decoder(f, "qwen2", from_hf.attention(f, biased=frozenset("qkv")), from_hf.mlp(f))
+    rope = from_hf.only_rope(f)
+    mixers = [from_hf.attention(f, rope, biased=frozenset("qkv"), window=window) for window in windows(f)]
+    return from_hf.decoder(f, "qwen2", mixers, from_hf.mlp(f), {"global": rope})
 
 
 def _qwen3(f: Fields) -> DecoderConfig:
+    size = from_hf.head_size(f, 128)
+    rope = from_hf.only_rope(f, size)
     attention = from_hf.attention(
         f,
+        rope,
+        head_size=size,
+        scale=size**-0.5,
         biased=from_hf.attention_biases(f),
-        head_size=f.integer("head_dim", 128),
-        qk_norm_epsilon=f.number("rms_norm_eps", 1e-6),
+        qk_norm_epsilon=from_hf.norm_epsilon(f),
     )
-    return from_hf.decoder(f, "qwen3", attention, from_hf.mlp(f))
+    mixers = [replace(attention, window=window) for window in windows(f)]
+    return from_hf.decoder(f, "qwen3", mixers, from_hf.mlp(f), {"global": rope})
+
+
+def windows(f: Fields) -> list[int]:
+    """Layers from max_window_layers on slide, if any do."""
+    first = f.table.get("max_window_layers", 0)
+    slides = f.table.get("use_sliding_window", False) is True and isinstance(first, int)
+    return from_hf.windows(f, from_hf.sliding(f, lambda number: slides and number >= first))
 
 
 def _qwen2_gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
-    return from_gguf.decoder(f, file, from_gguf.attention(f, file), from_gguf.mlp(f, file))
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
 
 
 def _qwen3_gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
-    attention = replace(from_gguf.attention(f, file), qk_norm_epsilon=from_gguf.norm_epsilon(f))
-    return from_gguf.decoder(f, file, attention, from_gguf.mlp(f, file))
+    rope = from_gguf.rope(f, file)
+    attention = replace(from_gguf.attention(f, file, rope), qk_norm_epsilon=from_gguf.norm_epsilon(f))
+    mixers = [attention] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
 
 
 QWEN2 = HfArchitecture(_qwen2, from_hf.NAMES)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenworks.models.attention import Attention
-from tokenworks.models.config import DecoderConfig, ModelConfig, Rope
+from tokenworks.models.config import DecoderConfig, ModelConfig
 from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
+from tokenworks.models.rope import Rope
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
@@ -67,10 +68,10 @@ def config_of_gguf(file: GgufFile, config: ModelConfig, model_type: str) -> dict
 
 
 def _rope(file: GgufFile, rope: Rope) -> dict[str, Any]:
-    if rope.divisors:
+    if rope.divisors or rope.stretched is not None:
         raise ModelError(
-            f"{file.path}: its rotary frequencies are listed one by one (rope_freqs.weight), which config.json cannot "
-            "say. Quantise the model's safetensors checkpoint, or write --layout gguf."
+            f"{file.path}: its rotary frequencies are not those of a base and a factor, and would be lost. "
+            "Quantise the model's safetensors checkpoint, or write --layout gguf."
         )
     if rope.factor != 1.0:
         return {"rope_type": "linear", "rope_theta": rope.base, "factor": rope.factor}

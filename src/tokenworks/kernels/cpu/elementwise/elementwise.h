@@ -1,4 +1,4 @@
-// add.
+// add, scale.
 #pragma once
 
 #include "../kernels.h"
@@ -16,7 +16,19 @@ void add(const AddArgs& args, Share& share) {
     }
 }
 
-void fill(Kernels& table) { table.add = add; }
+void scale(const ScaleArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    for (int r = range.begin; r < range.end; r++) {
+        const float* x = args.x.row(r);
+        float* out = args.output.row(r);
+        each(args.width, [&](int at, auto get, auto put) { put(out + at, args.factor * get(x + at)); });
+    }
+}
+
+void fill(Kernels& table) {
+    table.add = add;
+    table.scale = scale;
+}
 
 }  // namespace
 }  // namespace tokenworks::cpu

@@ -37,16 +37,16 @@ INLINE Turn turn(int32_t position, Floats frequencies) {
 
 void rope(const RopeArgs& args, Share& share) {
     const Range range = share.rows(args.rows);
-    const int half = args.head_size / 2;
+    const int half = args.turned / 2;
     for (int r = range.begin; r < range.end; r++) {
-        const float* x = args.x.row(r);
-        float* out = args.output.row(r);
+        float* x = args.x.row(r);
         each(half, [&](int at, auto get, auto put) {
-            const Turn by = turn(args.positions[r], get(args.inverse_frequencies + at));
+            Turn by = turn(args.positions[r], get(args.inverse_frequencies + at));
+            by = {args.scale * by.cos, args.scale * by.sin};
             for (int head = at; head < args.width; head += args.head_size) {
                 const Floats first = get(x + head), second = get(x + head + half);
-                put(out + head, first * by.cos - second * by.sin);
-                put(out + head + half, second * by.cos + first * by.sin);
+                put(x + head, first * by.cos - second * by.sin);
+                put(x + head + half, second * by.cos + first * by.sin);
             }
         });
     }
