@@ -47,6 +47,19 @@ class StepBatch:
     """[S, B] block number of each block_tokens positions of sequence s; unused entries are -1."""
     logit_rows: Int32
     """[R] rows, ascending."""
+    features: Float32 | None = None
+    """[F, width] what takes the place of tokens' embeddings (Inject)."""
+    feature_rows: Int32 | None = None
+    """[F] rows, ascending."""
+    axes: Int32 | None = None
+    """[A, T] places of each token along several axes (Rope); without it they are its position."""
+    ends: Int32 | None = None
+    """[T] the position behind the last that a token sees; without it its own. Not falling within a sequence, and no
+    further than the sequence's last row in this step."""
+    inputs: Float32 | None = None
+    """[T, width] the rows of an encoder's Input."""
+    window_starts: Int32 | None = None
+    """[W + 1] window w has rows window_starts[w] .. window_starts[w + 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +85,12 @@ class Executable(Protocol):
 
     weight_bytes: int
     cache_bytes: int
+    parts: int
+    """In how many a step can be run: the program's pauses, and one."""
 
-    def run(self, batch: StepBatch) -> Float32:
-        """One step. Returns the program's result, [R, vocabulary] or [S, width]; valid until the next run."""
+    def run(self, batch: StepBatch, part: int | None = None) -> Float32:
+        """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
+        [R, vocabulary] or [S, width]; valid until the next run."""
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""

@@ -30,7 +30,8 @@ def needs(program: Program) -> list[Need]:
             case Linear(x=x, weights=weights, biases=biases):
                 found += [Need(weight, (None, x.width)) for weight in weights]
                 found += [Need(bias, (None,)) for bias in biases if bias is not None]
-            case Rope(turned=turned, inverse_frequencies=inverse_frequencies):
+            case Rope(turned=turned, inverse_frequencies=inverse_frequencies, axes=axes):
+                assert len(axes) in (0, turned // 2), "an axis for each frequency"
                 found.append(Need(inverse_frequencies, (turned // 2,)))
             case _:
                 pass

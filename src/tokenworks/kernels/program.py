@@ -83,6 +83,8 @@ class Rope:
     multiplies them by `scale`; a head's columns from `turned` on stay.
 
     `inverse_frequencies` names a float32 weight of turned/2 elements. In place: output is x.
+    With `axes`, one for each frequency, pair i is turned by row axes[i] of StepBatch.axes, if the step has them: a
+    token's place in a picture (M-RoPE, arXiv 2409.12191).
     """
 
     output: Value
@@ -91,6 +93,7 @@ class Rope:
     turned: int
     inverse_frequencies: str
     scale: float
+    axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,9 @@ class Attend:
     """Grouped-query attention. softmax(softcap(scale * q·k)) v, heads share K/V in groups of heads / kv_heads.
 
     With `cache_layer` set, the step's K and V are first written to that layer's cache through the block tables, and a
-    token at position p sees positions (p - window, p], or [0, p] when `window` is 0. With `cache_layer` None (encoders)
-    every token sees all tokens of its own sequence in this step.
+    token at position p sees positions (p - window, p], or [0, p] when `window` is 0; in place of p + 1 they end where
+    StepBatch.ends says, if the step has it. With `cache_layer` None (encoders) every token sees all tokens of its own
+    sequence in this step, or with `windows` of its own window (StepBatch.window_starts).
     `softcap` 0 is off, else softcap * tanh(s / softcap).
     """
 
@@ -114,6 +118,7 @@ class Attend:
     scale: float
     window: int
     softcap: float
+    windows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +185,58 @@ class Pool:
     normalise: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """out[t] = StepBatch.inputs[t]."""
+
+    output: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """Columns [offset, offset + width) of StepBatch.features, a row for each of StepBatch.feature_rows: they take the
+    place of these rows of x, or are added to them. In place: output is x."""
+
+    output: Value
+    x: Value
+    offset: int
+    how: Literal["replace", "add"]
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One row of each `count` that follow each other: side by side, [T, width] -> [T / count, count * width], or their
+    mean. All of a program's have the same count, and a step's T is a multiple of it."""
+
+    output: Value
+    x: Value
+    count: int
+    how: Literal["concatenate", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Here a run may be interrupted, and other programs run: the begin of the program's next part."""
+
+
 Instruction = (
-    Embed | RmsNorm | LayerNorm | Linear | Rope | Attend | Gate | Activate | Add | Scale | Softcap | SelectRows | Pool
+    Input
+    | Inject
+    | Merge
+    | Pause
+    | Embed
+    | RmsNorm
+    | LayerNorm
+    | Linear
+    | Rope
+    | Attend
+    | Gate
+    | Activate
+    | Add
+    | Scale
+    | Softcap
+    | SelectRows
+    | Pool
 )
 
 
@@ -216,6 +271,27 @@ class ProgramBuilder:
         self._widths.append(width)
         return Value(len(self._widths) - 1, 0, width, width)
 
+    def input(self, width: int) -> Value:
+        out = self._new(width)
+        self._instructions.append(Input(out))
+        return out
+
+    def inject(self, x: Value, offset: int, how: Literal["replace", "add"]) -> Value:
+        self._instructions.append(Inject(x, x, offset, how))
+        return x
+
+    def merge(self, x: Value, count: int, how: Literal["concatenate", "mean"]) -> Value:
+        out = self._new(x.width * count if how == "concatenate" else x.width)
+        self._instructions.append(Merge(out, x, count, how))
+        return out
+
+    def pause(self) -> None:
+        self._instructions.append(Pause())
+
+    def buffer(self, width: int) -> Value:
+        """Room that several instructions fill, column by column."""
+        return self._new(width)
+
     def embed(
         self, table: str, width: int, *, index: Literal["token", "position", "zero"] = "token", scale: float = 1.0
     ) -> Value:
@@ -234,17 +310,30 @@ class ProgramBuilder:
         return out
 
     def linear(
-        self, x: Value, weights: Iterable[str], width: int, *, biases: Iterable[str | None] | None = None
+        self,
+        x: Value,
+        weights: Iterable[str],
+        width: int,
+        *,
+        biases: Iterable[str | None] | None = None,
+        into: Value | None = None,
     ) -> Value:
         """`width` is the sum of the weights' output features."""
-        out = self._new(width)
+        out = into or self._new(width)
         self._instructions.append(Linear(out, x, tuple(weights), tuple(biases or ())))
         return out
 
     def rope(
-        self, x: Value, head_size: int, inverse_frequencies: str, *, turned: int | None = None, scale: float = 1.0
+        self,
+        x: Value,
+        head_size: int,
+        inverse_frequencies: str,
+        *,
+        turned: int | None = None,
+        scale: float = 1.0,
+        axes: tuple[int, ...] = (),
     ) -> Value:
-        self._instructions.append(Rope(x, x, head_size, turned or head_size, inverse_frequencies, scale))
+        self._instructions.append(Rope(x, x, head_size, turned or head_size, inverse_frequencies, scale, axes))
         return x
 
     def attend(
@@ -260,6 +349,7 @@ class ProgramBuilder:
         window: int = 0,
         softcap: float = 0.0,
         cached: bool = True,
+        windows: bool = False,
     ) -> Value:
         """Each cached call takes the next cache layer."""
         layer = None
@@ -267,7 +357,8 @@ class ProgramBuilder:
             layer = len(self._cache_layers)
             self._cache_layers.append(CacheLayer(kv_heads, head_size, window))
         out = self._new(heads * head_size)
-        self._instructions.append(Attend(out, q, k, v, layer, heads, kv_heads, head_size, scale, window, softcap))
+        shape = (heads, kv_heads, head_size)
+        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation) -> Value:

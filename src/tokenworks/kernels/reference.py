@@ -23,8 +23,12 @@ from tokenworks.kernels.program import (
     Attend,
     Embed,
     Gate,
+    Inject,
+    Input,
     LayerNorm,
     Linear,
+    Merge,
+    Pause,
     Pool,
     Program,
     RmsNorm,
@@ -68,15 +72,25 @@ class ReferenceExecutable:
             dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
             self._caches.append((np.zeros(shape, dtype), np.zeros(shape, dtype)))
         self._rounded = limits.cache_dtype == "int8"
+        pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
+        self._parts = list(zip([0, *pauses], [*pauses, len(program.instructions)], strict=True))
+        self._buffers: dict[int, Float32] = {}
+        self.parts = len(self._parts)
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
         self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
 
-    def run(self, batch: StepBatch) -> Float32:
-        step = _Step(batch, self._weights, self._caches, self._rounded, {})
-        for instruction in self._program.instructions:
-            compute = _COMPUTE[type(instruction)]
-            step.store(instruction.output, compute(step, instruction))
-        return np.ascontiguousarray(step.buffers[self._program.result.buffer][:, _columns(self._program.result)])
+    def run(self, batch: StepBatch, part: int | None = None) -> Float32:
+        if not part:
+            self._buffers = {}
+        step = _Step(batch, self._weights, self._caches, self._rounded, self._buffers)
+        begin, end = self._parts[part] if part is not None else (0, len(self._program.instructions))
+        for instruction in self._program.instructions[begin:end]:
+            if not isinstance(instruction, Pause):
+                compute = _COMPUTE[type(instruction)]
+                step.store(instruction.output, compute(step, instruction))
+        if part is not None and part < self.parts - 1:
+            return np.empty((0, self._program.result.width), np.float32)
+        return np.ascontiguousarray(self._buffers[self._program.result.buffer][:, _columns(self._program.result)])
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         chosen = [
@@ -152,6 +166,25 @@ def _log_sum_exp(rows: Float64) -> Float64:
     return np.asarray(largest + np.log(np.exp(rows - largest).sum(axis=1, keepdims=True)), np.float64)
 
 
+def _input(step: _Step, op: Input) -> Float64:
+    assert step.batch.inputs is not None, "this program takes inputs"
+    return step.batch.inputs.astype(np.float64)
+
+
+def _inject(step: _Step, op: Inject) -> Float64:
+    x = step.load(op.x)
+    rows, features = step.batch.feature_rows, step.batch.features
+    if rows is not None and features is not None:
+        given = features[:, op.offset : op.offset + op.x.width]
+        x[rows] = given if op.how == "replace" else x[rows] + given
+    return x
+
+
+def _merge(step: _Step, op: Merge) -> Float64:
+    groups = step.load(op.x).reshape(-1, op.count, op.x.width)
+    return groups.reshape(len(groups), -1) if op.how == "concatenate" else np.asarray(groups.mean(axis=1))
+
+
 def _embed(step: _Step, op: Embed) -> Float64:
     batch = step.batch
     index = {"token": batch.tokens, "position": batch.positions, "zero": np.zeros_like(batch.tokens)}[op.index]
@@ -188,7 +221,10 @@ def _rope(step: _Step, op: Rope) -> Float64:
     x = step.load(op.x)
     heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
     first, second = np.split(heads[..., : op.turned], 2, axis=2)
-    angles = step.batch.positions[:, None, None].astype(np.float64) * step.weight(op.inverse_frequencies)
+    places = step.batch.positions[:, None]
+    if op.axes and step.batch.axes is not None:
+        places = step.batch.axes[list(op.axes)].T
+    angles = places[:, None, :].astype(np.float64) * step.weight(op.inverse_frequencies)
     cos, sin = op.scale * np.cos(angles), op.scale * np.sin(angles)
     turned = (first * cos - second * sin, second * cos + first * sin)
     rotated = np.concatenate([*turned, heads[..., op.turned :]], axis=2)
@@ -203,7 +239,7 @@ def _attend(step: _Step, op: Attend) -> Float64:
     if op.cache_layer is not None and step.cache_in_bytes:
         q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
     out = np.zeros_like(q)
-    for s, (start, stop) in enumerate(_sequences(step.batch)):
+    for s, (start, stop) in enumerate(_sequences(step.batch, op.windows)):
         if op.cache_layer is None:
             for row in range(start, stop):
                 out[row] = _attend_one(op, q[row], k[start:stop], v[start:stop])
@@ -218,7 +254,7 @@ def _attend(step: _Step, op: Attend) -> Float64:
         for row in range(start, stop):
             position = int(step.batch.positions[row])
             first = max(0, position - op.window + 1) if op.window else 0
-            seen = np.arange(first, position + 1)
+            seen = np.arange(first, position + 1 if step.batch.ends is None else step.batch.ends[row])
             where = (table[seen // block_tokens], seen % block_tokens)
             out[row] = _attend_one(op, q[row], keys[where].astype(np.float64), values[where].astype(np.float64))
     return np.asarray(out.reshape(tokens, -1), np.float64)
@@ -254,8 +290,10 @@ def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64) -> Float64:
     return np.asarray(np.einsum("hn,nhd->hd", weights, v.repeat(shared, axis=1)), np.float64)
 
 
-def _sequences(batch: StepBatch) -> list[tuple[int, int]]:
-    return list(zip(batch.row_starts[:-1].tolist(), batch.row_starts[1:].tolist(), strict=True))
+def _sequences(batch: StepBatch, windows: bool = False) -> list[tuple[int, int]]:
+    starts = batch.window_starts if windows else batch.row_starts
+    assert starts is not None, "this program has windows"
+    return list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -307,6 +345,9 @@ def _pool(step: _Step, op: Pool) -> Float64:
 
 # Each entry takes the instruction type it is filed under, which a dict's type cannot say.
 _COMPUTE: dict[type, Callable[..., Float64]] = {
+    Input: _input,
+    Inject: _inject,
+    Merge: _merge,
     Embed: _embed,
     RmsNorm: _rmsnorm,
     LayerNorm: _layernorm,

@@ -21,9 +21,13 @@ from tokenworks.kernels.program import (
     Attend,
     Embed,
     Gate,
+    Inject,
+    Input,
     Instruction,
     LayerNorm,
     Linear,
+    Merge,
+    Pause,
     Pool,
     Program,
     RmsNorm,
@@ -69,6 +73,7 @@ class Forward:
         """Runs the next instruction."""
         instruction = self.next
         assert instruction is not None
+        assert not isinstance(instruction, Pause), "only encoders of pictures have these"
         self._store(instruction.output, self._compute(instruction, product))
         for buffer in [number for number, last in self._last_use.items() if last == self.at]:
             self.buffers.pop(buffer, None)
@@ -111,10 +116,12 @@ class Forward:
                 return self.input(x) * np.float32(factor)
             case Softcap(x=x, cap=cap):
                 return np.asarray(np.float32(cap) * np.tanh(self.input(x) / np.float32(cap)), np.float32)
-            case SelectRows(x=x):
+            case SelectRows(x=x) | Inject(x=x):  # texts have no pictures
                 return self.input(x)
             case Pool():
                 return self._pool(instruction)
+            case Input() | Merge() | Pause():
+                raise AssertionError("only encoders of pictures have these")
 
     def _vector(self, name: str) -> Float32:
         return dequantise(self._weights[name])

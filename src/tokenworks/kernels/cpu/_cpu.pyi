@@ -15,6 +15,7 @@ class Rows(Enum):
     tokens = 0
     selected = 1
     sequences = 2
+    merged = 3
 
 class Index(Enum):
     token = 0
@@ -46,9 +47,14 @@ class Executor:
         blocks: int,
         block_tokens: int,
         cache_type: CacheType,
+        merged: int,
         layers: list[tuple[int, int]],
     ) -> None: ...
     def barrier(self) -> None: ...
+    def pause(self) -> None: ...
+    def input(self, output: Place, width: int, /) -> None: ...
+    def inject(self, x: Place, width: int, offset: int, replace: bool, /) -> None: ...
+    def merge(self, output: Place, x: Place, width: int, count: int, mean: bool, /) -> None: ...
     def embed(self, rows: Rows, output: Place, matrix: int, width: int, index: Index, scale: float, /) -> None: ...
     def rmsnorm(
         self, rows: Rows, output: Place, x: Place, width: int, group: int, weight: int, epsilon: float, /
@@ -59,7 +65,16 @@ class Executor:
     def prepare(self, rows: Rows, x: Place, width: int, quantised: bool, floats: bool, /) -> None: ...
     def linear(self, rows: Rows, output: Place, residual: Place | None, segments: list[tuple[int, int]]) -> None: ...
     def rope(
-        self, rows: Rows, x: Place, width: int, head_size: int, turned: int, inverse_frequencies: int, scale: float, /
+        self,
+        rows: Rows,
+        x: Place,
+        width: int,
+        head_size: int,
+        turned: int,
+        inverse_frequencies: int,
+        scale: float,
+        axes: list[int],
+        /,
     ) -> None: ...
     def store(self, k: Place, v: Place, layer: int, /) -> None: ...
     def attend(
@@ -75,6 +90,7 @@ class Executor:
         scale: float,
         window: int,
         softcap: float,
+        windows: bool,
         /,
     ) -> None: ...
     def gate(
@@ -93,6 +109,13 @@ class Executor:
         row_starts: npt.NDArray[np.int32],
         block_tables: npt.NDArray[np.int32],
         logit_rows: npt.NDArray[np.int32],
+        features: npt.NDArray[np.float32] | None,
+        feature_rows: npt.NDArray[np.int32] | None,
+        axes: npt.NDArray[np.int32] | None,
+        ends: npt.NDArray[np.int32] | None,
+        inputs: npt.NDArray[np.float32] | None,
+        window_starts: npt.NDArray[np.int32] | None,
+        part: int,
         /,
     ) -> None: ...
     def values(self, place: Place, rows: int, width: int, /) -> npt.NDArray[np.float32]: ...

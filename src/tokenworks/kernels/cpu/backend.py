@@ -14,8 +14,12 @@ from tokenworks.kernels.program import (
     Attend,
     Embed,
     Gate,
+    Inject,
+    Input,
     LayerNorm,
     Linear,
+    Merge,
+    Pause,
     Pool,
     Program,
     RmsNorm,
@@ -68,19 +72,22 @@ class CpuExecutable:
             limits.blocks,
             limits.block_tokens,
             _cpu.CacheType[limits.cache_dtype],
+            self._plan.merged,
             [(layer.kv_heads, layer.head_size) for layer in program.cache_layers],
         )
         writer = _Writer(self._executor, self._plan, matrices, vectors)
         for planned in self._plan.calls:
             writer.write(planned)
+        self.parts = 1 + sum(isinstance(planned.call, Pause) for planned in self._plan.calls)
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
 
-    def run(self, batch: StepBatch) -> Float32:
+    def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         rows = {
             "tokens": len(batch.tokens),
             "selected": len(batch.logit_rows),
             "sequences": len(batch.row_starts) - 1,
+            "merged": len(batch.tokens) // self._plan.merged,
         }
         if (
             rows["tokens"] > self._limits.step_tokens
@@ -88,7 +95,20 @@ class CpuExecutable:
             or rows["sequences"] > self._limits.sequences
         ):
             raise ValueError(f"A step of {rows} is larger than the limits it was compiled for: {self._limits}.")
-        self._executor.run(batch.tokens, batch.positions, batch.row_starts, batch.block_tables, batch.logit_rows)
+        self._executor.run(
+            batch.tokens,
+            batch.positions,
+            batch.row_starts,
+            batch.block_tables,
+            batch.logit_rows,
+            batch.features,
+            batch.feature_rows,
+            batch.axes,
+            batch.ends,
+            batch.inputs,
+            batch.window_starts,
+            -1 if part is None else part,
+        )
         return self._executor.values(
             _place(self._plan, self._result), rows[self._plan.buffer_rows[self._result.buffer]], self._result.width
         )
@@ -166,6 +186,14 @@ class _Writer:
     def _write(self, call: Call, rows: _cpu.Rows) -> None:
         to, at, vectors = self._executor, self._at, self._vectors
         match call:
+            case Input(output=out):
+                to.input(at(out), out.width)
+            case Inject(output=out):
+                to.inject(at(out), out.width, call.offset, call.how == "replace")
+            case Merge(output=out):
+                to.merge(at(out), at(call.x), call.x.width, call.count, call.how == "mean")
+            case Pause():
+                to.pause()
             case Embed(output=out):
                 to.embed(rows, at(out), self._matrices[call.table], out.width, _cpu.Index[call.index], call.scale)
             case RmsNorm(output=out):
@@ -186,16 +214,16 @@ class _Writer:
                 to.linear(rows, at(call.output), residual, segments)
             case Rope(output=out):
                 frequencies = vectors[call.inverse_frequencies]
-                to.rope(rows, at(out), out.width, call.head_size, call.turned, frequencies, call.scale)
+                shape_of_head = (call.head_size, call.turned)
+                to.rope(rows, at(out), out.width, *shape_of_head, frequencies, call.scale, list(call.axes))
             case Store(attend=attend):
                 assert attend.cache_layer is not None
                 to.store(at(attend.k), at(attend.v), attend.cache_layer)
             case Attend(output=out):
                 layer = -1 if call.cache_layer is None else call.cache_layer
                 shape = (call.heads, call.kv_heads, call.head_size)
-                to.attend(
-                    at(out), at(call.q), at(call.k), at(call.v), layer, *shape, call.scale, call.window, call.softcap
-                )
+                rows_of = (at(out), at(call.q), at(call.k), at(call.v))
+                to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows)
             case Gate(output=out):
                 to.gate(rows, at(out), at(call.gate), at(call.up), out.width, _cpu.Activation[call.activation])
             case Activate(output=out):

@@ -93,7 +93,9 @@ int Executor::vector(const RawWeight& weight) {
     return static_cast<int>(vectors_.size()) - 1;
 }
 
-void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, const CacheShape& cache) {
+void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int merged,
+                        const CacheShape& cache) {
+    merged_ = merged;
     arena_ = Region(static_cast<size_t>(arena_floats) * sizeof(float), true);
     step_rows_ = prepared_rows;
     const int64_t blocks = prepared_rows * ((prepared_width + 31) / 32);
@@ -125,6 +127,43 @@ Cache Executor::cache_of(int layer) const {
 
 void Executor::barrier() {
     calls_.push_back([](const Step&, Share& share) { share.barrier(); });
+}
+
+void Executor::pause() { part_starts_.push_back(calls_.size()); }
+
+void Executor::input(Place output, int width) {
+    input_width_ = width;
+    const InputArgs args{0, at(output), width, nullptr};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        InputArgs now = args;
+        now.rows = step.tokens;
+        now.inputs = step.inputs;
+        kernels_.input(now, share);
+    });
+}
+
+void Executor::inject(Place x, int width, int offset, bool replace) {
+    feature_width_ = std::max(feature_width_, offset + width);
+    const InjectArgs args{0, at(x), width, replace, offset, nullptr, 0, nullptr, 0};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        if (!step.features) return;
+        InjectArgs now = args;
+        now.rows = step.tokens;
+        now.features = step.features;
+        now.feature_stride = step.feature_width;
+        now.feature_rows = step.feature_rows;
+        now.feature_count = step.feature_count;
+        kernels_.inject(now, share);
+    });
+}
+
+void Executor::merge(Place output, Place x, int width, int count, bool mean) {
+    const MergeArgs args{0, at(output), at(x), width, count, mean};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        MergeArgs now = args;
+        now.rows = step.rows(Rows::merged);
+        kernels_.merge(now, share);
+    });
 }
 
 void Executor::embed(Rows rows, Place output, int matrix, int width, Index index, float scale) {
@@ -195,13 +234,20 @@ void Executor::linear(Rows rows, Place output, const Place* residual, const std:
     });
 }
 
-void Executor::rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale) {
+void Executor::rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
+                    const std::vector<int32_t>& axes) {
     const float* frequencies = vectors_[static_cast<size_t>(inverse_frequencies)].data();
-    const RopeArgs args{0, at(x), width, head_size, turned, frequencies, scale, nullptr};
+    RopeArgs args{0, at(x), width, head_size, turned, frequencies, scale, nullptr, nullptr, nullptr};
+    if (!axes.empty()) {
+        if (axes.size() > most_frequencies) throw std::invalid_argument("a head is too large for positions along axes");
+        args.axis_of = axes_.emplace_back(axes).data();
+        axis_count_ = std::max(axis_count_, 1 + *std::max_element(axes.begin(), axes.end()));
+    }
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RopeArgs now = args;
         now.rows = step.rows(rows);
         now.positions = step.positions;
+        now.axes = step.axes;
         kernels_.rope(now, share);
     });
 }
@@ -212,6 +258,7 @@ void fill(AttendArgs& args, const Step& step) {
     args.rows = step.tokens;
     args.sequences = step.sequences;
     args.positions = step.positions;
+    args.ends = step.ends;
     args.row_starts = step.row_starts;
     args.block_tables = step.block_tables;
     args.table_width = step.table_width;
@@ -233,7 +280,8 @@ void Executor::store(Place k, Place v, int layer) {
 }
 
 void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
-                      float scale, int window, float softcap) {
+                      float scale, int window, float softcap, bool windows) {
+    windows_ |= windows;
     AttendArgs args{};
     args.output = at(output);
     args.q = at(q);
@@ -251,9 +299,13 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     const int64_t bytes = attend_floats(heads, kv_heads, head_size, team_.size(), positions) * int64_t{sizeof(float)};
     if (bytes > static_cast<int64_t>(attend_scratch_.size()))
         attend_scratch_ = Region(static_cast<size_t>(bytes), false);
-    calls_.push_back([this, args](const Step& step, Share& share) {
+    calls_.push_back([this, args, windows](const Step& step, Share& share) {
         AttendArgs now = args;
         fill(now, step);
+        if (windows) {
+            now.sequences = step.windows;
+            now.row_starts = step.window_starts;
+        }
         now.scratch = reinterpret_cast<float*>(attend_scratch_.data());
         kernels_.attend(now, share);
     });
@@ -334,14 +386,30 @@ void Executor::check(const Step& step) const {
         require(step.token_ids[t] >= 0 && step.token_ids[t] < token_limit_, "a token id is outside the vocabulary");
         require(step.positions[t] >= 0 && step.positions[t] < position_limit_, "a position is outside the model's range");
     }
+    require(step.tokens % merged_ == 0, "the number of tokens is no multiple of those that are merged");
+    require(!input_width_ || (step.inputs && step.input_width == input_width_), "the inputs are missing or too narrow");
+    require(!step.features || step.feature_width >= feature_width_, "the features are too narrow");
+    require(!step.axes || step.axis_count >= axis_count_, "axes are missing");
+    for (int f = 0; f < step.feature_count; f++)
+        require(step.feature_rows[f] >= 0 && step.feature_rows[f] < step.tokens, "a feature row is outside the step");
+    if (windows_) {
+        require(step.window_starts && step.window_starts[0] == 0 && step.window_starts[step.windows] == step.tokens,
+                "window_starts must go from 0 to the number of tokens");
+        for (int w = 0; w < step.windows; w++)
+            require(step.window_starts[w] < step.window_starts[w + 1], "a window without rows");
+    }
     for (int r = 0; r < step.selected; r++)
         require(step.logit_rows[r] >= 0 && step.logit_rows[r] < step.tokens, "a logit row is outside the step");
     for (int s = 0; s < step.sequences; s++) {
         const int begin = step.row_starts[s], end = step.row_starts[s + 1];
         require(begin < end, "a sequence without rows");
+        if (layer_offsets_.empty()) continue;
         for (int t = begin + 1; t < end; t++)
             require(step.positions[t] == step.positions[t - 1] + 1, "a sequence's positions must be consecutive");
-        if (layer_offsets_.empty()) continue;
+        for (int t = begin; step.ends && t < end; t++)
+            require(step.ends[t] > step.positions[t] && step.ends[t] <= step.positions[end - 1] + 1 &&
+                        (t == begin || step.ends[t] >= step.ends[t - 1]),
+                    "what a token sees must end behind it, not before the token before it, and within its sequence");
         const int last = step.positions[end - 1] / cache_shape_.block_tokens;
         require(last < step.table_width, "a position is beyond its block table");
         for (int i = 0; i <= last; i++) {
@@ -351,10 +419,15 @@ void Executor::check(const Step& step) const {
     }
 }
 
-void Executor::run(const Step& step) {
+void Executor::run(Step step, int part) {
+    step.merged = merged_;
     check(step);
+    const int parts = static_cast<int>(part_starts_.size());
+    if (part < -1 || part >= parts) throw std::invalid_argument("there is no such part");
+    const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];
+    const size_t end = part < 0 || part + 1 == parts ? calls_.size() : part_starts_[static_cast<size_t>(part) + 1];
     team_.run([&](Share& share) {
-        for (const Call& call : calls_) call(step, share);
+        for (size_t i = begin; i < end; i++) calls_[i](step, share);
     });
 }
 

@@ -14,7 +14,7 @@
 namespace tokenworks::cpu {
 
 // What a matrix of activations has a row for.
-enum class Rows { tokens, selected, sequences };
+enum class Rows { tokens, selected, sequences, merged };
 
 // Columns of a buffer before the buffers have an address: floats from the arena's begin, floats from row to row.
 using Place = std::pair<int64_t, int64_t>;
@@ -34,9 +34,27 @@ struct Step {
     int tokens, sequences, selected;
     const int32_t *token_ids, *positions, *row_starts, *block_tables, *logit_rows;
     int table_width;
+    // Each may be null.
+    const float* features = nullptr;  // [feature_count, feature_width]
+    const int32_t* feature_rows = nullptr;
+    int feature_count = 0, feature_width = 0;
+    const int32_t* axes = nullptr;  // [axis_count, tokens]
+    int axis_count = 0;
+    const int32_t* ends = nullptr;  // [tokens]
+    const float* inputs = nullptr;  // [tokens, input_width]
+    int input_width = 0;
+    const int32_t* window_starts = nullptr;  // [windows + 1]
+    int windows = 0;
+    int merged = 1;  // tokens of a merged row
 
     int rows(Rows kind) const {
-        return kind == Rows::tokens ? tokens : kind == Rows::selected ? selected : sequences;
+        switch (kind) {
+            case Rows::tokens: return tokens;
+            case Rows::selected: return selected;
+            case Rows::sequences: return sequences;
+            case Rows::merged: return tokens / merged;
+        }
+        return 0;
     }
 };
 
@@ -56,20 +74,26 @@ class Executor {
     int vector(const RawWeight& weight);                           // vector number; decoded to float32
 
     // Buffers and cache, before any instruction.
-    void allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, const CacheShape& cache);
+    void allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int merged,
+                  const CacheShape& cache);
 
     // Instructions, in order.
     void barrier();
+    void pause();  // the next part of a step begins
+    void input(Place output, int width);
+    void inject(Place x, int width, int offset, bool replace);
+    void merge(Place output, Place x, int width, int count, bool mean);
     void embed(Rows rows, Place output, int matrix, int width, Index index, float scale);
     void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon);
     void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
-    void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale);
+    void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
+              const std::vector<int32_t>& axes);
     void store(Place k, Place v, int layer);
     void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
-                int window, float softcap);
+                int window, float softcap, bool windows);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation);
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
@@ -78,8 +102,8 @@ class Executor {
     void select_rows(Place output, Place x, int width);
     void pool(Place output, Place x, int width, bool mean, bool normalise);
 
-    // Throws std::invalid_argument if a number in `step` points outside the model or the cache.
-    void run(const Step& step);
+    // All parts, or one. Throws std::invalid_argument if a number in `step` points outside the model or the cache.
+    void run(Step step, int part = -1);
     void sample(SampleArgs args);  // but for the scratch
     void logprobs(const LogprobsArgs& args);
 
@@ -109,7 +133,11 @@ class Executor {
     std::vector<int64_t> layer_offsets_;  // of K within a block; V follows
     int64_t token_limit_ = INT64_MAX, position_limit_ = INT64_MAX;
     std::deque<std::vector<Segment>> segments_;
+    std::deque<std::vector<int32_t>> axes_;
+    int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
+    bool windows_ = false;
     std::vector<Call> calls_;
+    std::vector<size_t> part_starts_{0};  // in calls_
 };
 
 }  // namespace tokenworks::cpu

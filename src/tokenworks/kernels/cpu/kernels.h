@@ -31,6 +31,36 @@ struct PackedMatrix;  // linear/packed.h; weights, [out_features, in_features]
 // Writes row `row` of a packed weight, in_features floats. Any instruction set.
 void dequantise_row(const PackedMatrix& matrix, int64_t row, float* out);
 
+// Row-wise.
+struct InputArgs {
+    int rows;
+    Columns output;
+    int width;
+    const float* inputs;  // [rows, width]
+};
+
+// Row-wise, in place.
+struct InjectArgs {
+    int rows;
+    Columns x;
+    int width;
+    bool replace;  // else add
+    int offset;
+    const float* features;  // [feature_count, feature_stride]; columns from `offset` on
+    int64_t feature_stride;
+    const int32_t* feature_rows;  // [feature_count]
+    int feature_count;
+};
+
+// Row r of the output is made from rows r * count .. (r + 1) * count of x. Row-wise in the output.
+struct MergeArgs {
+    int rows;
+    Columns output, x;
+    int width;  // of x
+    int count;
+    bool mean;  // else side by side
+};
+
 // Row-wise. Rows beyond the table are the caller's mistake: ids are checked before a step.
 struct EmbedArgs {
     int rows;
@@ -68,7 +98,10 @@ struct RopeArgs {
     const float* inverse_frequencies;  // [turned / 2]
     float scale;
     const int32_t* positions;          // [rows]
+    const int32_t* axis_of;            // [head_size / 2] or null
+    const int32_t* axes;               // [axis, rows] or null: frequency i turns by axes[axis_of[i]], below 2^24
 };
+constexpr int most_frequencies = 1024;  // with axes
 
 enum class CacheType { float32, float16, int8 };
 
@@ -91,6 +124,7 @@ struct AttendArgs {
     float softcap;  // 0: none
     Cache cache;
     const int32_t* positions;     // [rows]
+    const int32_t* ends;          // [rows] or null: what a row sees ends there, not at its own position
     const int32_t* row_starts;    // [sequences + 1]
     const int32_t* block_tables;  // [sequences, table_width]
     int table_width;
@@ -185,6 +219,9 @@ struct LinearArgs;
 struct Kernels {
     const char* name;
     const char* trouble;  // a set that the machine has and that is left unused, and why; or null
+    void (*input)(const InputArgs&, Share&);
+    void (*inject)(const InjectArgs&, Share&);
+    void (*merge)(const MergeArgs&, Share&);
     void (*embed)(const EmbedArgs&, Share&);
     void (*rmsnorm)(const RmsNormArgs&, Share&);
     void (*layernorm)(const LayerNormArgs&, Share&);
@@ -218,6 +255,7 @@ const Kernels& kernels();
     void operation##_neon(Kernels& table);
 TOKENWORKS_FILL(linear)
 TOKENWORKS_FILL(embed)
+TOKENWORKS_FILL(features)     // input, inject, merge
 TOKENWORKS_FILL(norm)
 TOKENWORKS_FILL(rope)
 TOKENWORKS_FILL(attend)

@@ -42,12 +42,21 @@ void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
-void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTable block_tables, Ints logit_rows) {
+void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTable block_tables, Ints logit_rows,
+         std::optional<FloatTable> features, std::optional<Ints> feature_rows, std::optional<IntTable> axes,
+         std::optional<Ints> ends, std::optional<FloatTable> inputs, std::optional<Ints> window_starts, int part) {
     require(row_starts.size() >= 1, "row_starts has no entries");
     const size_t sequences = row_starts.size() - 1;
     require(positions.size() == tokens.size(), "tokens and positions differ in length");
     require(block_tables.shape(0) == sequences, "block_tables needs a row for each sequence");
-    const Step step{static_cast<int>(tokens.size()),
+    require(features.has_value() == feature_rows.has_value() &&
+                (!features || features->shape(0) == feature_rows->size()),
+            "features need a row each");
+    require(!axes || axes->shape(1) == tokens.size(), "axes need a place for each token");
+    require(!ends || ends->size() == tokens.size(), "ends needs an entry for each token");
+    require(!inputs || inputs->shape(0) == tokens.size(), "inputs need a row for each token");
+    require(!window_starts || window_starts->size() >= 1, "window_starts has no entries");
+    Step step{static_cast<int>(tokens.size()),
                     static_cast<int>(sequences),
                     static_cast<int>(logit_rows.size()),
                     tokens.data(),
@@ -56,8 +65,27 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
                     block_tables.data(),
                     logit_rows.data(),
                     static_cast<int>(block_tables.shape(1))};
+    if (features) {
+        step.features = features->data();
+        step.feature_rows = feature_rows->data();
+        step.feature_count = static_cast<int>(features->shape(0));
+        step.feature_width = static_cast<int>(features->shape(1));
+    }
+    if (axes) {
+        step.axes = axes->data();
+        step.axis_count = static_cast<int>(axes->shape(0));
+    }
+    if (ends) step.ends = ends->data();
+    if (inputs) {
+        step.inputs = inputs->data();
+        step.input_width = static_cast<int>(inputs->shape(1));
+    }
+    if (window_starts) {
+        step.window_starts = window_starts->data();
+        step.windows = static_cast<int>(window_starts->size()) - 1;
+    }
     nb::gil_scoped_release unlocked;
-    executor.run(step);
+    executor.run(step, part);
 }
 
 auto sample(Executor& executor, WritableTable logits, Floats temperature, Ints top_k, Floats top_p, Floats min_p,
@@ -107,7 +135,8 @@ NB_MODULE(_cpu, m) {
     nb::enum_<Rows>(m, "Rows")
         .value("tokens", Rows::tokens)
         .value("selected", Rows::selected)
-        .value("sequences", Rows::sequences);
+        .value("sequences", Rows::sequences)
+        .value("merged", Rows::merged);
     nb::enum_<Index>(m, "Index")
         .value("token", Index::token)
         .value("position", Index::position)
@@ -137,11 +166,17 @@ NB_MODULE(_cpu, m) {
         .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
         .def("allocate",
              [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,
-                int block_tokens, CacheType type, const std::vector<std::pair<int, int>>& layers) {
-                 executor.allocate(arena_floats, prepared_rows, prepared_width, {blocks, block_tokens, type, layers});
+                int block_tokens, CacheType type, int merged, const std::vector<std::pair<int, int>>& layers) {
+                 const CacheShape cache{blocks, block_tokens, type, layers};
+                 executor.allocate(arena_floats, prepared_rows, prepared_width, merged, cache);
              },
-             "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "cache_type"_a, "layers"_a)
+             "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "cache_type"_a,
+             "merged"_a, "layers"_a)
         .def("barrier", &Executor::barrier)
+        .def("pause", &Executor::pause)
+        .def("input", &Executor::input)
+        .def("inject", &Executor::inject)
+        .def("merge", &Executor::merge)
         .def("embed", &Executor::embed)
         .def("rmsnorm", &Executor::rmsnorm)
         .def("layernorm", &Executor::layernorm)
@@ -162,7 +197,8 @@ NB_MODULE(_cpu, m) {
         .def("softcap", &Executor::softcap)
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)
-        .def("run", &run)
+        .def("run", &run, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+             nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg())
         .def("values",
              // Rows of a buffer as they are after a run; a view.
              [](nb::handle self, Place place, size_t rows, size_t width) {

@@ -14,16 +14,20 @@ from tokenworks.kernels.program import (
     Attend,
     Embed,
     Gate,
+    Input,
     Instruction,
     Linear,
+    Merge,
+    Pause,
     Pool,
     Program,
     SelectRows,
     Value,
 )
 
-RowKind = Literal["tokens", "selected", "sequences"]
-"""What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step."""
+RowKind = Literal["tokens", "selected", "sequences", "merged"]
+"""What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step, each of the
+rows that Merge makes."""
 
 LINE_FLOATS = 16
 """Buffers begin on cache lines, so that threads do not share one."""
@@ -73,25 +77,29 @@ class Plan:
     arena_floats: int
     prepared_width: int
     """Of the widest input of a product."""
+    merged: int
+    """So many tokens are a merged row; 1 where none are."""
 
 
 def make_plan(program: Program, limits: Limits) -> Plan:
     kinds = _row_kinds(program)
+    merged = max((each.count for each in program.instructions if isinstance(each, Merge)), default=1)
     calls = _place_barriers(_lower(program), kinds)
     rows: dict[RowKind, int] = {
         "tokens": limits.step_tokens,
         "selected": limits.logit_rows,
         "sequences": limits.sequences,
+        "merged": limits.step_tokens // merged,
     }
     sizes = [width * rows[kind] for width, kind in zip(program.buffer_widths, kinds, strict=True)]
     offsets, arena_floats = _place_buffers(calls, sizes, program.result.buffer)
     prepared_width = max((planned.call.x.width for planned in calls if isinstance(planned.call, Prepare)), default=0)
-    return Plan(tuple(calls), tuple(offsets), tuple(kinds), arena_floats, prepared_width)
+    return Plan(tuple(calls), tuple(offsets), tuple(kinds), arena_floats, prepared_width, merged)
 
 
 def reads(call: Call) -> tuple[Value, ...]:
     match call:
-        case Embed():
+        case Embed() | Input() | Pause():
             return ()
         case Attend(q=q, k=k, v=v):
             return (q, k, v)
@@ -108,7 +116,7 @@ def reads(call: Call) -> tuple[Value, ...]:
 
 
 def written(call: Call) -> Value | None:
-    return None if isinstance(call, Prepare | Store) else call.output
+    return None if isinstance(call, Prepare | Store | Pause) else call.output
 
 
 def _row_kinds(program: Program) -> list[RowKind]:
@@ -119,7 +127,9 @@ def _row_kinds(program: Program) -> list[RowKind]:
                 kinds[output.buffer] = "selected"
             case Pool(output=output):
                 kinds[output.buffer] = "sequences"
-            case Embed():
+            case Merge(output=output):
+                kinds[output.buffer] = "merged"
+            case Embed() | Input() | Pause():
                 pass
             case _:
                 kinds[instruction.output.buffer] = kinds[reads(instruction)[0].buffer]
@@ -171,7 +181,7 @@ def _sum_to_take_over(calls: list[Call], a: Value, b: Value, uses: Counter[int])
 
 
 def _row_wise(call: Call) -> bool:
-    return not isinstance(call, Product | Attend)
+    return not isinstance(call, Product | Attend | Pause)
 
 
 def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall]:
@@ -179,6 +189,9 @@ def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall
     reads what its own thread wrote. Everything else waits."""
     planned: list[PlannedCall] = []
     for call in calls:
+        if isinstance(call, Pause):
+            planned.append(PlannedCall(call, "tokens", False))
+            continue
         output = written(call)
         rows = kinds[output.buffer if output is not None else reads(call)[0].buffer]
         together = (
@@ -186,7 +199,7 @@ def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall
             and _row_wise(call)
             and _row_wise(planned[-1].call)
             and rows == planned[-1].rows
-            and not isinstance(call, SelectRows | Pool)
+            and not isinstance(call, SelectRows | Pool | Merge)
         )
         planned.append(PlannedCall(call, rows, bool(planned) and not together))
     return planned

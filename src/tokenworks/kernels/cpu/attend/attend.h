@@ -52,8 +52,8 @@ INLINE void each_task(const AttendArgs& args, int rows_in_task, const Body& body
         for (int block = (end - begin - 1) / rows_in_task; block >= 0; block--) {
             const int row = begin + block * rows_in_task, left = end - row;
             const int rows = left < rows_in_task ? left : rows_in_task, first = origin + row - begin;
-            const int segment_begin = seen_at(args, first, positions).from / segment;
-            const int segment_end = (seen_at(args, first + rows - 1, positions).to + segment - 1) / segment;
+            const int segment_begin = seen_at(args, row, first, positions).from / segment;
+            const int segment_end = (seen_at(args, row + rows - 1, first + rows - 1, positions).to + segment - 1) / segment;
             for (int head = 0; head < args.kv_heads; head++)
                 body(Task{{&args, table, begin, head}, row, rows, first, positions, segment_begin, segment_end});
         }

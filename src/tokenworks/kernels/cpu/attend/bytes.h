@@ -55,7 +55,7 @@ class BytePath {
     // What the task's rows see in one segment goes to `total`, which is `fresh` or else has seen those before.
     void attend_segment(const Task& task, int number, const Partial& total, bool fresh) const {
         const int start = number * segment, wide = whole_panels(args_.head_size), rows = task.rows * group_;
-        const auto seen_by = [&](int r) { return seen_at(args_, task.first_position + r / group_, task.positions); };
+        const auto seen_by = [&](int r) { return tokenworks::cpu::seen_by(task, r / group_); };
         const int first = seen_by(0).from - start, last = seen_by(rows - 1).to - start;
         const int from = first > 0 ? first / panel * panel : 0, to = last < segment ? last : segment;
         const BytePanels panels_ = in_place(args_) ? byte_panels_in_place(task.source, start, from, to)

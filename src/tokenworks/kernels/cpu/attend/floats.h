@@ -30,8 +30,8 @@ class FloatPath {
     // What the task's rows see in one segment goes to `total`, which is `fresh` or else has seen those before.
     void attend_segment(const Task& task, int number, const Partial& total, bool fresh) const {
         const int start = number * segment;
-        const int first = seen_at(args_, task.first_position, task.positions).from - start;
-        const int last = seen_at(args_, task.first_position + task.rows - 1, task.positions).to - start;
+        const int first = seen_by(task, 0).from - start;
+        const int last = seen_by(task, task.rows - 1).to - start;
         const int from = first > 0 ? first / panel * panel : 0, to = last < segment ? last : segment;
         const int rows = task.rows * group_, wide = whole_panels(args_.head_size);
         const Partial& part = fresh ? total : part_;
@@ -54,7 +54,7 @@ class FloatPath {
         const int rows = task.rows * group_, wide = whole_panels(args_.head_size);
         all_scores(q_, rows, panels_, from, to, args_.head_size, scores_);
         for (int r = 0; r < rows; r++) {
-            const Seen seen = seen_at(args_, task.first_position + r / group_, task.positions);
+            const Seen seen = seen_by(task, r / group_);
             soften(scores_ + r * segment, seen, start, from, to, part.maximum + r, part.sum + r);
         }
         all_mixed(scores_, rows, panels_, from, to, wide, part.mixed);

@@ -35,10 +35,16 @@ struct Seen {
     int from, to;  // positions
 };
 
-INLINE Seen seen_at(const AttendArgs& args, int position, int positions) {
+// By row `row` of the step, at `position` of a sequence of `positions`.
+INLINE Seen seen_at(const AttendArgs& args, int row, int position, int positions) {
     if (!args.cache.k) return {0, positions};
     const int from = args.window && position >= args.window ? position - args.window + 1 : 0;
-    return {from, position + 1};
+    return {from, args.ends ? args.ends[row] : position + 1};
+}
+
+// By row r of a task.
+INLINE Seen seen_by(const Task& task, int r) {
+    return seen_at(*task.source.args, task.row + r, task.first_position + r, task.positions);
 }
 
 INLINE int group_of(const AttendArgs& args) { return args.heads / args.kv_heads; }

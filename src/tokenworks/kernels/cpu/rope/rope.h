@@ -13,10 +13,11 @@ struct Turn {
     Floats cos, sin;
 };
 
-// Of position * frequency. The angle, many turns large, is reduced to within an eighth turn in float64: a float32
+// Of positions * frequencies. The angle, many turns large, is reduced to within an eighth turn in float64: a float32
 // product alone would be off by 5e-4 rad at position 8000.
-INLINE Turn turn(int32_t position, Floats frequencies) {
-    const Doubles angle = static_cast<double>(position) * __builtin_convertvector(frequencies, Doubles);
+template <typename Positions>
+INLINE Turn turn(Positions positions, Floats frequencies) {
+    const Doubles angle = positions * __builtin_convertvector(frequencies, Doubles);
     const Doubles shift = 0x1.8p52 - Doubles{};  // adding it rounds to a whole number
     const Doubles quarters = (angle * 0.63661977236758134 + shift) - shift;
     const Floats r = __builtin_convertvector(angle - quarters * 1.5707963267948966, Floats);
@@ -38,10 +39,16 @@ INLINE Turn turn(int32_t position, Floats frequencies) {
 void rope(const RopeArgs& args, Share& share) {
     const Range range = share.rows(args.rows);
     const int half = args.turned / 2;
+    const bool along_axes = args.axis_of && args.axes;
+    float places[most_frequencies];
     for (int r = range.begin; r < range.end; r++) {
+        for (int i = 0; along_axes && i < half; i++)
+            places[i] = static_cast<float>(args.axes[int64_t{args.axis_of[i]} * args.rows + r]);
         float* x = args.x.row(r);
         each(half, [&](int at, auto get, auto put) {
-            Turn by = turn(args.positions[r], get(args.inverse_frequencies + at));
+            const Floats frequencies = get(args.inverse_frequencies + at);
+            Turn by = along_axes ? turn(__builtin_convertvector(get(places + at), Doubles), frequencies)
+                                 : turn(static_cast<double>(args.positions[r]), frequencies);
             by = {args.scale * by.cos, args.scale * by.sin};
             for (int head = at; head < args.width; head += args.head_size) {
                 const Floats first = get(x + head), second = get(x + head + half);
