@@ -1,8 +1,10 @@
 """The audit's figures are those that transformers finds on the same text, and its advice follows from them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +13,26 @@ import torch
 from small_models import write_model, write_text
 from transformers import AutoModelForCausalLM
 
+from tokenworks.bench.prompts import manual_texts
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.quant.audit import SCHEMES, Text, audit
-from tokenworks.quant.audit_page import page
+from tokenworks.quant.audit_page import Circumstances, page
+from tokenworks.quant.audit_plot import Point, plot
 from tokenworks.quant.audit_report import as_objects
 from tokenworks.quant.audit_types import STORED, Audit, Candidate
-from tokenworks.quant.continuations import CHOICES, CONTINUATION_TOKENS, answer, questions, same_answers
 from tokenworks.quant.forward import Float32, Int32
 from tokenworks.quant.grid import grid_bits, stored_as
 from tokenworks.quant.measure import Divergence
 from tokenworks.quant.recommend import recommend
 from tokenworks.quant.rounding import round_to_nearest
 from tokenworks.quant.schemes import SchemeName
+from tokenworks.quant.served import Served
+from tokenworks.quant.task_questions import TASKS, Task
+from tokenworks.quant.tasks import ANSWERS, Marks, alike_until, answer, as_questions
 from tokenworks.quant.tensors import kernel_tensor
 from tokenworks.quant.text import windows
 
@@ -40,7 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Text:
     words = write_text(tmp_path_factory.mktemp("text") / "text.txt").read_text()
     tokenizer = load_tokenizer(folder)
-    return Text(windows([words], tokenizer, count=5, length=100), windows([words], tokenizer, count=8, length=48))
+    return Text(
+        windows([words], tokenizer, count=5, length=100),
+        windows([words], tokenizer, count=8, length=20),
+        as_questions(TASKS[::7], tokenizer),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,9 @@ def test_each_cost_is_seen_by_itself(found: Audit) -> None:
         assert by_name[name].served.kl != by_name[name].weights_only.kl or name == "fp8"
         assert by_name[name].weight_bytes < stored.weight_bytes
     assert by_name["nvfp4"].weight_bytes < by_name["int8"].weight_bytes
-    assert all(each.prefill_tok_s > 0 and each.decode_tok_s > 0 and 0 <= each.right <= 1 for each in found.candidates)
+    assert all(each.prefill_tok_s > 0 and each.decode_tok_s > 0 for each in found.candidates)
+    assert by_name["nvfp4"].greedy_alike < stored.greedy_alike <= 1
+    assert by_name["nvfp4"].same_answers <= stored.same_answers <= 1
     assert found.grid_bits is None and all(each.caution is None for each in found.candidates)
 
 
@@ -122,16 +134,35 @@ def test_report_and_page(found: Audit) -> None:
             assert self.open_tags.pop() == tag
 
     parser = Page()
-    written = page([replace(found, model="<b>&")], "a text", "a machine")
+    about = Circumstances("a text", "a machine", "tokenworks audit '<x>'", "2026-01-01")
+    written = page([replace(found, model="<b>&"), found], about)
     parser.feed(written)
-    assert parser.open_tags == [] and parser.points == 2 * 2 * len(found.candidates)  # two plots, two points each
+    assert parser.open_tags == [] and parser.points == 2 * 2 * 2 * len(
+        found.candidates
+    )  # two models, two plots, two points each
     assert "&lt;b&gt;&amp;" in written and f"{found.reference_perplexity:.3f}" in written
+    assert "a machine, 2026-01-01" in written and "tokenworks audit &#x27;&lt;x&gt;&#x27;" in written
+    assert written.count('class="advice"') == 2 and "<b>&" not in written
+
+
+def test_names_in_a_plot_cover_nothing() -> None:
+    crowd = [Point(f"name{i}", 100.0 + i, 0.01 * (1 + 0.02 * i), 0.005, i == 0, False) for i in range(5)]
+    drawn = plot("A title", "speed", crowd)
+    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(name\d[^<]*)</text>', drawn)
+    points = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="5.0"', drawn)
+    boxes = [(float(x), float(y) - 12, float(x) + 7 * len(name), float(y)) for x, y, name in names]
+    assert len(boxes) == 5 and len(points) == 10
+    for (left, top, right, bottom), (other_left, other_top, other_right, other_bottom) in combinations(boxes, 2):
+        assert right <= other_left or other_right <= left or bottom <= other_top or other_bottom <= top
+    for left, top, right, bottom in boxes:
+        assert not any(left < float(x) < right and top < float(y) < bottom for x, y in points)
 
 
 def candidate(name: str, loss: float, mb: float, decode_tok_s: float) -> Candidate:
     divergence = Divergence(1000, 10.0, 10.0 * (1 + loss), loss, 0.9)
+    marks = Marks((), np.empty(0, np.int64))
     return Candidate(
-        name, "F32", int(mb * 1e6), divergence, divergence, divergence, 1.0, 1.0, 100.0, decode_tok_s, 10.0, None
+        name, "F32", int(mb * 1e6), divergence, divergence, divergence, marks, 1.0, 1.0, 100.0, decode_tok_s, 10.0, None
     )  # fmt: skip
 
 
@@ -157,25 +188,57 @@ def test_least_lossy_where_all_lose_too_much() -> None:
     assert recommended == STORED and "all lose more than 2.0%" in reasons[STORED]
 
 
-def test_continuations_of_a_model_that_knows_the_text() -> None:
-    text = np.arange(8 * 48, dtype=np.int32).reshape(8, 48)
-    asked = questions(text)
-    assert asked.shape == (8, CHOICES, 48) and (asked[:, 0] == text).all()
-    assert (asked[:, :, :-CONTINUATION_TOKENS] == text[:, None, :-CONTINUATION_TOKENS]).all()
-    assert len({tuple(row) for row in asked[3, :, -CONTINUATION_TOKENS:]}) == CHOICES
+SCHOOL = [Task("facts", "abc", ("de", "dz", "d", "xyz")), Task("code", "m", ("n", "o", "p", "q"))]
 
-    def counting(step: int, tokens: Int32, first: int) -> Iterator[tuple[Int32, Float32]]:
-        """A model that is sure that a token is followed by the one `step` further."""
-        for number, window in enumerate(tokens):
-            rows = np.zeros((len(window) - 1 - first, 8 * 48), np.float32)
-            rows[np.arange(len(rows)), (window[first:-1] + step) % (8 * 48)] = 9
-            yield np.array([number], np.int32), rows
 
-    knows = answer(asked, lambda tokens, first: counting(1, tokens, first))
-    assert knows.right == 1
-    # One that expects the continuation of a quarter of the text further is right about its first token only.
-    astray = answer(asked, lambda tokens, first: counting(1 + 2 * 48, tokens, first))
-    assert same_answers(knows, astray) == astray.right
+def test_tasks_of_a_model_that_knows_the_alphabet(folder: Path) -> None:
+    asked = as_questions(SCHOOL, load_tokenizer(folder))
+    assert asked.windows.shape == (len(SCHOOL) * ANSWERS, 6)  # one token a character
+    assert asked.answered.sum(axis=1).tolist() == [2, 2, 1, 3, 1, 1, 1, 1]
+    assert asked.answered[0].tolist() == [False, False, True, True, False]  # "de" is found behind "c" and "d"
+
+    def counting(step: int, sure: float) -> Callable[[Int32, int], Iterator[tuple[Int32, Float32]]]:
+        """A model that believes that a character is followed by the one `step` further."""
+
+        def logits(tokens: Int32, first: int) -> Iterator[tuple[Int32, Float32]]:
+            for number, window in enumerate(tokens):
+                rows = np.zeros((len(window) - 1 - first, 128), np.float32)
+                rows[np.arange(len(rows)), (window[first:-1] + step) % 128] = sure
+                yield np.array([number], np.int32), rows
+
+        return logits
+
+    knows = answer(asked, counting(1, 9))
+    # "d" alone is likelier than "d" and "e", whatever one knows: answers are to be of about the same length.
+    assert knows.picks.tolist() == [2, 0] and knows.right == 0.5
+    assert (knows.right_of("facts"), knows.right_of("code")) == ((0, 1), (1, 1))
+    astray = answer(asked, counting(2, 9))
+    assert astray.picks.tolist()[1] == 1 and knows.same(astray) <= 0.5
+    assert answer(asked, counting(1, 0)).picks[1] != 0  # all alike: it knows nothing
+
+
+def test_the_tasks_are_well_made() -> None:
+    assert len(TASKS) == 60 and {task.kind for task in TASKS} == {"facts", "arithmetic", "code"}
+    assert all(len(set(task.answers)) == len(task.answers) == ANSWERS for task in TASKS)
+    assert len({task.prompt for task in TASKS}) == len(TASKS)
+
+
+def test_smollm2_knows_most_facts(smollm2: Path) -> None:
+    checkpoint = open_checkpoint(smollm2)
+    served = Served(CpuBackend(), checkpoint.program(), checkpoint.tensors, "int8", 2)
+    tokenizer = load_tokenizer(smollm2)
+    marks = answer(as_questions(TASKS[:20], tokenizer), served.logits)
+    assert marks.right >= 0.9
+    prompts = windows(manual_texts(), tokenizer, count=3, length=24)
+    together = served.greedy(prompts, 20)
+    alone = np.concatenate([served.greedy(prompts[row : row + 1], 20) for row in range(len(prompts))])
+    np.testing.assert_array_equal(together, alone)
+    assert alike_until(together, alone) == 1
+
+
+def test_alike_until_the_first_difference() -> None:
+    one = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
+    assert alike_until(one, np.array([[1, 2, 9, 4], [5, 6, 7, 8]], np.int32)) == 6 / 8
 
 
 def _stored(numbers: Float32, form: str) -> Tensor:

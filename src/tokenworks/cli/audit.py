@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import math
+import shlex
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -15,9 +19,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Runs each model as stored, and rounded to int8, fp8, mxfp4 and nvfp4, over a text as it would be served here:
-perplexity, KL divergence and agreement of best tokens with its own weights in float32, picking the true continuation
-among four, tokens per second, memory; and recommends one, with the reason. What 8-bit activations cost and what an
-8-bit KV cache costs is shown apart from what rounding the weights does. Nothing is written but the reports you ask for.
+perplexity, KL divergence and agreement of best tokens with its own weights in float32, sixty small tasks, how long
+greedy text stays the same, tokens per second, memory; and recommends one, with the reason. What 8-bit activations cost
+and what an 8-bit KV cache costs is shown apart from what rounding the weights does. Nothing is written but the reports
+you ask for.
 
 MODEL is what `tokenworks serve` takes, or a factory.yaml: then each model that it serves. The default text is the
 manual of the Python that runs this. Minutes for a model of 135 million weights on two cores; needs four bytes of memory
@@ -30,7 +35,8 @@ examples:
 """
 
 WINDOW_TOKENS = 256
-QUESTIONS = 32
+PROMPTS, PROMPT_TOKENS = 8, 32
+"""Passages that are continued greedily."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", type=Path, help="a page with the trade-off plotted")
     parser.add_argument(
         "--max-loss",
-        type=float,
+        type=_percent,
         default=2.0,
         metavar="PERCENT",
         help="of perplexity that a recommended precision may lose (default: 2)",
@@ -60,10 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     for file in (arguments.json, arguments.html):
         if file and not file.absolute().parent.is_dir():
             raise InvalidRequest(f"{file}: there is no such folder to write it to.")
+        if file and file.is_dir():
+            raise InvalidRequest(f"{file} is a folder; name a file to write.")
     audits = []
     with StepBar() as bar:
-        for source, threads in _models(arguments.sources):
-            audits += _audit(source, threads, texts, arguments, bar)
+        for model in _models(arguments.sources):
+            audits += _audit(model, texts, arguments, bar)
     if not audits:
         raise InvalidRequest("None of these models generates text: there is nothing to audit.")
     objects = json.dumps(as_objects(audits), indent=1) + "\n"
@@ -78,53 +86,60 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models(sources: Sequence[str]) -> list[tuple[str, int | None]]:
-    """Sources of models, with the threads that a deployment gives them."""
-    found: list[tuple[str, int | None]] = []
+class _Model(NamedTuple):
+    source: str
+    name: str | None = None
+    """In a deployment, where it gives one; so for `threads`."""
+    threads: int | None = None
+
+
+def _models(sources: Sequence[str]) -> list[_Model]:
+    found = []
     for source in sources:
         if source.endswith((".yaml", ".yml")):
             from tokenworks.config_file import load
 
             factory = load(Path(source))
-            found += [(model.source, factory.engine.threads) for model in factory.models]
+            found += [_Model(model.source, model.name, factory.engine.threads) for model in factory.models]
         else:
-            found.append((source, None))
+            found.append(_Model(source))
     return found
 
 
-def _audit(
-    source: str, threads: int | None, texts: list[str], arguments: argparse.Namespace, bar: "StepBar"
-) -> "list[Audit]":
+def _audit(model: _Model, texts: list[str], arguments: argparse.Namespace, bar: "StepBar") -> "list[Audit]":
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.kernels.cpu.backend import CpuBackend
     from tokenworks.models.checkpoint import open_checkpoint
     from tokenworks.models.sources import resolve
     from tokenworks.models.tokenizer import load_tokenizer
     from tokenworks.quant.audit import Text, audit
-    from tokenworks.quant.continuations import CONTEXT_TOKENS, CONTINUATION_TOKENS
+    from tokenworks.quant.task_questions import TASKS
+    from tokenworks.quant.tasks import as_questions
     from tokenworks.quant.text import windows
     from tokenworks.telemetry.machine import machine
 
     with PullBar() as pull:
-        found = resolve(source, pull)
+        found = resolve(model.source, pull)
+    name = model.name or found.name
     checkpoint = open_checkpoint(found.path)
     if checkpoint.config.kind != "generate":
-        bar.say(f"{found.name} makes vectors, not text: left out.")
+        bar.say(f"{name} makes vectors, not text: left out.")
         return []
     tokenizer = load_tokenizer(found.path)
     text = Text(
         windows(texts, tokenizer, count=arguments.tokens // WINDOW_TOKENS, length=WINDOW_TOKENS),
-        windows(texts, tokenizer, count=QUESTIONS, length=CONTEXT_TOKENS + CONTINUATION_TOKENS),
+        windows(texts, tokenizer, count=PROMPTS, length=PROMPT_TOKENS),
+        as_questions(TASKS, tokenizer),
     )
     done = audit(
-        found.name,
+        name,
         checkpoint.program(),
         checkpoint.tensors,
         text,
         CpuBackend(),
-        threads=threads or machine().cores_allowed,
+        threads=model.threads or machine().cores_allowed,
         max_loss=arguments.max_loss / 100,
-        progress=lambda done, total, what: bar.step(found.name, done, total, what),
+        progress=lambda done, total, what: bar.step(name, done, total, what),
     )
     return [done]
 
@@ -135,7 +150,7 @@ def _as_table(audit: "Audit") -> str:
     rows = [
         (
             *("", "PRECISION", "MEMORY", "PERPLEXITY", "LOSS", "KL", "TOP-1", "KL WEIGHTS ALONE", "KL 8-BIT KV TOO"),
-            *("RIGHT", "PREFILL", "DECODE"),
+            *("TASKS", "GREEDY", "PREFILL", "DECODE"),
         ),
         (
             "",
@@ -147,7 +162,8 @@ def _as_table(audit: "Audit") -> str:
             "",
             "",
             "",
-            f"{audit.reference_right:.0%}",
+            f"{audit.reference_marks.right:.0%}",
+            "",
             "",
             "",
         ),
@@ -162,10 +178,11 @@ def _as_table(audit: "Audit") -> str:
         kls = (f"{each.served.top1_agreement:.1%}", f"{each.weights_only.kl:.4f}", f"{each.kv_int8.kl:.4f}")
         speeds = (f"{each.prefill_tok_s:.0f} tok/s", f"{each.decode_tok_s:.0f} tok/s")
         mark = "*" if each.precision == audit.recommended else ""
-        rows.append((mark, each.precision, *figures, *kls, f"{each.right:.0%}", *speeds))
+        abilities = (f"{each.marks.right:.0%}", f"{each.greedy_alike:.0%}")
+        rows.append((mark, each.precision, *figures, *kls, *abilities, *speeds))
     stored = audit.candidates[0]
     lines = [
-        f"{audit.model}, stored as {stored.weights}; {audit.tokens} tokens, {audit.questions} continuations",
+        f"{audit.model}, stored as {stored.weights}; {audit.tokens} tokens of text",
         table(rows),
         "",
         *(
@@ -179,16 +196,29 @@ def _as_table(audit: "Audit") -> str:
 
 def _page(audits: "list[Audit]", text: list[Path] | None) -> str:
     from tokenworks.kernels.cpu.backend import CpuBackend
-    from tokenworks.quant.audit_page import page
+    from tokenworks.quant.audit_page import Circumstances, page
     from tokenworks.telemetry.machine import machine
 
     here = machine()
     read = ", ".join(map(str, text)) if text else f"the manual of Python {sys.version.split()[0]}"
-    return page(audits, read, f"{here.cpu}, {here.cores_allowed} cores, {CpuBackend().isa} kernels")
+    machine_text = f"{here.cpu}, {here.cores_allowed} cores, {CpuBackend().isa} kernels"
+    command = shlex.join(("tokenworks", *sys.argv[1:]))
+    date = datetime.fromtimestamp(wall_time_s()).date().isoformat()
+    return page(audits, Circumstances(read, machine_text, command, date))
+
+
+def _percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of percent, got {text!r}")
+    return number
 
 
 def _tokens(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < WINDOW_TOKENS:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {WINDOW_TOKENS}, got {number}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from {WINDOW_TOKENS}, got {text!r}")
     return number

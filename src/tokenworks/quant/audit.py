@@ -9,7 +9,7 @@ are rounded to nearest with searched scales (quantise.py's way without a calibra
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import token_bytes
 from tokenworks.quant.audit_types import STORED, Audit, Candidate
-from tokenworks.quant.continuations import Answers, answer, questions, same_answers
 from tokenworks.quant.forward import Float32, Int32
 from tokenworks.quant.grid import grid_bits, stored_as
 from tokenworks.quant.measure import Divergence, Tally, log_softmax
@@ -28,6 +27,7 @@ from tokenworks.quant.recommend import recommend
 from tokenworks.quant.rounding import round_to_nearest
 from tokenworks.quant.schemes import SchemeName
 from tokenworks.quant.served import STEP_TOKENS, Served
+from tokenworks.quant.tasks import Marks, Questions, alike_until, answer
 from tokenworks.quant.tensors import fits, kernel_tensor
 
 Progress = Callable[[int, int, str], None]
@@ -35,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 _BITS: dict[SchemeName, int] = {"int8": 8, "fp8": 8, "mxfp4": 4, "nvfp4": 4}
+GREEDY_TOKENS = 32
 _STAGES = ("rounding the weights", "the weights in float32", "as served", "with an 8-bit KV cache")
 
 
@@ -44,8 +45,9 @@ class Text:
 
     windows: Int32
     """[count, length], for perplexity and divergence."""
-    short_windows: Int32
-    """[count, length], for the continuations."""
+    prompts: Int32
+    """[count, length], to be continued greedily by GREEDY_TOKENS."""
+    questions: Questions
 
 
 def audit(
@@ -73,6 +75,11 @@ class _Steps:
         self._done += 1
 
 
+class _Abilities(NamedTuple):
+    marks: Marks
+    greedy: Int32
+
+
 class _Job:
     def __init__(
         self,
@@ -85,7 +92,6 @@ class _Job:
     ) -> None:
         self._program, self._weights, self._text = program, weights, text
         self._backend, self._threads = backend, threads
-        self._asked = questions(text.short_windows)
         self._following = text.windows[:, 1:]
         self._prompt = np.resize(text.windows.ravel(), STEP_TOKENS)
         names = Recipe((("*", "keep"),)).of(program)
@@ -104,28 +110,28 @@ class _Job:
             kept = np.memmap(file, np.float32, "w+", shape=(count, length, vocabulary))
             for numbers, rows in reference.logits(self._text.windows, 0):
                 kept[numbers] = log_softmax(rows).reshape(len(numbers), length, vocabulary)
-            answers = answer(self._asked, reference.logits)
+            theirs = self._abilities(reference)
             del reference  # its float32 weights
             bits = grid_bits(self._layers)
-            candidates = [self._candidate(None, kept, answers, bits)]
-            candidates += [self._candidate(scheme, kept, answers, bits) for scheme in self._schemes]
+            candidates = [self._candidate(scheme, kept, theirs, bits) for scheme in (None, *self._schemes)]
         recommended, reasons = recommend(candidates, max_loss)
         return Audit(
             name,
             count * length,
-            len(self._asked),
+            len(self._text.prompts),
             candidates[0].served.reference_perplexity,
-            answers.right,
+            theirs.marks,
             bits,
             token_bytes(self._program.cache_layers, "float16"),
             token_bytes(self._program.cache_layers, "int8"),
             tuple(candidates),
+            max_loss,
             recommended,
             reasons,
         )
 
     def _candidate(
-        self, scheme: SchemeName | None, reference: Float32, answers: Answers, bits: int | None
+        self, scheme: SchemeName | None, reference: Float32, theirs: _Abilities, bits: int | None
     ) -> Candidate:
         name = scheme or STORED
         stages = iter(_STAGES)
@@ -136,7 +142,7 @@ class _Job:
         self._steps.begin(f"{name}: {next(stages)}")
         served = self._served(weights, "float16")
         divergence = self._divergence(served, reference)
-        ours = answer(self._asked, served.logits)
+        ours = self._abilities(served)
         prefill_tok_s, decode_tok_s = served.prefill_tok_s(self._prompt), served.decode_tok_s(self._prompt)
         self._steps.begin(f"{name}: {next(stages)}")
         small_cache = self._served(weights, "int8")
@@ -147,8 +153,9 @@ class _Job:
             served=divergence,
             weights_only=weights_only,
             kv_int8=self._divergence(small_cache, reference),
-            right=ours.right,
-            same=same_answers(ours, answers),
+            marks=ours.marks,
+            same_answers=ours.marks.same(theirs.marks),
+            greedy_alike=alike_until(ours.greedy, theirs.greedy),
             prefill_tok_s=prefill_tok_s,
             decode_tok_s=decode_tok_s,
             kv_int8_decode_tok_s=small_cache.decode_tok_s(self._prompt),
@@ -157,6 +164,10 @@ class _Job:
 
     def _served(self, weights: Mapping[str, Tensor], cache: CacheType) -> Served:
         return Served(self._backend, self._program, weights, cache, self._threads)
+
+    def _abilities(self, served: Served) -> _Abilities:
+        marks = answer(self._text.questions, served.logits)
+        return _Abilities(marks, served.greedy(self._text.prompts, GREEDY_TOKENS))
 
     def _divergence(self, served: Served, reference: Float32) -> Divergence:
         tally = Tally()

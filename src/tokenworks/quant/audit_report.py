@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenworks.quant.audit_types import Audit, Candidate
 from tokenworks.quant.measure import Divergence
+from tokenworks.quant.tasks import Marks
 
 
 def as_objects(audits: Sequence[Audit]) -> list[dict[str, Any]]:
@@ -29,13 +30,19 @@ def _object(audit: Audit, candidate: Candidate) -> dict[str, Any]:
         "weights_only": _divergence(candidate.weights_only),
         "kv_int8": {**_divergence(candidate.kv_int8), "decode_tok_s": round(candidate.kv_int8_decode_tok_s, 1)},
         "kv_bytes_per_token": {"float16": audit.kv_bytes_per_token, "int8": audit.kv_int8_bytes_per_token},
-        "continuations": {
-            "questions": audit.questions,
-            "right": round(candidate.right, 4),
-            "same_as_reference": round(candidate.same, 4),
-            "reference_right": round(audit.reference_right, 4),
+        "tasks": {
+            **{kind: _fraction(candidate.marks, kind) for kind in dict.fromkeys(candidate.marks.kinds)},
+            "right": round(candidate.marks.right, 4),
+            "same_as_reference": round(candidate.same_answers, 4),
+            "reference_right": round(audit.reference_marks.right, 4),
         },
+        "greedy": {"prompts": audit.prompts, "alike": round(candidate.greedy_alike, 4)},
     }
+
+
+def _fraction(marks: Marks, kind: str) -> dict[str, int]:
+    right, of = marks.right_of(kind)
+    return {"right": right, "of": of}
 
 
 def _divergence(found: Divergence) -> dict[str, float]:

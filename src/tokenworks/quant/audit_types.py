@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tokenworks.quant.measure import Divergence
+from tokenworks.quant.tasks import Marks
 
 STORED = "stored"
 """The precision that a model's file has, whatever it is."""
@@ -23,10 +24,11 @@ class Candidate:
     """The same weights in float32 arithmetic: what rounding the weights costs by itself."""
     kv_int8: Divergence
     """As served, with a KV cache of 8 bits."""
-    right: float
-    """Share of the text's continuations picked rightly."""
-    same: float
-    """Share of them where its pick is the reference's."""
+    marks: Marks
+    same_answers: float
+    """Share of the tasks where its pick is the reference's."""
+    greedy_alike: float
+    """Share of its greedy continuations that lies before the first token that differs from the reference's."""
     prefill_tok_s: float
     decode_tok_s: float
     kv_int8_decode_tok_s: float
@@ -46,15 +48,18 @@ class Audit:
     model: str
     tokens: int
     """Of text that perplexity and divergence were taken over."""
-    questions: int
+    prompts: int
+    """That greedy continuations were taken of."""
     reference_perplexity: float
-    reference_right: float
+    reference_marks: Marks
     grid_bits: int | None
     """Of the grid that the stored weights lie on, if it is a known one."""
     kv_bytes_per_token: int
     """Of a KV cache of 16 bits."""
     kv_int8_bytes_per_token: int
     candidates: tuple[Candidate, ...]
+    max_loss: float
+    """Of perplexity, as a share, that a recommended one may lose."""
     recommended: str
     reasons: dict[str, str]
     """By precision."""
