@@ -172,6 +172,22 @@ def test_zeros_and_large_inputs() -> None:
     np.testing.assert_allclose(got, x @ dequantise(w).T, rtol=1e-4)
 
 
+def test_scales_that_are_powers_of_two() -> None:
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((21, 256)).astype(np.float32) * np.float32(1e9) ** rng.uniform(-1, 1, (21, 1)).astype("f")
+    x[3], x[4, 7] = 0, np.inf
+    w = weight("w", "MXFP4", 16, 256, rng)
+    blocks = w.data.reshape(-1, 17)
+    blocks[:, 0] = rng.integers(90, 160, len(blocks))
+    blocks[::9] = 0  # a block of zeros has the smallest scale there is
+    got = run(product([w], x), step([(range(21), 0)]))
+    assert not np.isfinite(got[4]).any()
+    np.testing.assert_array_equal(got[3], 0)
+    for row in (0, 1, 2, *range(5, 21)):
+        want = as_multiplied(x[row : row + 1]) @ dequantise(w).astype(np.float64).T
+        assert relative_error(got[row], want[0]) < 2e-6
+
+
 def test_stacked_weights_of_several_formats_with_biases() -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((21, 256)).astype(np.float32)

@@ -83,10 +83,10 @@ INLINE void multiply(const int8_t* codes, const int8_t (&weights)[parts][8][64],
 #undef MULTIPLY
 }
 
-// Adds the products of a chunk with a tile to out [height, 16], or begins it.
+// Adds the products of a chunk with a tile to out [height, 16], or begins it, or completes it.
 template <int height, Layout layout>
 void add_chunk(const Chunk<layout>& chunk, int blocks, const int8_t* codes, const BlockFacts* facts, float* out,
-               bool begin) {
+               bool begin, bool last) {
     constexpr int parts = Chunk<layout>::parts;
     alignas(64) int32_t sums[4][parts][height][16];
     __m512 totals[height];
@@ -112,7 +112,8 @@ void add_chunk(const Chunk<layout>& chunk, int blocks, const int8_t* codes, cons
             }
         }
     }
-    UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, totals[r]);
+    UNROLL for (int r = 0; r < height; r++)
+        _mm512_store_ps(out + r * panel_width, last ? completed<layout>(totals[r]) : totals[r]);
 }
 
 // Products of a panel with consecutive tiles.
@@ -127,7 +128,7 @@ void tiles(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
         for (int t = 0; t < count; t++) {
             const int64_t at = (t * blocks + first) * height;
             add_chunk<height, layout>(chunk, now, codes + at * 32, facts + at, out + t * height * panel_width,
-                                      first == 0);
+                                      first == 0, first + now == blocks);
         }
     }
 }

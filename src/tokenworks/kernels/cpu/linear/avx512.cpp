@@ -53,18 +53,23 @@ template <int height, Layout layout>
 INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
                    __m512 (&totals)[height]) {
     constexpr int parts = 32 / row_of(layout).block;
+    // Rows side by side, as a row's eight sums wait for each other; two parts of four rows would not fit the registers.
+    constexpr int at_once = parts > 1 ? 1 : height < 4 ? height : 4;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
         __m512i rows[8];
         load_codes<layout>(panel, rows);
         const BlockScales<layout> scales = load_block_scales<layout>(panel);
-        UNROLL for (int r = 0; r < height; r++) {
-            __m512i sums[parts];
-            UNROLL for (int p = 0; p < parts; p++) {
-                sums[p] = begin<layout>(facts[r], p);
-                UNROLL for (int i = p * 8 / parts; i < (p + 1) * 8 / parts; i++)
-                    sums[p] = _mm512_dpbusd_epi32(sums[p], rows[i], four(codes + r * 32, i));
-            }
-            totals[r] = add_block<layout>(totals[r], sums, scales, facts[r]);
+        UNROLL for (int first = 0; first < height; first += at_once) {
+            __m512i sums[at_once][parts];
+            UNROLL for (int r = 0; r < at_once; r++)
+                UNROLL for (int p = 0; p < parts; p++) sums[r][p] = begin<layout>(facts[first + r], p);
+            UNROLL for (int i = 0; i < 8; i++)
+                UNROLL for (int r = 0; r < at_once; r++) {
+                    __m512i& sum = sums[r][i * parts / 8];
+                    sum = _mm512_dpbusd_epi32(sum, rows[i], four(codes + (first + r) * 32, i));
+                }
+            UNROLL for (int r = 0; r < at_once; r++)
+                totals[first + r] = add_block<layout>(totals[first + r], sums[r], scales, facts[first + r]);
         }
         panel += group_bytes(layout);
         codes += height * 32;
@@ -106,7 +111,7 @@ struct Tile {
             blocks<height, layout>(shape, panel, codes, facts, totals);
         else
             floats<height, layout>(shape, panel, x, totals);
-        UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, totals[r]);
+        UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, completed<layout>(totals[r]));
     }
 };
 
