@@ -39,7 +39,7 @@ def test_norms(width: int, rows: int) -> None:
     check(program_of(width, lambda b, x: b.rmsnorm(x, "g", 1e-6, group=group)), halves, rows)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "gelu_quick", "sigmoid"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gate_and_activate(width: int, kind: str) -> None:
     arrays = {"x": rows_of(2 * width, 5)}
@@ -47,7 +47,7 @@ def test_gate_and_activate(width: int, kind: str) -> None:
     check(program_of(2 * width, lambda b, x: b.activate(x.columns(width, width), kind)), arrays, 40)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "gelu_quick", "sigmoid"])
 def test_activations_are_accurate_everywhere(kind: str) -> None:
     """Relative accuracy, also far out on the left where they vanish and close to zero."""
     x = np.concatenate([np.linspace(-12, 12, 30_000), np.geomspace(1e-30, 1, 5000), -np.geomspace(1e-30, 1, 5000)])

@@ -18,12 +18,15 @@ from transformers import (
     LlamaConfig,
     MinistralConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -145,6 +148,31 @@ DECODERS: dict[str, Any] = {
         final_logit_softcapping=2.5,
         tie_word_embeddings=False,
     ),
+    "mixtral": MixtralConfig(**_SMALL, num_local_experts=5, num_experts_per_tok=2),
+    "mixtral-sliding": MixtralConfig(**_SMALL, num_local_experts=3, num_experts_per_tok=1, sliding_window=3),
+    # Experts narrower than a panel, and a network that all tokens pass.
+    "qwen2-moe": Qwen2MoeConfig(
+        **_SMALL,
+        num_experts=7,
+        num_experts_per_tok=3,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=20,
+    ),
+    "qwen3-moe": Qwen3MoeConfig(
+        **_SMALL | {"head_dim": 18, "num_attention_heads": 7},
+        num_local_experts=17,
+        num_experts_per_tok=4,
+        moe_intermediate_size=22,
+        norm_topk_prob=True,
+    ),
+    "qwen3-moe-some-dense": Qwen3MoeConfig(
+        **_SMALL | {"num_hidden_layers": 5},
+        num_local_experts=3,
+        num_experts_per_tok=3,
+        moe_intermediate_size=10,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+    ),
 }
 
 
@@ -177,8 +205,9 @@ def _randomise(model: PreTrainedModel) -> None:
 
 
 def reference_model(folder: Path) -> PreTrainedModel:
-    """The published arithmetic: transformers, float32, its plain attention."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    """The published arithmetic: transformers, float32, its plain attention and plain loop over experts."""
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **plain).eval()
 
 
 @torch.no_grad()

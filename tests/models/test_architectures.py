@@ -19,10 +19,11 @@ from small_checkpoints import (
 
 from tokenworks.kernels.backend import Backend
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.program import Linear, RmsNorm, Rope
+from tokenworks.kernels.program import Experts, Linear, RmsNorm, Rope, Route
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.decoder import decoder_program, decoder_shapes
+from tokenworks.models.safetensors import open_safetensors
 
 BACKENDS = [ReferenceBackend(), CpuBackend()]
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
@@ -49,7 +50,16 @@ def test_half_precision_weights_in_shards(backend: Backend, dtype: torch.dtype, 
     np.testing.assert_allclose(log_softmax(our_logits(tmp_path, IDS, backend)), theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-softcaps"])  # a tied head may repeat one token
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_stacked_as_transformers_has_them_in_memory(name: str, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path / "each")
+    write_decoder(name, tmp_path / "stacked", save_original_format=False)
+    assert len(open_safetensors(tmp_path / "stacked")) < len(open_safetensors(tmp_path / "each")) / 2
+    each, stacked = (our_logits(tmp_path / form, IDS, CpuBackend()) for form in ("each", "stacked"))
+    np.testing.assert_array_equal(each, stacked)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-softcaps", "qwen2-moe"])  # a tied head may repeat one token
 def test_greedy_continuations_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     write_decoder(name, tmp_path)
     prompt = IDS[:11]
@@ -82,6 +92,10 @@ def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Pa
                 read |= {*step.weights, *filter(None, step.biases)}
             case RmsNorm():
                 read.add(step.weight)
+            case Experts():
+                read |= {name for expert in step.experts for name in (*expert.weights, *expert.biases)}
+            case Route(bias=str(bias)):
+                read.add(bias)
             case Rope():
                 read.add(step.inverse_frequencies)
     ropes = {f"rope.{rope}" for rope in checkpoint.config.ropes}

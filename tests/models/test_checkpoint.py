@@ -1,6 +1,7 @@
 """Files that are not what they should be: every one is refused, with the file and the cause named."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +171,11 @@ _GGUF_CASES = {
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
+_EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 
 
 def _write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
@@ -194,11 +199,28 @@ def _write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
         writer.add_sliding_window(3)
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if name != "mixtral":
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        if name == "qwen2-moe":
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    for theirs, weight in load_file(folder / WEIGHTS).items():
+    stacks: dict[str, list[Any]] = {}
+    weights = load_file(folder / WEIGHTS)
+    for theirs in sorted(weights, key=lambda key: [int(p) if p.isdigit() else 0 for p in key.split(".")]):
+        weight = weights[theirs]
+        if match := _EXPERT.fullmatch(theirs):
+            stack = stacks.setdefault(f"{match[1]}.{match[3]}", [])
+            stack.append(weight)
+            if len(stack) < experts:
+                continue
+            theirs, weight = f"{match[1]}.{match[3]}", np.stack(stack)
         if name == "gemma3" and "norm" in theirs:
             weight = weight + 1
-        if name == "llama" and ("q_proj" in theirs or "k_proj" in theirs):
+        if name in ("llama", "mixtral") and ("q_proj" in theirs or "k_proj" in theirs):
             heads = config.num_attention_heads if "q_proj" in theirs else config.num_key_value_heads
             halves = weight.reshape(heads, 2, config.head_dim // 2, -1)
             weight = halves.swapaxes(1, 2).reshape(weight.shape)

@@ -92,6 +92,9 @@ class Executable(Protocol):
         """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
         [R, vocabulary] or [S, width]; valid until the next run."""
 
+    def expert_uses(self) -> list[list[int]]:
+        """How many rows each expert has had so far: of every Experts instruction in order, by the expert's number."""
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
 

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenworks.kernels.program import Embed, LayerNorm, Linear, Program, RmsNorm, Rope
+from tokenworks.kernels.program import Embed, Experts, LayerNorm, Linear, Program, RmsNorm, Rope, Route
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
+
+MOST_EXPERTS, MOST_CHOSEN = 1024, 64
+"""Of one layer: what backends are ready for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,24 @@ def needs(program: Program) -> list[Need]:
             case Rope(turned=turned, inverse_frequencies=inverse_frequencies, axes=axes):
                 assert len(axes) in (0, turned // 2), "an axis for each frequency"
                 found.append(Need(inverse_frequencies, (turned // 2,)))
+            case Route(x=x, bias=str(bias)):
+                found.append(Need(bias, (x.width,)))
+            case Experts():
+                found += _of_experts(instruction)
             case _:
                 pass
+    return found
+
+
+def _of_experts(op: Experts) -> list[Need]:
+    found = []
+    for expert in op.experts:
+        inwards = [(expert.up, expert.up_bias)] + ([(expert.gate, expert.gate_bias)] if expert.gate is not None else [])
+        for weight, bias in inwards:
+            found.append(Need(weight, (op.inner, op.x.width)))
+            found += [Need(bias, (op.inner,))] if bias is not None else []
+        found.append(Need(expert.down, (op.output.width, op.inner)))
+        found += [Need(expert.down_bias, (op.output.width,))] if expert.down_bias is not None else []
     return found
 
 
@@ -53,6 +72,8 @@ def check_weights(program: Program, weights: Mapping[str, Tensor]) -> None:
     for instruction in program.instructions:
         if isinstance(instruction, Linear):
             _check_linear(instruction, weights)
+        elif isinstance(instruction, Route):
+            _check_route(instruction)
 
 
 def _check_linear(linear: Linear, weights: Mapping[str, Tensor]) -> None:
@@ -65,3 +86,19 @@ def _check_linear(linear: Linear, weights: Mapping[str, Tensor]) -> None:
     for weight, bias, width in zip(linear.weights, linear.biases, features, strict=False):
         if bias is not None and weights[bias].shape != (width,):
             raise ModelError(f"The bias {bias!r} has shape {list(weights[bias].shape)}; {weight!r} needs [{width}].")
+
+
+def _check_route(route: Route) -> None:
+    experts, groups = route.x.width, route.groups
+    of_group = experts // groups
+    possible = experts % groups == 0 and route.group_best <= of_group and route.kept_groups <= groups
+    if not possible or route.top_k > of_group * route.kept_groups:
+        raise ModelError(
+            f"A router cannot choose {route.top_k} of {experts} experts in {groups} groups, of which "
+            f"{route.kept_groups} are kept for their best {route.group_best}."
+        )
+    if experts > MOST_EXPERTS or max(route.top_k, route.kept_groups, route.group_best) > MOST_CHOSEN:
+        raise ModelError(
+            f"A router with {experts} experts that chooses {route.top_k} in {groups} groups is not supported: "
+            f"there may be {MOST_EXPERTS} experts, and {MOST_CHOSEN} may be chosen."
+        )

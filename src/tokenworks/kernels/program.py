@@ -7,25 +7,14 @@ it for every step, whatever the batch. The numpy reference, the C++ backend and 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """Columns [offset, offset + width) of buffer number `buffer`, which is `stride` wide."""
-
-    buffer: int
-    offset: int
-    width: int
-    stride: int
-
-    def columns(self, start: int, width: int) -> "Value":
-        """A view of some columns; no copy."""
-        assert start >= 0 and start + width <= self.width
-        return replace(self, offset=self.offset + start, width=width)
+from tokenworks.kernels.mixture import Expert as Expert
+from tokenworks.kernels.mixture import Experts as Experts
+from tokenworks.kernels.mixture import Route as Route
+from tokenworks.kernels.value import Activation as Activation
+from tokenworks.kernels.value import Value as Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +112,17 @@ class Attend:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """out = activation(gate) * up (arXiv 2002.05202)."""
+    """out = activation(gate) * up (arXiv 2002.05202).
+
+    With a `limit` other than 0, gate counts as at most that, and up as between -limit and it. `offset` is added to up.
+    """
 
     output: Value
     gate: Value
     up: Value
     activation: Activation
+    limit: float
+    offset: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +150,15 @@ class Scale:
     output: Value
     x: Value
     factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRows:
+    """out[t] = x[t] * by[t]; `by` is one column."""
+
+    output: Value
+    x: Value
+    by: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,9 @@ Instruction = (
     | Activate
     | Add
     | Scale
+    | ScaleRows
+    | Route
+    | Experts
     | Softcap
     | SelectRows
     | Pool
@@ -361,9 +367,9 @@ class ProgramBuilder:
         self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows))
         return out
 
-    def gate(self, gate: Value, up: Value, activation: Activation) -> Value:
+    def gate(self, gate: Value, up: Value, activation: Activation, *, limit: float = 0.0, offset: float = 0.0) -> Value:
         out = self._new(up.width)
-        self._instructions.append(Gate(out, gate, up, activation))
+        self._instructions.append(Gate(out, gate, up, activation, limit, offset))
         return out
 
     def activate(self, x: Value, activation: Activation) -> Value:
@@ -379,6 +385,45 @@ class ProgramBuilder:
     def scale(self, x: Value, factor: float) -> Value:
         out = self._new(x.width)
         self._instructions.append(Scale(out, x, factor))
+        return out
+
+    def scale_rows(self, x: Value, by: Value) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(ScaleRows(out, x, by))
+        return out
+
+    def route(
+        self,
+        logits: Value,
+        top_k: int,
+        *,
+        score: Literal["softmax", "sigmoid"] = "softmax",
+        normalise: bool,
+        scale: float = 1.0,
+        bias: str | None = None,
+        groups: int = 1,
+        kept_groups: int = 1,
+        group_best: int = 1,
+    ) -> Value:
+        out = self._new(2 * top_k)
+        grouping = (groups, kept_groups, group_best)
+        self._instructions.append(Route(out, logits, top_k, score, normalise, scale, bias, *grouping))
+        return out
+
+    def experts(
+        self,
+        x: Value,
+        routes: Value,
+        experts: Iterable[Expert],
+        inner: int,
+        activation: Activation,
+        *,
+        count: int,
+        limit: float = 0.0,
+        offset: float = 0.0,
+    ) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Experts(out, x, routes, tuple(experts), count, inner, activation, limit, offset))
         return out
 
     def softcap(self, x: Value, cap: float) -> Value:

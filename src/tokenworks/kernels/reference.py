@@ -9,6 +9,7 @@ Weights are blown up to float32: this backend is for tests.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from tokenworks.kernels.program import (
     Add,
     Attend,
     Embed,
+    Experts,
     Gate,
     Inject,
     Input,
@@ -33,7 +35,9 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Route,
     Scale,
+    ScaleRows,
     SelectRows,
     Softcap,
     Value,
@@ -44,6 +48,9 @@ Float64 = npt.NDArray[np.float64]
 
 LEAST_SCALE = 2.0**-24
 """Heads whose codes would be worth no more than this are written as zeros."""
+
+LEAST_SUM = 1e-20
+"""Added to a sum of routing weights before they are divided by it."""
 
 LINEAR_SLAB = 4096
 """Output features of a linear layer that are widened to float64 at a time, so that a large head needs little memory."""
@@ -72,6 +79,7 @@ class ReferenceExecutable:
             dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
             self._caches.append((np.zeros(shape, dtype), np.zeros(shape, dtype)))
         self._rounded = limits.cache_dtype == "int8"
+        self._uses = {op: np.zeros(op.count, np.int64) for op in program.instructions if isinstance(op, Experts)}
         pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
         self._parts = list(zip([0, *pauses], [*pauses, len(program.instructions)], strict=True))
         self._buffers: dict[int, Float32] = {}
@@ -85,12 +93,18 @@ class ReferenceExecutable:
         step = _Step(batch, self._weights, self._caches, self._rounded, self._buffers)
         begin, end = self._parts[part] if part is not None else (0, len(self._program.instructions))
         for instruction in self._program.instructions[begin:end]:
+            if isinstance(instruction, Experts):
+                chosen, _ = np.split(step.load(instruction.routes).astype(np.int64), 2, axis=1)
+                self._uses[instruction] += np.bincount(chosen.ravel(), minlength=instruction.count)
             if not isinstance(instruction, Pause):
                 compute = _COMPUTE[type(instruction)]
                 step.store(instruction.output, compute(step, instruction))
         if part is not None and part < self.parts - 1:
             return np.empty((0, self._program.result.width), np.float32)
         return np.ascontiguousarray(self._buffers[self._program.result.buffer][:, _columns(self._program.result)])
+
+    def expert_uses(self) -> list[list[int]]:
+        return [counts.tolist() for counts in self._uses.values()]
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         chosen = [
@@ -308,10 +322,25 @@ def activation(kind: Activation, x: Float64) -> Float64:
             return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))), np.float64)
         case "gelu":
             return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))), np.float64)
+        case "gelu_quick":
+            return x * sigmoid(1.702 * x)
+        case "sigmoid":
+            return sigmoid(x)
+
+
+def sigmoid(x: Float64) -> Float64:
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(x < 0, e, 1.0) / (1.0 + e), np.float64)
 
 
 def _gate(step: _Step, op: Gate) -> Float64:
-    return activation(op.activation, step.load(op.gate)) * step.load(op.up)
+    return _gated(op, step.load(op.gate), step.load(op.up))
+
+
+def _gated(op: Gate | Experts, gate: Float64, up: Float64) -> Float64:
+    if op.limit:
+        gate, up = np.minimum(gate, op.limit), np.clip(up, -op.limit, op.limit)
+    return activation(op.activation, gate) * (up + op.offset)
 
 
 def _activate(step: _Step, op: Activate) -> Float64:
@@ -324,6 +353,52 @@ def _add(step: _Step, op: Add) -> Float64:
 
 def _scale(step: _Step, op: Scale) -> Float64:
     return step.load(op.x) * op.factor
+
+
+def _scale_rows(step: _Step, op: ScaleRows) -> Float64:
+    return step.load(op.x) * step.load(op.by)
+
+
+def _route(step: _Step, op: Route) -> Float64:
+    logits = step.load(op.x)
+    scores = sigmoid(logits) if op.score == "sigmoid" else np.exp(logits - _log_sum_exp(logits))
+    chosen = choose_experts(op, scores if op.bias is None else scores + step.weight(op.bias))
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if op.normalise:
+        weights = weights / (weights.sum(axis=1, keepdims=True) + LEAST_SUM)
+    return np.concatenate([chosen.astype(np.float64), weights * op.scale], axis=1)
+
+
+def choose_experts(op: Route, worth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """[T, top_k] numbers of the experts of most worth, best first; `worth` [T, experts] are scores + biases."""
+    grouped = worth.reshape(len(worth), op.groups, worth.shape[1] // op.groups).copy()
+    of_groups = np.sort(grouped, axis=2)[:, :, -op.group_best :].sum(axis=2)
+    dropped = np.argsort(-of_groups, axis=1, kind="stable")[:, op.kept_groups :]
+    np.put_along_axis(grouped, dropped[:, :, None], -np.inf, axis=1)
+    return np.argsort(-grouped.reshape(worth.shape), axis=1, kind="stable")[:, : op.top_k]
+
+
+def _experts(step: _Step, op: Experts) -> Float64:
+    x, routes = step.load(op.x), step.load(op.routes)
+    chosen, weights = np.split(routes, 2, axis=1)
+    out = np.zeros((len(x), op.output.width))
+    for expert in op.experts:
+        rows, places = np.nonzero(chosen == expert.number)
+        if not len(rows):
+            continue
+        up = _expert_map(step, x[rows], expert.up, expert.up_bias)
+        if expert.gate is None:
+            inner = activation(op.activation, up)
+        else:
+            inner = _gated(op, _expert_map(step, x[rows], expert.gate, expert.gate_bias), up)
+        made = _expert_map(step, inner, expert.down, expert.down_bias)
+        out[rows] += weights[rows, places][:, None] * made
+    return out
+
+
+def _expert_map(step: _Step, x: Float64, weight: str, bias: str | None) -> Float64:
+    product = np.asarray(x @ step.weights[weight].T.astype(np.float64), np.float64)
+    return product if bias is None else product + step.weight(bias)
 
 
 def _softcap(step: _Step, op: Softcap) -> Float64:
@@ -358,6 +433,9 @@ _COMPUTE: dict[type, Callable[..., Float64]] = {
     Activate: _activate,
     Add: _add,
     Scale: _scale,
+    ScaleRows: _scale_rows,
+    Route: _route,
+    Experts: _experts,
     Softcap: _softcap,
     SelectRows: _select_rows,
     Pool: _pool,

@@ -1,7 +1,7 @@
 """The table of architectures, by what their files call them. A new one is a file in models/families/, or a few lines in
 one, and a row here."""
 
-from tokenworks.models.families import bert, gemma, llama, olmo, qwen
+from tokenworks.models.families import bert, gemma, llama, mixtral, olmo, qwen, qwen_moe
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
@@ -16,17 +16,22 @@ HF_ARCHITECTURES = {
     "qwen3": qwen.QWEN3,
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
+    "mixtral": mixtral.MIXTRAL,
+    "qwen2_moe": qwen_moe.QWEN2_MOE,
+    "qwen3_moe": qwen_moe.QWEN3_MOE,
     "gemma3_text": gemma.GEMMA3,
     "bert": bert.BERT,
 }
 """By config.json's model_type."""
 
 GGUF_ARCHITECTURES = {
-    "llama": llama.LLAMA_GGUF,
+    "llama": mixtral.LLAMA_GGUF,
     "qwen2": qwen.QWEN2_GGUF,
     "qwen3": qwen.QWEN3_GGUF,
     "gemma": gemma.GEMMA_GGUF,
     "gemma2": gemma.GEMMA2_GGUF,
+    "qwen2moe": qwen_moe.QWEN2_MOE_GGUF,
+    "qwen3moe": qwen_moe.QWEN3_MOE_GGUF,
     "gemma3": gemma.GEMMA3_GGUF,
 }
 """By general.architecture."""

@@ -24,8 +24,9 @@ from tokenworks.models.fields import Fields
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
-from tokenworks.models.quantised import PackedTensor, open_quantised
+from tokenworks.models.quantised import StackedBlocks, open_quantised
 from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.stacked import Found, unstack
 from tokenworks.protocol.errors import ModelError
 
 
@@ -87,12 +88,9 @@ def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError
 
 
 def _checkpoint(
-    path: Path,
-    config: ModelConfig,
-    found: Mapping[str, Tensor | PackedTensor],
-    names: FileNames,
-    context_tokens: int | None,
+    path: Path, config: ModelConfig, tensors: Mapping[str, Found], names: FileNames, context_tokens: int | None
 ) -> Checkpoint:
+    found = unstack({names.usual(name): tensor for name, tensor in tensors.items()}, names.stacks)
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
     places = _places(names, shapes)
     stored_shapes: dict[str, tuple[int, ...]] = {}
@@ -133,7 +131,7 @@ def _places(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     return places
 
 
-def _check_tensor(path: Path, name: str, tensor: Tensor | PackedTensor | None, shape: tuple[int, ...]) -> None:
+def _check_tensor(path: Path, name: str, tensor: Found | None, shape: tuple[int, ...]) -> None:
     if tensor is None:
         raise ModelError(f"{path}: tensor {name!r} is missing.")
     if tensor.shape != shape:
@@ -153,7 +151,7 @@ class _Weights(Mapping[str, Tensor]):
     """Weights by canonical name, as programs want them: vectors as F32, rotary pairs as (i, i + head_size / 2)."""
 
     config: ModelConfig
-    found: Mapping[str, Tensor | PackedTensor]
+    found: Mapping[str, Found]
     places: Mapping[str, _Place]
     shapes: Mapping[str, tuple[int, ...]]
     names: FileNames
@@ -164,7 +162,8 @@ class _Weights(Mapping[str, Tensor]):
             return self.computed[name]
         place = self.places[name]
         stored = self.found[place.name]
-        tensor = stored.tensor() if isinstance(stored, PackedTensor) else stored
+        assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
+        tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         tensor = _rows(tensor, place.first_row, self.shapes[name][0])
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tokenworks.models.config import ModelConfig
 from tokenworks.models.fields import Fields
 from tokenworks.models.gguf import GgufFile
+from tokenworks.models.stacked import Stack
 
 LAYER = "layers.{}."
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -27,8 +28,18 @@ class FileNames:
     """Patterns (fnmatch) of tensors that a file may have and the program does not need."""
     norm_offset: float = 0.0
     """Added to RMS norm weights: Gemma's checkpoints store weight - 1."""
+    respelt: tuple[tuple[str, str], ...] = ()
+    """What some files call a tensor, and what `names` does: parts of names."""
+    stacks: tuple[Stack, ...] = ()
+    """Tensors of all experts of a layer; their pieces are called as in `names`."""
     interleaved_rotary: bool = False
     """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
+
+    def usual(self, name: str) -> str:
+        """The name as `names` has it."""
+        for theirs, ours in self.respelt:
+            name = name.replace(theirs, ours)
+        return name
 
     def of(self, canonical: str) -> str:
         return self.names[_NUMBER.sub("{}", canonical)].format(*_NUMBER.findall(canonical))

@@ -9,6 +9,7 @@ compressed-tensors 0.20):
     MXFP4  the same with X.weight_scale: E8M0 in uint8 [out, in / 32], and no third
     INT8   X.weight: int8 [out, in]; X.weight_scale: floats, one or one per row
     FP8    X.weight: E4M3; X.weight_scale the same
+    gpt-oss' MXFP4  X_blocks: uint8 [experts, out, in / 32, 16]; X_scales: E8M0 in uint8 [experts, out, in / 32]
 
 What they say about activations does not bind us: ours are quantised by the kernels, block by block.
 """
@@ -64,6 +65,32 @@ class PackedTensor:
         return Tensor(self.name, self.format, self.shape, data.reshape(-1), factors)
 
 
+@dataclass(frozen=True, slots=True)
+class StackedBlocks:
+    """gpt-oss' experts of one layer, in MXFP4: [experts, out, in]."""
+
+    name: str
+    shape: tuple[int, int, int]
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def format(self) -> str:
+        return "MXFP4"
+
+    def rows_of(self, name: str, expert: int, rows: slice) -> PackedTensor:
+        """Some rows of one expert."""
+        codes, scales = (t.data.reshape(*self.shape[:2], -1)[expert, rows] for t in (self.codes, self.scales))
+        shape = (len(codes), self.shape[2])
+        return PackedTensor(
+            name,
+            shape,
+            "MXFP4",
+            Tensor(self.codes.name, "U8", codes.shape, codes),
+            Tensor(self.scales.name, "U8", scales.shape, scales),
+        )
+
+
 def _ggml_order(pairs: Bytes) -> Bytes:
     """[..., n] bytes of neighbours (2i in the low nibble, 2i + 1 in the high) to element i beside element n + i."""
     words = np.ascontiguousarray(pairs).view("<u4")  # of 8 elements
@@ -80,7 +107,9 @@ def _spread(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
     return wide
 
 
-def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) -> dict[str, Tensor | PackedTensor]:
+def open_quantised(
+    folder: Path, config: Fields, found: Mapping[str, Tensor]
+) -> dict[str, Tensor | PackedTensor | StackedBlocks]:
     """The checkpoint's tensors with each quantised weight as one, under the name it would have unquantised.
 
     Raises ModelError for a method, format or tensor that is not one of the above.
@@ -88,7 +117,7 @@ def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) ->
     section = _settings(folder, config)
     if section is not None:
         _check(section)
-    joined: dict[str, Tensor | PackedTensor] = {}
+    joined: dict[str, Tensor | PackedTensor | StackedBlocks] = {}
     used: set[str] = set()
     for name, tensor in found.items():
         stem, _, leaf = name.rpartition(".")
@@ -97,6 +126,10 @@ def open_quantised(folder: Path, config: Fields, found: Mapping[str, Tensor]) ->
             joined[packed.name] = packed
             parts = (packed.codes, packed.scale, packed.whole)
             used |= {part.name for part in parts if part is not None}
+        elif name.endswith("_blocks") and (scales := found.get(name.removesuffix("_blocks") + "_scales")) is not None:
+            stacked = _stacked_blocks(folder, tensor, scales)
+            joined[stacked.name] = stacked
+            used |= {tensor.name, scales.name}
         elif leaf == "weight_zero_point" and not tensor.data.any():
             used.add(name)
     joined |= {
@@ -122,7 +155,7 @@ def _settings(folder: Path, config: Fields) -> Fields | None:
 
 def _check(f: Fields) -> None:
     method = f.table.get("quant_method")
-    if method not in ("modelopt", "compressed-tensors"):
+    if method not in ("modelopt", "compressed-tensors", "mxfp4"):
         raise ModelError(
             f"{f.path}: weights quantised by {method!r} are not supported, those of modelopt and compressed-tensors "
             "are: use a GGUF file, or another version of this model."
@@ -164,6 +197,16 @@ def _join(folder: Path, stem: str, found: Mapping[str, Tensor]) -> PackedTensor:
         f"{folder}: {codes.name!r} is {codes.format} with scales in {scale.format}, which is not supported. Supported: "
         "NVFP4, MXFP4, and INT8 and FP8 (E4M3) with float scales."
     )
+
+
+def _stacked_blocks(folder: Path, codes: Tensor, scales: Tensor) -> StackedBlocks:
+    if len(codes.shape) != 4 or codes.shape[3] != 16 or codes.format != "U8":
+        raise ModelError(
+            f"{folder}: {codes.name!r} is {codes.format} {list(codes.shape)}; blocks of 16 U8 were expected."
+        )
+    experts, rows, blocks, _ = codes.shape
+    _expect(folder, scales, (experts, rows, blocks))
+    return StackedBlocks(codes.name.removesuffix("_blocks"), (experts, rows, 32 * blocks), codes, scales)
 
 
 def _expect(folder: Path, scale: Tensor, *shapes: tuple[int, ...]) -> None:

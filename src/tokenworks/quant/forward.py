@@ -20,6 +20,8 @@ from tokenworks.kernels.program import (
     Add,
     Attend,
     Embed,
+    Expert,
+    Experts,
     Gate,
     Inject,
     Input,
@@ -32,11 +34,14 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Route,
     Scale,
+    ScaleRows,
     SelectRows,
     Softcap,
     Value,
 )
+from tokenworks.kernels.reference import LEAST_SUM, choose_experts
 from tokenworks.kernels.tensor import Tensor
 
 Float32 = npt.NDArray[np.float32]
@@ -105,15 +110,19 @@ class Forward:
             case Attend():
                 return self._attend(instruction)
             case Gate(gate=gate, up=up):
-                return _by_rows(
-                    lambda g, u: activation(instruction.activation, g) * u, self.input(gate), self.input(up)
-                )
+                return _by_rows(lambda g, u: gated(instruction, g, u), self.input(gate), self.input(up))
             case Activate(x=x):
                 return _by_rows(lambda rows: activation(instruction.activation, rows), self.input(x))
             case Add(a=a, b=b):
                 return self.input(a) + self.input(b)
             case Scale(x=x, factor=factor):
                 return self.input(x) * np.float32(factor)
+            case ScaleRows(x=x, by=by):
+                return self.input(x) * self.input(by)
+            case Route():
+                return self._route(instruction)
+            case Experts():
+                return self._experts(instruction, product)
             case Softcap(x=x, cap=cap):
                 return np.asarray(np.float32(cap) * np.tanh(self.input(x) / np.float32(cap)), np.float32)
             case SelectRows(x=x) | Inject(x=x):  # texts have no pictures
@@ -167,6 +176,34 @@ class Forward:
             out[w] = (scores @ v[w].repeat(shared, axis=0)).transpose(1, 0, 2)
         return out.reshape(windows * length, -1)
 
+    def _route(self, op: Route) -> Float32:
+        logits = self.input(op.x)
+        if op.score == "sigmoid":
+            scores = activation("sigmoid", logits)
+        else:
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        chosen = choose_experts(op, scores if op.bias is None else scores + self._vector(op.bias))
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        if op.normalise:
+            weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(LEAST_SUM))
+        return np.concatenate((chosen.astype(np.float32), weights * np.float32(op.scale)), axis=1)
+
+    def _experts(self, op: Experts, product: Product) -> Float32:
+        """Each expert's maps are linear layers of their own, whose rows are the tokens that chose it."""
+        x, (chosen, weights) = self.input(op.x), np.split(self.input(op.routes), 2, axis=1)
+        out = np.zeros_like(x)
+        for expert in op.experts:
+            rows, places = np.nonzero(chosen == expert.number)
+            inwards, outwards = expert_maps(op, expert)
+            made = product(inwards, x[rows])
+            if expert.gate is None:
+                inner = activation(op.activation, made)
+            else:
+                inner = gated(op, made[:, : op.inner], made[:, op.inner :])
+            out[rows] += weights[rows, places][:, None] * product(outwards, inner)
+        return out
+
     def _pool(self, op: Pool) -> Float32:
         rows = self.input(op.x).reshape(*self.tokens.shape, -1)
         pooled = rows.mean(axis=1) if op.how == "mean" else rows[:, 0]
@@ -205,6 +242,27 @@ def activation(kind: Activation, x: Float32) -> Float32:
             return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), np.float32)
         case "gelu":
             return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5)))), np.float32)
+        case "gelu_quick":
+            return x * activation("sigmoid", np.float32(1.702) * x)
+        case "sigmoid":
+            return np.asarray(np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x), np.float32)
+
+
+def gated(op: Gate | Experts, gate: Float32, up: Float32) -> Float32:
+    if op.limit:
+        gate, up = np.minimum(gate, np.float32(op.limit)), np.clip(up, np.float32(-op.limit), np.float32(op.limit))
+    return activation(op.activation, gate) * (up + np.float32(op.offset))
+
+
+def expert_maps(op: Experts, expert: Expert) -> tuple[Linear, Linear]:
+    """An expert's weights as linear layers: gate and up side by side (or up), and down. Their values are nowhere."""
+    names = [expert.up] if expert.gate is None else [expert.gate, expert.up]
+    biases = [expert.up_bias] if expert.gate is None else [expert.gate_bias, expert.up_bias]
+    inner = Value(-1, 0, len(names) * op.inner, len(names) * op.inner)
+    return (
+        Linear(inner, op.x, tuple(names), tuple(biases)),
+        Linear(op.output, inner, (expert.down,), (expert.down_bias,)),
+    )
 
 
 def _erf(x: Float32) -> Float32:

@@ -26,6 +26,8 @@ class Activation(Enum):
     silu = 0
     gelu_tanh = 1
     gelu = 2
+    gelu_quick = 3
+    sigmoid = 4
 
 class CacheType(Enum):
     float32 = 0
@@ -94,11 +96,54 @@ class Executor:
         /,
     ) -> None: ...
     def gate(
-        self, rows: Rows, output: Place, gate: Place, up: Place, width: int, activation: Activation, /
+        self,
+        rows: Rows,
+        output: Place,
+        gate: Place,
+        up: Place,
+        width: int,
+        activation: Activation,
+        limit: float,
+        offset: float,
+        /,
     ) -> None: ...
     def activate(self, rows: Rows, output: Place, x: Place, width: int, activation: Activation, /) -> None: ...
     def add(self, rows: Rows, output: Place, a: Place, b: Place, width: int, /) -> None: ...
     def scale(self, rows: Rows, output: Place, x: Place, width: int, factor: float, /) -> None: ...
+    def scale_rows(self, rows: Rows, output: Place, x: Place, by: Place, width: int, /) -> None: ...
+    def route(
+        self,
+        rows: Rows,
+        output: Place,
+        x: Place,
+        experts: int,
+        top_k: int,
+        sigmoid: bool,
+        normalise: bool,
+        scale: float,
+        bias: int,
+        groups: int,
+        kept_groups: int,
+        group_best: int,
+    ) -> None: ...
+    def experts(
+        self,
+        rows: Rows,
+        output: Place,
+        x: Place,
+        routes: Place,
+        routed: int,
+        top_k: int,
+        width: int,
+        inner: int,
+        activation: Activation,
+        limit: float,
+        offset: float,
+        experts: list[tuple[int, int, int, int, int, int, int]],
+    ) -> None:
+        """Of each expert: the router's number, matrices gate (or -1), up, down, and the vectors of their biases."""
+
+    def expert_uses(self) -> list[list[int]]: ...
     def softcap(self, rows: Rows, output: Place, x: Place, width: int, cap: float, /) -> None: ...
     def select_rows(self, output: Place, x: Place, width: int, /) -> None: ...
     def pool(self, output: Place, x: Place, width: int, mean: bool, normalise: bool, /) -> None: ...

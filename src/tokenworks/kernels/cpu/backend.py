@@ -13,6 +13,7 @@ from tokenworks.kernels.program import (
     Add,
     Attend,
     Embed,
+    Experts,
     Gate,
     Inject,
     Input,
@@ -24,7 +25,9 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    Route,
     Scale,
+    ScaleRows,
     SelectRows,
     Softcap,
     Value,
@@ -113,6 +116,9 @@ class CpuExecutable:
             _place(self._plan, self._result), rows[self._plan.buffer_rows[self._result.buffer]], self._result.width
         )
 
+    def expert_uses(self) -> list[list[int]]:
+        return self._executor.expert_uses()
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         return self._executor.sample(logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
 
@@ -130,6 +136,7 @@ def _load(
     """Packs every weight once: numbers of matrices and of vectors, by name. Gives the file's pages back as it goes."""
     tables = {i.table for i in program.instructions if isinstance(i, Embed)}
     tables |= {name for i in program.instructions if isinstance(i, Linear) for name in i.weights}
+    tables |= {name for i in program.instructions if isinstance(i, Experts) for e in i.experts for name in e.weights}
     names = list(dict.fromkeys(need.weight for need in needs(program)))
     try:
         vectors = {name: executor.vector(_raw(name, weights[name])) for name in names if name not in tables}
@@ -225,13 +232,33 @@ class _Writer:
                 rows_of = (at(out), at(call.q), at(call.k), at(call.v))
                 to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows)
             case Gate(output=out):
-                to.gate(rows, at(out), at(call.gate), at(call.up), out.width, _cpu.Activation[call.activation])
+                how = (_cpu.Activation[call.activation], call.limit, call.offset)
+                to.gate(rows, at(out), at(call.gate), at(call.up), out.width, *how)
             case Activate(output=out):
                 to.activate(rows, at(out), at(call.x), out.width, _cpu.Activation[call.activation])
             case Add(output=out):
                 to.add(rows, at(out), at(call.a), at(call.b), out.width)
             case Scale(output=out):
                 to.scale(rows, at(out), at(call.x), out.width, call.factor)
+            case ScaleRows(output=out):
+                to.scale_rows(rows, at(out), at(call.x), at(call.by), out.width)
+            case Route(output=out):
+                to.route(
+                    rows,
+                    at(out),
+                    at(call.x),
+                    call.x.width,
+                    call.top_k,
+                    call.score == "sigmoid",
+                    call.normalise,
+                    call.scale,
+                    -1 if call.bias is None else vectors[call.bias],
+                    call.groups,
+                    call.kept_groups,
+                    call.group_best,
+                )
+            case Experts():
+                self._experts(call, rows)
             case Softcap(output=out):
                 to.softcap(rows, at(out), at(call.x), out.width, call.cap)
             case SelectRows(output=out):
@@ -240,6 +267,34 @@ class _Writer:
                 to.pool(at(out), at(call.x), out.width, call.how == "mean", call.normalise)
             case Linear():
                 raise AssertionError("the plan turns every Linear into a Product")
+
+    def _experts(self, call: Experts, rows: _cpu.Rows) -> None:
+        def matrix(name: str | None) -> int:
+            return -1 if name is None else self._matrices[name]
+
+        def vector(name: str | None) -> int:
+            return -1 if name is None else self._vectors[name]
+
+        self._executor.experts(
+            rows,
+            self._at(call.output),
+            self._at(call.x),
+            self._at(call.routes),
+            call.count,
+            call.routes.width // 2,
+            call.x.width,
+            call.inner,
+            _cpu.Activation[call.activation],
+            call.limit,
+            call.offset,
+            [
+                (
+                    *(e.number, matrix(e.gate), matrix(e.up), matrix(e.down)),
+                    *(vector(e.gate_bias), vector(e.up_bias), vector(e.down_bias)),
+                )
+                for e in call.experts
+            ],
+        )
 
     def _at(self, value: Value) -> tuple[int, int]:
         return _place(self._plan, value)

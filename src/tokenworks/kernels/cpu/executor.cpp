@@ -311,8 +311,9 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     });
 }
 
-void Executor::gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation) {
-    const GateArgs args{0, at(output), at(gate), at(up), width, activation};
+void Executor::gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit,
+                    float offset) {
+    const GateArgs args{0, at(output), at(gate), at(up), width, activation, limit, offset};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         GateArgs now = args;
         now.rows = step.rows(rows);

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "experts/experts.h"
 #include "linear/linear.h"
 #include "memory.h"
 #include "team.h"
@@ -64,6 +65,11 @@ struct CacheShape {
     std::vector<std::pair<int, int>> layers;  // kv_heads, head_size
 };
 
+// One expert by the numbers of its matrices and of their biases, -1 where there is none; `number` is the router's.
+struct ExpertNumbers {
+    int number, gate, up, down, gate_bias, up_bias, down_bias;
+};
+
 class Executor {
   public:
     explicit Executor(int threads) : team_(threads) {}
@@ -94,10 +100,15 @@ class Executor {
     void store(Place k, Place v, int layer);
     void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
                 int window, float softcap, bool windows);
-    void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation);
+    void scale(Rows rows, Place output, Place x, int width, float factor);
+    void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
-    void scale(Rows rows, Place output, Place x, int width, float factor);
+    void scale_rows(Rows rows, Place output, Place x, Place by, int width);
+    // args: all that does not depend on the step. bias: vector number, or -1.
+    void route(Rows rows, Place output, Place x, RouteArgs args, int bias);
+    void experts(Rows rows, Place output, Place x, Place routes, const ExpertsShape& shape, int routed,
+                 const std::vector<ExpertNumbers>& experts);
     void softcap(Rows rows, Place output, Place x, int width, float cap);
     void select_rows(Place output, Place x, int width);
     void pool(Place output, Place x, int width, bool mean, bool normalise);
@@ -110,6 +121,8 @@ class Executor {
     float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
     int64_t weight_bytes() const { return weight_bytes_; }
     int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size()); }
+    // Rows that each expert has had so far: of every `experts` instruction in order, by the router's number.
+    std::vector<std::vector<int64_t>> expert_uses() const;
     bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
 
   private:
@@ -136,6 +149,8 @@ class Executor {
     std::deque<std::vector<int32_t>> axes_;
     int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
     bool windows_ = false;
+    std::deque<Mixture> mixtures_;
+    Region experts_scratch_;
     std::vector<Call> calls_;
     std::vector<size_t> part_starts_{0};  // in calls_
 };

@@ -67,6 +67,9 @@ INLINE Floats sigmoid(Floats x) {
 
 INLINE Floats silu(Floats x) { return x * sigmoid(x); }
 
+// Another one, by a sigmoid.
+INLINE Floats gelu_quick(Floats x) { return x * sigmoid(1.702f * x); }
+
 // The approximation of gelu (arXiv 1606.08415): x/2 (1 + tanh u) is x sigmoid(2u), which keeps its digits for x << 0.
 INLINE Floats gelu_tanh(Floats x) {
     const Floats twice_u = 1.59576912f * multiply_add(x * x, 0.044715f * x, x);

@@ -24,7 +24,7 @@ struct Columns {
     float* row(int64_t r) const { return data + r * stride; }
 };
 
-enum class Activation { silu, gelu_tanh, gelu };
+enum class Activation { silu, gelu_tanh, gelu, gelu_quick, sigmoid };
 
 struct PackedMatrix;  // linear/packed.h; weights, [out_features, in_features]
 
@@ -135,9 +135,11 @@ struct AttendArgs {
 // Row-wise.
 struct GateArgs {
     int rows;
-    Columns output, gate, up;
+    Columns output, gate, up;  // output may be gate or up
     int width;
     Activation activation;
+    float limit;   // 0: none; else gate is at most this, up between -this and it
+    float offset;  // added to up
 };
 
 // Row-wise.
@@ -153,6 +155,36 @@ struct AddArgs {
     int rows;
     Columns output, a, b;
     int width;
+};
+
+// Row-wise; output may be x.
+struct ScaleRowsArgs {
+    int rows;
+    Columns output, x, by;  // by: one column
+    int width;
+};
+
+// Row-wise. kernels/mixture.py says what each field of Route means.
+struct RouteArgs {
+    int rows;
+    Columns output, x;
+    int experts, top_k;
+    bool sigmoid;  // else softmax
+    bool normalise;
+    float scale;
+    const float* bias;  // [experts] or null
+    int groups, kept_groups, group_best;
+};
+constexpr int most_experts = 1024, most_chosen = 64;  // kernels/check.py checks that there are no more
+
+// Row-wise. output row r = sum over j < top_k, in order, of weights[r, j] * x row places[r, j]; places < 0 are left out.
+struct CombineArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    const int32_t* places;  // [rows, top_k]
+    Columns weights;
+    int top_k;
 };
 
 // Row-wise.
@@ -215,6 +247,8 @@ struct LogprobsArgs {
 
 struct PrepareArgs;  // linear/linear.h
 struct LinearArgs;
+struct PrepareGroupsArgs;
+struct LinearGroupsArgs;
 
 struct Kernels {
     const char* name;
@@ -232,6 +266,9 @@ struct Kernels {
     void (*activate)(const ActivateArgs&, Share&);
     void (*add)(const AddArgs&, Share&);
     void (*scale)(const ScaleArgs&, Share&);
+    void (*scale_rows)(const ScaleRowsArgs&, Share&);
+    void (*route)(const RouteArgs&, Share&);
+    void (*combine)(const CombineArgs&, Share&);
     void (*softcap)(const SoftcapArgs&, Share&);
     void (*select_rows)(const SelectRowsArgs&, Share&);
     void (*pool)(const PoolArgs&, Share&);
@@ -239,6 +276,8 @@ struct Kernels {
     void (*logprobs)(const LogprobsArgs&, Share&);  // may call share.barrier()
     void (*prepare)(const PrepareArgs&, Share&);    // row-wise: a linear product's input in the form it multiplies
     void (*linear)(const LinearArgs&, Share&);
+    void (*prepare_groups)(const PrepareGroupsArgs&, Share&);  // row-wise: the same for products of groups of rows
+    void (*linear_groups)(const LinearGroupsArgs&, Share&);
 };
 
 // The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx, neon).
@@ -260,7 +299,8 @@ TOKENWORKS_FILL(norm)
 TOKENWORKS_FILL(rope)
 TOKENWORKS_FILL(attend)
 TOKENWORKS_FILL(gate)         // gate, activate, softcap: functions of an element
-TOKENWORKS_FILL(elementwise)  // add, scale
+TOKENWORKS_FILL(elementwise)  // add, scale, scale_rows
+TOKENWORKS_FILL(experts)      // route, combine
 TOKENWORKS_FILL(rows)         // select_rows, pool
 TOKENWORKS_FILL(sample)       // sample, logprobs
 #undef TOKENWORKS_FILL

@@ -144,7 +144,9 @@ NB_MODULE(_cpu, m) {
     nb::enum_<Activation>(m, "Activation")
         .value("silu", Activation::silu)
         .value("gelu_tanh", Activation::gelu_tanh)
-        .value("gelu", Activation::gelu);
+        .value("gelu", Activation::gelu)
+        .value("gelu_quick", Activation::gelu_quick)
+        .value("sigmoid", Activation::sigmoid);
 
     nb::enum_<CacheType>(m, "CacheType")
         .value("float32", CacheType::float32)
@@ -194,6 +196,30 @@ NB_MODULE(_cpu, m) {
         .def("activate", &Executor::activate)
         .def("add", &Executor::add)
         .def("scale", &Executor::scale)
+        .def("scale_rows", &Executor::scale_rows)
+        .def("route",
+             [](Executor& executor, Rows rows, Place output, Place x, int experts, int top_k, bool sigmoid,
+                bool normalise, float scale, int bias, int groups, int kept_groups, int group_best) {
+                 executor.route(rows, output, x,
+                                {0, {}, {}, experts, top_k, sigmoid, normalise, scale, nullptr, groups, kept_groups,
+                                 group_best},
+                                bias);
+             },
+             "rows"_a, "output"_a, "x"_a, "experts"_a, "top_k"_a, "sigmoid"_a, "normalise"_a, "scale"_a, "bias"_a,
+             "groups"_a, "kept_groups"_a, "group_best"_a)
+        .def("experts",
+             [](Executor& executor, Rows rows, Place output, Place x, Place routes, int routed, int top_k, int width,
+                int inner, Activation activation, float limit, float offset,
+                const std::vector<std::tuple<int, int, int, int, int, int, int>>& experts) {
+                 std::vector<ExpertNumbers> numbers;
+                 for (const auto& [number, gate, up, down, gate_bias, up_bias, down_bias] : experts)
+                     numbers.push_back({number, gate, up, down, gate_bias, up_bias, down_bias});
+                 executor.experts(rows, output, x, routes, {top_k, width, inner, activation, limit, offset}, routed,
+                                  numbers);
+             },
+             "rows"_a, "output"_a, "x"_a, "routes"_a, "routed"_a, "top_k"_a, "width"_a, "inner"_a, "activation"_a,
+             "limit"_a, "offset"_a, "experts"_a)
+        .def("expert_uses", &Executor::expert_uses)
         .def("softcap", &Executor::softcap)
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)

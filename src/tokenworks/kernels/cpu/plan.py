@@ -13,6 +13,7 @@ from tokenworks.kernels.program import (
     Add,
     Attend,
     Embed,
+    Experts,
     Gate,
     Input,
     Instruction,
@@ -21,6 +22,7 @@ from tokenworks.kernels.program import (
     Pause,
     Pool,
     Program,
+    ScaleRows,
     SelectRows,
     Value,
 )
@@ -109,6 +111,10 @@ def reads(call: Call) -> tuple[Value, ...]:
             return (gate, up)
         case Add(a=a, b=b):
             return (a, b)
+        case ScaleRows(x=x, by=by):
+            return (x, by)
+        case Experts(x=x, routes=routes):
+            return (x, routes)
         case Product(linear=linear, residual=residual):
             return (linear.x,) if residual is None else (linear.x, residual)
         case _:
@@ -181,7 +187,7 @@ def _sum_to_take_over(calls: list[Call], a: Value, b: Value, uses: Counter[int])
 
 
 def _row_wise(call: Call) -> bool:
-    return not isinstance(call, Product | Attend | Pause)
+    return not isinstance(call, Product | Attend | Experts | Pause)
 
 
 def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall]:

@@ -35,7 +35,6 @@ def decoder(
 
     `differences`: fields of DecoderConfig that are read another way than here.
     """
-    f.refuse("expert_count", (0,), "mixtures of experts are not supported")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelError(f"{file.path}: tensor 'token_embd.weight' is missing.")
@@ -86,6 +85,7 @@ def head_size(f: Fields) -> int:
 
 
 def mlp(f: Fields, file: GgufFile) -> Mlp:
+    f.refuse("expert_count", (0,), f"{f.prefix.removesuffix('.')} models with experts are not supported")
     return Mlp(
         width=f.integer("feed_forward_length"),
         activation="silu",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import GgufArchitecture, HfArchitecture
+from tokenworks.models.files import HfArchitecture
 from tokenworks.models.gguf import GgufFile
 
 _MLP_MAPS = frozenset({"gate", "up", "down"})
@@ -80,7 +80,7 @@ def _granite(f: Fields) -> DecoderConfig:
     )
 
 
-def _of_gguf(file: GgufFile) -> DecoderConfig:
+def of_gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
     rope = from_gguf.rope(f, file)
     count = from_gguf.layer_count(f)
@@ -99,4 +99,3 @@ MISTRAL = HfArchitecture(_mistral, from_hf.NAMES)
 SMOLLM3 = HfArchitecture(_smollm3, from_hf.NAMES)
 PHI3 = HfArchitecture(_phi3, replace(from_hf.NAMES, names=from_hf.NAMES.names | _PHI3_FUSED))
 GRANITE = HfArchitecture(_granite, from_hf.NAMES)
-LLAMA_GGUF = GgufArchitecture(_of_gguf, replace(from_gguf.NAMES, interleaved_rotary=True))

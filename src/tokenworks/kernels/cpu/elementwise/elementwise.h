@@ -1,4 +1,4 @@
-// add, scale.
+// add, scale, scale_rows.
 #pragma once
 
 #include "../kernels.h"
@@ -25,9 +25,20 @@ void scale(const ScaleArgs& args, Share& share) {
     }
 }
 
+void scale_rows(const ScaleRowsArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    for (int r = range.begin; r < range.end; r++) {
+        const float* x = args.x.row(r);
+        float* out = args.output.row(r);
+        const Floats by = all(*args.by.row(r));
+        each(args.width, [&](int at, auto get, auto put) { put(out + at, get(x + at) * by); });
+    }
+}
+
 void fill(Kernels& table) {
     table.add = add;
     table.scale = scale;
+    table.scale_rows = scale_rows;
 }
 
 }  // namespace

@@ -13,7 +13,15 @@ void gate_rows(const GateArgs& args, Share& share) {
     for (int r = range.begin; r < range.end; r++) {
         const float *gate = args.gate.row(r), *up = args.up.row(r);
         float* out = args.output.row(r);
-        each(args.width, [&](int at, auto get, auto put) { put(out + at, function(get(gate + at)) * get(up + at)); });
+        if (args.limit == 0.0f && args.offset == 0.0f) {
+            each(args.width, [&](int at, auto get, auto put) { put(out + at, function(get(gate + at)) * get(up + at)); });
+            continue;
+        }
+        const Floats limit = all(args.limit > 0.0f ? args.limit : __builtin_inff()), offset = all(args.offset);
+        each(args.width, [&](int at, auto get, auto put) {
+            const Floats by = larger(smaller(get(up + at), limit), -limit) + offset;
+            put(out + at, function(smaller(get(gate + at), limit)) * by);
+        });
     }
 }
 
@@ -32,6 +40,8 @@ void gate(const GateArgs& args, Share& share) {
         case Activation::silu: return gate_rows<silu>(args, share);
         case Activation::gelu_tanh: return gate_rows<gelu_tanh>(args, share);
         case Activation::gelu: return gate_rows<gelu>(args, share);
+        case Activation::gelu_quick: return gate_rows<gelu_quick>(args, share);
+        case Activation::sigmoid: return gate_rows<sigmoid>(args, share);
     }
 }
 
@@ -40,6 +50,8 @@ void activate(const ActivateArgs& args, Share& share) {
         case Activation::silu: return activate_rows<silu>(args, share);
         case Activation::gelu_tanh: return activate_rows<gelu_tanh>(args, share);
         case Activation::gelu: return activate_rows<gelu>(args, share);
+        case Activation::gelu_quick: return activate_rows<gelu_quick>(args, share);
+        case Activation::sigmoid: return activate_rows<sigmoid>(args, share);
     }
 }
 

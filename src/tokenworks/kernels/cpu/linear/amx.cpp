@@ -159,6 +159,12 @@ void run(const LinearArgs& args, Share& share) {
     _tile_release();
 }
 
+void run_groups(const LinearGroupsArgs& args, Share& share) {
+    configure();
+    run_linear_groups(args, share, table);
+    _tile_release();
+}
+
 // Bytes that look random and are the same everywhere; their 16-bit pieces are small float16s.
 void fill(void* memory, size_t bytes) {
     uint32_t state = 1;
@@ -207,6 +213,7 @@ void linear_amx(Kernels& kernels) {
     table = avx512_linear;
     put<0>(table);
     kernels.linear = run;
+    kernels.linear_groups = run_groups;
 }
 
 }  // namespace tokenworks::cpu

@@ -128,6 +128,8 @@ constinit const LinearKernels avx512_linear = filled();
 void linear_avx512(Kernels& kernels) {
     kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, avx512_linear); };
     kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, avx512_linear); };
+    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, avx512_linear); };
+    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, avx512_linear); };
 }
 
 }  // namespace tokenworks::cpu

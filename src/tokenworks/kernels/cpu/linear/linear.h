@@ -63,6 +63,28 @@ struct LinearArgs {
     int segment_count;
 };
 
+// Rows in groups, each with products of its own (the rows that chose an expert): group g has rows starts[g] ..
+// starts[g + 1], prepared as if they were all the rows there are. `of` are the rows of x that they come from.
+struct PrepareGroupsArgs {
+    int groups;
+    const int32_t* starts;  // [groups + 1]
+    const int32_t* of;      // [starts[groups]]; null: rows in order
+    Columns x;
+    int width;
+    bool quantised, floats;
+    Prepared prepared;
+};
+
+struct LinearGroupsArgs {
+    int groups;
+    const int32_t* starts;
+    bool one_row;  // every group's only row is the same, prepared once
+    Columns output;
+    Prepared x;
+    const Segment* segments;  // [groups, segment_count]
+    int segment_count;
+};
+
 // --- What an instruction set gives ---
 
 // Products of a panel with a tile: out[row of tile, 16] = sum over k.
@@ -107,5 +129,7 @@ constexpr void fill_tiles(LinearKernels& kernels, std::integer_sequence<int, l..
 // --- The parts that are the same for all of them ---
 void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels);
 void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels);
+void run_prepare_groups(const PrepareGroupsArgs& args, Share& share, const LinearKernels& kernels);
+void run_linear_groups(const LinearGroupsArgs& args, Share& share, const LinearKernels& kernels);
 
 }  // namespace tokenworks::cpu

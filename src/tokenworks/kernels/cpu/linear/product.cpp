@@ -82,30 +82,30 @@ Tasks tasks_of(const PackedMatrix& weight, int rows, int parts) {
     return {panels, static_cast<int>(rows_at_once), panel_count, panel_count * row_count};
 }
 
-}  // namespace
-
-void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels) {
-    const Range range = share.rows(args.rows);
-    const int64_t k = args.width, blocks = (k + 31) / 32;
-    for (int row = range.begin; row < range.end; row++) {
-        const float* x = args.x.row(row);
-        const Tile tile = tile_of(row, args.rows);
-        const int in_tile = row - tile.begin;
-        if (args.quantised)
-            for (int64_t b = 0; b < blocks; b++) {
-                const int64_t at = tile.begin * blocks + b * tile.height + in_tile;
-                kernels.quantise_block(x + b * 32, args.prepared.codes + at * 32, args.prepared.facts + at);
-            }
-        if (args.floats) {
-            float* out = args.prepared.floats + tile.begin * k + in_tile;
-            for (int64_t i = 0; i < k; i++) out[i * tile.height] = x[i];
+// A row of x, `tile` being the tile that it belongs to.
+void prepare_row(const float* x, int64_t width, int row, const Tile& tile, const Prepared& to, bool quantised, bool floats,
+                 const LinearKernels& kernels) {
+    const int64_t blocks = (width + 31) / 32;
+    const int in_tile = row - tile.begin;
+    if (quantised)
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t at = tile.begin * blocks + b * tile.height + in_tile;
+            kernels.quantise_block(x + b * 32, to.codes + at * 32, to.facts + at);
         }
+    if (floats) {
+        float* out = to.floats + tile.begin * width + in_tile;
+        for (int64_t i = 0; i < width; i++) out[i * tile.height] = x[i];
     }
 }
 
-void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels) {
-    if (args.rows == 0) return;
-    int task = share.take(), first_task = 0;
+Prepared from_row(const Prepared& prepared, int64_t row, int64_t width) {
+    const int64_t blocks = (width + 31) / 32;
+    return {prepared.codes + row * blocks * 32, prepared.facts + row * blocks, prepared.floats + row * width};
+}
+
+// Runs those tasks of a product that this thread takes. `task` is the last number taken, first_task that of the
+// product's first.
+void run_tasks(const LinearArgs& args, Share& share, const LinearKernels& kernels, int& task, int& first_task) {
     for (int s = 0; s < args.segment_count; s++) {
         const Segment& segment = args.segments[s];
         const Tasks tasks = tasks_of(*segment.weight, args.rows, share.parts);
@@ -117,6 +117,45 @@ void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kerne
                 run_panel(args, segment, p, {row, std::min(row + tasks.rows, args.rows)}, kernels);
         }
         first_task += tasks.count;
+    }
+}
+
+}  // namespace
+
+void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels) {
+    const Range range = share.rows(args.rows);
+    for (int row = range.begin; row < range.end; row++)
+        prepare_row(args.x.row(row), args.width, row, tile_of(row, args.rows), args.prepared, args.quantised, args.floats,
+                    kernels);
+}
+
+void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels) {
+    if (args.rows == 0) return;
+    int task = share.take(), first_task = 0;
+    run_tasks(args, share, kernels, task, first_task);
+}
+
+void run_prepare_groups(const PrepareGroupsArgs& args, Share& share, const LinearKernels& kernels) {
+    const Range range = share.rows(args.starts[args.groups]);
+    for (int g = 0, row = range.begin; row < range.end; g++) {
+        const int begin = args.starts[g], rows = args.starts[g + 1] - begin;
+        const Prepared to = from_row(args.prepared, begin, args.width);
+        for (; row < std::min(begin + rows, range.end); row++)
+            prepare_row(args.x.row(args.of ? args.of[row] : row), args.width, row - begin, tile_of(row - begin, rows), to,
+                        args.quantised, args.floats, kernels);
+    }
+}
+
+void run_linear_groups(const LinearGroupsArgs& args, Share& share, const LinearKernels& kernels) {
+    int task = share.take(), first_task = 0;
+    for (int g = 0; g < args.groups; g++) {
+        const int begin = args.starts[g], rows = args.starts[g + 1] - begin;
+        if (rows == 0) continue;
+        const Segment* segments = args.segments + int64_t{g} * args.segment_count;
+        const Prepared x = args.one_row ? args.x : from_row(args.x, begin, segments->weight->in_features);
+        const LinearArgs product{rows,    {args.output.row(begin), args.output.stride}, nullptr, 0, x, segments,
+                                 args.segment_count};
+        run_tasks(product, share, kernels, task, first_task);
     }
 }
 

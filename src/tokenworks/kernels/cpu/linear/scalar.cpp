@@ -127,6 +127,8 @@ constexpr LinearKernels table = [] {
 void linear_scalar(Kernels& kernels) {
     kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, table); };
     kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, table); };
+    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, table); };
+    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, table); };
 }
 
 }  // namespace tokenworks::cpu

@@ -1,0 +1,76 @@
+"""What config.json and GGUF metadata say of mixtures of experts, and what files call their weights, as far as families
+share it.
+
+GGUF keys and tensors: llama.cpp's gguf-py/gguf/constants.py.
+"""
+
+from typing import Any, Literal
+
+from tokenworks.kernels.check import MOST_EXPERTS
+from tokenworks.models.experts import Mixture
+from tokenworks.models.families import from_hf
+from tokenworks.models.fields import Fields
+from tokenworks.models.files import LAYER
+from tokenworks.models.gguf import GgufFile
+from tokenworks.models.stacked import Stack
+
+
+def mixture(f: Fields, **differences: Any) -> Mixture:
+    """`differences`: fields of Mixture that are read another way than here."""
+    fields: dict[str, Any] = {"top_k": f.integer("num_experts_per_tok"), **differences}
+    for field, key in (("experts", "num_experts"), ("width", "moe_intermediate_size")):
+        if field not in fields:
+            fields[field] = f.integer(key, maximum=MOST_EXPERTS if field == "experts" else 1 << 30)
+    if "activation" not in fields:
+        fields["activation"] = f.one_of("hidden_act", from_hf.ACTIVATIONS, "silu")
+    if fields["top_k"] > fields["experts"]:
+        raise f.wrong("num_experts_per_tok", f"at most the number of experts ({fields['experts']})")
+    return Mixture(**fields)
+
+
+def mixture_gguf(f: Fields, file: GgufFile, **differences: Any) -> Mixture:
+    """`differences`: fields of Mixture that are read another way than here."""
+    experts = f.integer("expert_count", maximum=MOST_EXPERTS)
+    scores: dict[str, Literal["softmax", "sigmoid"]] = {"1": "softmax", "2": "sigmoid", "3": "softmax"}
+    gating = str(f.table.get(f"{f.prefix}expert_gating_func") or 1)
+    if gating not in scores:
+        raise f.wrong("expert_gating_func", f"one of {', '.join(scores)}")
+    width = next(
+        (t.shape[-2] for name, t in file.tensors.items() if name.endswith((".ffn_up_exps.weight", ".ffn_up.0.weight"))),
+        None,
+    )
+    fields: dict[str, Any] = {
+        "experts": experts,
+        "width": f.integer("expert_feed_forward_length", width),
+        "top_k": f.integer("expert_used_count", maximum=experts),
+        "activation": "silu",
+        "score": scores[gating],
+        "normalise": f.flag("expert_weights_norm", False),
+        "scale": f.number("expert_weights_scale", 1.0),
+        **differences,
+    }
+    return Mixture(**fields)
+
+
+def names(of_layer: str, maps: dict[str, str]) -> dict[str, str]:
+    """Of experts in a file that names each: `maps` has gate, up, down; {} in `of_layer` is the layer."""
+    return {f"{LAYER}experts.{{}}.{ours}": f"{of_layer}.{{}}.{theirs}.weight" for ours, theirs in maps.items()}
+
+
+def stacks(of_layer: str, maps: dict[str, str]) -> tuple[Stack, ...]:
+    """As transformers keeps experts in memory: gate and up in one tensor of each layer."""
+    each = {ours: f"{of_layer}.{{}}.{theirs}.weight" for ours, theirs in maps.items()}
+    return (
+        Stack(f"{of_layer}.gate_up_proj", (each["gate"], each["up"])),
+        Stack(f"{of_layer}.down_proj", (each["down"],)),
+    )
+
+
+HF_MAPS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+GGUF_NAMES = {f"{LAYER}router": "blk.{}.ffn_gate_inp.weight"} | {
+    f"{LAYER}experts.{{}}.{m}": f"blk.{{}}.ffn_{m}.{{}}.weight" for m in ("gate", "up", "down")
+}
+GGUF_STACKS = tuple(
+    Stack(f"blk.{{}}.ffn_{m}_exps.weight", (f"blk.{{}}.ffn_{m}.{{}}.weight",)) for m in ("gate", "up", "down")
+)

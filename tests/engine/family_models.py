@@ -1,0 +1,97 @@
+"""Small models with random weights, one for each kind of part that layers are made of. Another part: a row here."""
+
+from functools import cache
+
+import numpy as np
+
+from tokenworks.engine.engine import Engine
+from tokenworks.kernels.backend import Backend, Limits
+from tokenworks.kernels.program import Program
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.attention import Attention
+from tokenworks.models.config import DecoderConfig, Layer
+from tokenworks.models.decoder import decoder_program, decoder_shapes
+from tokenworks.models.experts import Mixture
+from tokenworks.models.mlp import Mlp
+from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.rope import Rope
+
+WIDTH, VOCABULARY, EOS, CONTEXT_TOKENS = 64, 128, 127, 200
+_ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="global", turned=16)
+_MLP = Mlp(width=96, activation="silu")
+
+
+def _decoder(*layers: tuple[Mixer, FeedForward]) -> DecoderConfig:
+    return DecoderConfig(
+        architecture="small",
+        vocabulary=VOCABULARY,
+        context_tokens=CONTEXT_TOKENS,
+        width=WIDTH,
+        layers=tuple(Layer(mixer=mixer, feed_forward=feed_forward) for mixer, feed_forward in layers),
+        ropes={"global": Rope(size=16, base=1e4)},
+        norm_epsilon=1e-5,
+        tied_head=False,
+    )
+
+
+MODELS = {
+    "experts": _decoder(
+        *[(_ATTENTION, Mixture(experts=6, width=32, top_k=2, activation="silu", normalise=True))] * 2,
+    ),
+    "experts in groups, and a shared network": _decoder(
+        (_ATTENTION, _MLP),
+        (
+            _ATTENTION,
+            Mixture(
+                experts=8,
+                width=32,
+                top_k=3,
+                activation="silu",
+                normalise=True,
+                score="sigmoid",
+                scale=1.8,
+                corrected=True,
+                groups=4,
+                kept_groups=2,
+                group_best=2,
+                shared=Mlp(width=48, activation="silu"),
+                shared_gated=True,
+            ),
+        ),
+    ),
+}
+
+
+@cache
+def _model(name: str) -> tuple[Program, dict[str, Tensor]]:
+    config, rng = MODELS[name], np.random.default_rng(3)
+    weights = {}
+    for weight, shape in decoder_shapes(config).items():
+        values = rng.standard_normal(shape)
+        values = (
+            1 + 0.1 * values if len(shape) == 1 else values * (1.0 if weight == "embed" else 2.5 / shape[-1] ** 0.5)
+        )
+        weights[weight] = _float32(weight, values.astype(np.float32))
+    for rope, how in config.ropes.items():
+        weights[f"rope.{rope}"] = _float32(f"rope.{rope}", how.inverse_frequencies(CONTEXT_TOKENS))
+    return decoder_program(config), weights
+
+
+def _float32(name: str, values: np.ndarray) -> Tensor:
+    return Tensor(name, "F32", values.shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def engine_of(name: str, backend: Backend, sizes: Limits) -> Engine:
+    program, weights = _model(name)
+
+    def no_tokenizer() -> str:
+        raise AssertionError("no grammar was asked for")
+
+    return Engine(
+        backend.compile(program, weights, sizes),
+        sizes,
+        eos_token_ids=frozenset({EOS}),
+        context_tokens=CONTEXT_TOKENS,
+        vocabulary=VOCABULARY,
+        tokenizer_json=no_tokenizer,
+    )
