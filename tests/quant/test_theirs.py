@@ -1,5 +1,5 @@
-"""Checkpoints that ModelOpt and compressed-tensors wrote mean to us what they mean to them, and ours to them what they
-mean to us. Their files are in theirs/, with the program that wrote them."""
+"""Checkpoints that ModelOpt, compressed-tensors and LLM Compressor wrote mean to us what they mean to them, and ours to
+them what they mean to us. Their files are in theirs/, with the programs that wrote them."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_their_checkpoints_mean_the_same_to_us(folder: Path) -> None:
             tensor = tensors[NAMES[name]]
             assert tensor.format == FORMATS[scheme]
             # Theirs is rounded to bfloat16 where the library does so; float32 factors in another order: an ulp or two.
-            in_bf16 = folder.name.startswith("compressed-tensors") and scheme != "mxfp4"
+            in_bf16 = not folder.name.startswith("modelopt") and scheme != "mxfp4"
             tolerance = 2**-8 if in_bf16 else 2**-22
             np.testing.assert_allclose(dequantise(tensor), expected[name], rtol=tolerance, atol=0)
 

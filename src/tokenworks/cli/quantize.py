@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--spare",
-        type=float,
+        type=_percent,
         default=0.0,
         metavar="PERCENT",
         help="of the 4-bit weights: those that the model is most sensitive to get 8 bits (needs --calibrate, and "
@@ -66,21 +66,27 @@ def run(arguments: argparse.Namespace) -> int:
     from tokenworks.cli.terminal import size
     from tokenworks.models.sources import resolve
     from tokenworks.quant.recipe import read_recipe
-    from tokenworks.quant.run import quantise_model
+    from tokenworks.quant.run import part_of, quantise_model
 
     recipe = read_recipe(arguments.recipe, arguments.to)
     with PullBar() as pulling:
         source = resolve(arguments.source, pulling).path
-    with _Bar() as bar:
-        made = quantise_model(
-            source,
-            arguments.out,
-            recipe,
-            arguments.layout,
-            arguments.calibrate,
-            bar.show,
-            spared=arguments.spare / 100,
+    try:
+        with _Bar() as bar:
+            made = quantise_model(
+                source,
+                arguments.out,
+                recipe,
+                arguments.layout,
+                arguments.calibrate,
+                bar.show,
+                spared=arguments.spare / 100,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"What is finished lies in {part_of(arguments.out)}: the same command goes on from there.", file=sys.stderr
         )
+        raise
     counts = {scheme: list(made.quantised.values()).count(scheme) for scheme in sorted(set(made.quantised.values()))}
     how = f"calibrated on {made.calibration_tokens} tokens" if made.calibration_tokens else "rounded to nearest"
     print(
@@ -88,6 +94,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(f"\nTry it:\n\n  tokenworks chat {made.path}")
     return 0
+
+
+def _percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 100, got {text!r}")
+    return number
 
 
 class _Bar:

@@ -78,7 +78,7 @@ def quantise_model(
         "choices": choices,
         "text": "" if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
     }
-    work = Work(out.with_name(out.name + ".part"), identity)
+    work = Work(part_of(out), identity)
     quantised = quantise(program, checkpoint.tensors, choices, tokens, work, progress)
     whole = work.folder / "whole"
     shutil.rmtree(whole, ignore_errors=True)
@@ -98,6 +98,11 @@ def quantise_model(
         0 if tokens is None else tokens.size,
         work.resumed,
     )
+
+
+def part_of(out: Path) -> Path:
+    """Where the work on `out` lies until it is whole."""
+    return out.with_name(out.name + ".part")
 
 
 def _spared(

@@ -14,10 +14,9 @@ from compressed_tensors.quantization import QuantizationConfig, apply_quantizati
 from modelopt.torch.export import export_hf_checkpoint
 from modelopt.torch.quantization.qtensor import NVFP4QTensor
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from their_model import CHECKED, model
 
 HERE = Path(__file__).parent
-CHECKED = ("model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj")
 MODELOPT = {
     "nvfp4": mtq.NVFP4_DEFAULT_CFG,
     "fp8": mtq.FP8_DEFAULT_CFG,
@@ -27,24 +26,13 @@ MODELOPT = {
 COMPRESSED = {"nvfp4": "NVFP4A16", "mxfp4": "MXFP4A16", "int8": "W8A8", "fp8": "FP8_DYNAMIC"}
 
 
-def model() -> torch.nn.Module:
-    torch.manual_seed(1)
-    made = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=32, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=32, max_position_embeddings=64,
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.copy_(0.2 * torch.randn_like(weight) if weight.ndim == 2 else 1 + 0.1 * torch.randn_like(weight))
-    with tempfile.TemporaryDirectory() as folder:  # their exporter wants a model that was loaded
-        made.to(torch.bfloat16).save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+def made_model() -> torch.nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        return model(Path(folder))
 
 
 def with_modelopt(name: str, folder: Path) -> None:
-    quantised = mtq.quantize(model(), MODELOPT[name], lambda m: m(torch.arange(32)[None]))
+    quantised = mtq.quantize(made_model(), MODELOPT[name], lambda m: m(torch.arange(32)[None]))
     export_hf_checkpoint(quantised, export_dir=folder)
     tensors = load_file(folder / "model.safetensors")
     expected = {}
@@ -62,7 +50,7 @@ def with_modelopt(name: str, folder: Path) -> None:
 
 
 def with_compressed_tensors(name: str, folder: Path) -> None:
-    made = model()
+    made = made_model()
     config = QuantizationConfig(config_groups={COMPRESSED[name]: ["Linear"]}, ignore=["lm_head"])
     apply_quantization_config(made, config)
     for module in made.modules():
