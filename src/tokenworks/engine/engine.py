@@ -4,7 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
-from tokenworks.engine.plan import StepResult
+from tokenworks.engine.draft import DraftModel
+from tokenworks.engine.plan import StepPlan, StepResult
 from tokenworks.engine.runner import Runner
 from tokenworks.engine.sampler import Sampler
 from tokenworks.engine.scheduler import Scheduler
@@ -33,13 +34,15 @@ class Engine:
         vocabulary: int,
         tokenizer_json: Callable[[], str],
         speculate: bool = True,
+        draft: DraftModel | None = None,
     ) -> None:
-        """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes."""
+        """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes.
+        `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one."""
         self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
         """Called with the requests that are started on, before anything of theirs is computed."""
         self._vocabulary = vocabulary
         self._step_tokens = limits.step_tokens
-        self._speculator = Speculator(limits.step_tokens) if speculate else None
+        self._speculator = Speculator(limits.step_tokens, draft) if speculate else None
         self._scheduler = Scheduler(
             limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens, speculator=self._speculator
         )
@@ -89,7 +92,7 @@ class Engine:
             tokens, since_s = self._timed
             self._speculator.observe(tokens, now_s - since_s)
         self._take_compiled()
-        plan = self._scheduler.plan()
+        plan = self._plan()
         if plan.admitted:
             self.on_begin(tuple(sequence.request.request_id for sequence in plan.admitted))
         result = self._runner.run(plan) if plan.pieces else StepResult()
@@ -102,6 +105,15 @@ class Engine:
             self._chunks = []
         self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy else None
         return StepDone(tuple(chunks), self._scheduler.stats(), plan.tokens / self._step_tokens)
+
+    def _plan(self) -> StepPlan:
+        """The next step, with the guesses that are worth running."""
+        plan = self._scheduler.plan()
+        room = self._scheduler.room_for_drafts(plan)
+        if self._speculator is None or not room:
+            return plan
+        drafts = self._speculator.choose([piece.sequence for piece in plan.pieces], room)
+        return self._scheduler.with_drafts(plan, drafts) if drafts else plan
 
     def _objection(self, request: Generate) -> str | None:
         """What makes a request impossible, whatever else is going on."""

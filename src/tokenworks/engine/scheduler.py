@@ -1,6 +1,7 @@
 """Decides what runs in each step. A pure state machine: no clock, no arrays of numbers, no model.
 
     add, cancel  ->  plan() -> StepPlan  ->  (someone runs it)  ->  commit(plan, result) -> what to tell the caller
+                            `-> with_drafts(plan, guesses) ->'
 
 The rules, in the order in which `plan` applies them:
 1. Every decoding sequence runs its last token. When blocks are short, the sequence of the last rank gives up its own:
@@ -11,13 +12,16 @@ The rules, in the order in which `plan` applies them:
    not fit holds up those after it, so large requests are not starved by small ones. One whose next block is just being
    computed by another sequence waits for that block, and lets others pass.
 4. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
-   rows of logits and blocks that are left. What of it proves wrong is taken back: nobody is worse off.
+   rows of logits and blocks that are left: `with_drafts`. What of it proves wrong is taken back: nobody is worse off.
 
 Rank: by arrival, moved back by PRIORITY_S for each level of priority. So lower priorities go first, and yet nobody
 waits for ever: a request is overtaken only by those that arrive within a minute per level after it.
 """
 
 from bisect import insort
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from operator import attrgetter
 
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
@@ -114,9 +118,22 @@ class Scheduler:
             admitted.append(newcomer)
             tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
         decodes_only = bool(pieces) and pieces[-1].sequence.state is State.DECODE  # prefills come last
-        if self._speculator is not None and decodes_only:
-            tokens += self._add_drafts(self._speculator, pieces)
         return StepPlan(tuple(pieces), tokens, decodes_only, tuple(admitted), tuple(preempted), self._space.tables)
+
+    def room_for_drafts(self, plan: StepPlan) -> int:
+        """How many guesses the step could run."""
+        return min(self._limits.step_tokens, self._limits.logit_rows) - plan.tokens if plan.decodes_only else 0
+
+    def with_drafts(self, plan: StepPlan, drafts: Iterable[tuple[int, SequenceOf[int]]]) -> StepPlan:
+        """The plan with guesses behind the pieces, as far as there are blocks: (index, the tokens that may follow)."""
+        pieces, tokens = list(plan.pieces), plan.tokens
+        for index, draft in drafts:
+            sequence, start, end, *_ = pieces[index]
+            count = self._space.grow(sequence, end + len(draft)) - end
+            if count:
+                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]))
+                tokens += count
+        return replace(plan, pieces=tuple(pieces), tokens=tokens)
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
         """Takes in what the step made; returns what to tell the callers, in no particular order between requests."""
@@ -179,7 +196,8 @@ class Scheduler:
         if len(self._running) == self._slots:
             return None
         for index, sequence in enumerate(self._waiting[: self._slots]):
-            self._space.look_up(sequence)
+            if not sequence.prompt_logprobs_due:  # these need the logits of every prompt token: all of them must run
+                self._space.look_up(sequence)
             if self._space.comes_soon(sequence):
                 continue
             # Those who run may each need a block soon, and prefills have room promised for the rest of their tokens.
@@ -233,7 +251,7 @@ class Scheduler:
         while self._space.grow(sequence, tokens) < tokens:
             victim = next(other for other in reversed(self._running) if not other.in_step)
             self._running.remove(victim)
-            self._space.release(victim)
+            self._leave(victim)
             victim.become(State.WAITING)
             if victim.prompt_logprobs_due:
                 victim.prompt_logprobs.clear()
@@ -243,18 +261,6 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
-
-    def _add_drafts(self, speculator: Speculator, pieces: list[Piece]) -> int:
-        """Lengthens the pieces of decoding sequences by guesses; returns how many tokens that adds."""
-        added = 0
-        room = min(self._limits.step_tokens, self._limits.logit_rows) - len(pieces)
-        for index, draft in speculator.choose([piece.sequence for piece in pieces], room):
-            sequence, start, end, *_ = pieces[index]
-            count = self._space.grow(sequence, end + len(draft)) - end
-            if count:
-                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]))
-                added += count
-        return added
 
     def _tell(self, sequence: Sequence, made: list[int], result: StepResult, index: int) -> TokenChunk:
         """The chunk with a sequence's new tokens, and its ending if they are the last."""
@@ -301,8 +307,14 @@ class Scheduler:
     def _forget(self, sequence: Sequence) -> None:
         if sequence.slot >= 0:
             self._running.remove(sequence)
-            self._space.release(sequence)
+            self._leave(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         sequence.become(State.ENDED)
         del self._sequences[sequence.request.request_id]
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A running sequence gives up its slot and blocks."""
+        self._space.release(sequence)
+        if self._speculator is not None:
+            self._speculator.left(sequence)

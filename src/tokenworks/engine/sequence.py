@@ -28,48 +28,17 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-class Sequence:
-    """Plain state, changed by the scheduler only.
+class Tenant:
+    """What has blocks in a cache (engine/space.py): a list of tokens that only grows, and what of them is there.
 
-    Its blocks are its slot's row of the scheduler's block table: the first `len(nodes)` are the prefix tree's, up to
+    Its blocks are its slot's row of the cache's block table: the first `len(nodes)` are the prefix tree's, up to
     `blocks` its own.
     """
 
-    __slots__ = (
-        "blocks",
-        "cached_tokens",
-        "cancelled",
-        "computed",
-        "ends",
-        "filling",
-        "first_chunk_due",
-        "in_step",
-        "longest",
-        "lookup",
-        "min_tokens",
-        "nodes",
-        "prompt_logprobs",
-        "prompt_logprobs_due",
-        "prompt_tokens",
-        "rank",
-        "request",
-        "slot",
-        "state",
-        "tokens",
-    )
+    __slots__ = ("blocks", "computed", "filling", "nodes", "slot", "tokens")
 
-    def __init__(self, request: Generate, rank: Rank, eos_token_ids: frozenset[int], context_tokens: int) -> None:
-        sampling = request.sampling
-        self.request = request
-        self.rank = rank
-        self.tokens = [*request.prompt_ids, *request.output_ids]
-        self.prompt_tokens = len(request.prompt_ids)
-        self.longest = min(self.prompt_tokens + sampling.max_tokens, context_tokens)
-        """Tokens, prompt included, at which it ends with LENGTH."""
-        self.ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_token_ids)
-        """Tokens that end it with STOP."""
-        self.min_tokens = sampling.min_tokens
-        self.state = State.WAITING
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
         self.slot = -1
         self.computed = 0
         """So many of `tokens` are in the cache."""
@@ -78,6 +47,45 @@ class Sequence:
         """While it waits: what the last look found in the tree, not held."""
         self.filling: tuple[Node, Key] | None = None
         """The block of its prompt that it is computing, where others may wait for it."""
+
+    @property
+    def prefilling(self) -> bool:
+        """It computes a prompt whose blocks others may wait for."""
+        return False
+
+
+class Sequence(Tenant):
+    """Plain state, changed by the scheduler only."""
+
+    __slots__ = (
+        "cached_tokens",
+        "cancelled",
+        "ends",
+        "first_chunk_due",
+        "in_step",
+        "longest",
+        "lookup",
+        "min_tokens",
+        "prompt_logprobs",
+        "prompt_logprobs_due",
+        "prompt_tokens",
+        "rank",
+        "request",
+        "state",
+    )
+
+    def __init__(self, request: Generate, rank: Rank, eos_token_ids: frozenset[int], context_tokens: int) -> None:
+        super().__init__([*request.prompt_ids, *request.output_ids])
+        sampling = request.sampling
+        self.request = request
+        self.rank = rank
+        self.prompt_tokens = len(request.prompt_ids)
+        self.longest = min(self.prompt_tokens + sampling.max_tokens, context_tokens)
+        """Tokens, prompt included, at which it ends with LENGTH."""
+        self.ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_token_ids)
+        """Tokens that end it with STOP."""
+        self.min_tokens = sampling.min_tokens
+        self.state = State.WAITING
         self.in_step = False
         """It is in a plan that is not committed yet."""
         self.cancelled = False
@@ -92,6 +100,10 @@ class Sequence:
     @property
     def output_tokens(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def prefilling(self) -> bool:
+        return self.state is State.PREFILL
 
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.request.request_id}: {self.state} -> {state}"

@@ -4,77 +4,202 @@ A step may run guesses of a sequence's next tokens behind its last one. Each row
 its own, with that position's own random number, and counts while the tokens before it proved right. So the output is
 the same, token for token, greedy or sampled, and a guess is kept as often as the model itself would have said it.
 
-A guess costs its row of the step, and saves its share of a later one if it proves right. Both are known from what has
-been seen: the cost from the steps' times (engine/payoff.py), the chance from how often such guesses were right, run or
-not (engine/lookup.py). `choose` takes those that give the most tokens in a second: none where that is best.
+A guess costs its row of the step, and a model's guess its share of that model's passes; it saves its share of a later
+step if it proves right. All are known from what has been seen: the costs from the steps' and passes' times
+(engine/payoff.py), the chance from how often such guesses were right (engine/lookup.py, engine/acceptance.py). `choose`
+takes those that give the most tokens in a second: none where that is best. What a sequence's own text offers is known
+without running it. A model's guesses are not: where they do not pay, one is tried now and then, for a small part of the
+time.
 """
 
-from collections import Counter
-from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 
-from tokenworks.engine.lookup import PromptLookup
 from tokenworks.engine.payoff import StepCost
+from tokenworks.engine.proposer import FromText, Proposer
 from tokenworks.engine.sequence import Sequence
 
 MOST_GUESSES = 20
 """Of one sequence in one step."""
 _GAIN = 0.93
 """Guesses must make a token so much cheaper: a smaller gain may be an error of the estimates."""
+_TRY = 0.02
+"""The part of the time that goes to trying a model whose guesses do not pay."""
+_CAUGHT_UP = 2
+"""A model that guessed in the last step lacks as many tokens, one if its last guess was wrong."""
+_USUAL_TOKENS = 64
+"""A sequence is expected to go on for as long as it has gone on, and for so many tokens at least."""
+
+Offer = tuple[Proposer, SequenceOf[float]]
+"""Who guesses for a sequence, and the chances."""
+Counts = dict[int, int]
+"""How many guesses run, by the sequence's index."""
 
 
 class Speculator:
-    """Pure: the caller hands in the times."""
+    """Pure: the caller hands in the times, and a model reads its own."""
 
-    def __init__(self, most_tokens: int) -> None:
+    def __init__(self, most_tokens: int, model: Proposer | None = None) -> None:
         """A step never has more than `most_tokens` tokens."""
         self._cost = StepCost(most_tokens)
-        self.drafted = 0
-        self.accepted = 0
+        self._text = FromText()
+        self._model = model
+        self._proposers: tuple[Proposer, ...] = (self._text, model) if model else (self._text,)
+        self._whose: dict[str, Proposer] = {}
+        """By request: who has guessed in this step."""
+        self._proposing_s = 0.0
+        """Of the last step, the proposers' part."""
+        self._to_try_s = 0.0
+
+    @property
+    def drafted(self) -> int:
+        return sum(proposer.drafted for proposer in self._proposers)
+
+    @property
+    def accepted(self) -> int:
+        return sum(proposer.accepted for proposer in self._proposers)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """A step of decoding sequences only, drafts included, had so many tokens and took so long."""
-        self._cost.observe(tokens, seconds)
+        """A step of decoding sequences only, drafts included, had so many tokens and took so long, guessing included.
 
-    def choose(self, sequences: SequenceOf[Sequence], room: int) -> Iterator[tuple[int, list[int]]]:
+        To be called before the next `choose`.
+        """
+        self._cost.observe(tokens, max(0.0, seconds - self._proposing_s))
+        self._to_try_s += _TRY * seconds
+
+    def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
         """Guesses for the decoding `sequences`, at most `room` tokens in all, as (index, the tokens to draft)."""
+        self._whose.clear()
+        self._proposing_s = 0.0
         decoding = len(sequences)
         plain = self._cost.of(decoding)
         if room <= 0 or not plain:
-            return
+            return []
         worth = plain / decoding  # seconds that a token costs now: a draft row must not cost more
         ahead = min(room, 8)
         least_chance = max(0.05, (self._cost.of(decoding + ahead) - plain) / ahead / worth)
         if least_chance >= 1:
-            return
-        offers: list[tuple[float, int]] = []
-        for index, sequence in enumerate(sequences):
-            if sequence.lookup is None:
-                sequence.lookup = PromptLookup(sequence.tokens)
-            chance = 1.0
-            for one in sequence.lookup.chances(min(room, MOST_GUESSES, sequence.longest - len(sequence.tokens) - 1)):
-                chance *= one
-                if chance < least_chance:
-                    break
-                offers.append((chance, index))
-        offers.sort(key=lambda offer: -offer[0])
-        expected, best, taken = float(decoding), worth * _GAIN, 0
-        for count, (chance, _) in enumerate(offers[:room], 1):
-            expected += chance
-            price = self._cost.of(decoding + count) / expected
-            if price < best:
-                best, taken = price, count
-        for index, count in Counter(index for _, index in offers[:taken]).items():
-            lookup = sequences[index].lookup
-            assert lookup is not None
-            guess = lookup.guess(count)
-            ends = sequences[index].ends
-            yield index, guess[: next((i for i, token in enumerate(guess) if token in ends), count)]
+            return []
+        most = [min(room, MOST_GUESSES, each.longest - len(each.tokens) - 1) for each in sequences]
+        texts: list[Offer] = [(self._text, self._text.chances(*each)) for each in zip(sequences, most, strict=True)]
+        price, counts = self._select(texts, room, least_chance, worth * _GAIN)
+        offers = texts
+        if self._model is not None:
+            own = [self._model.chances(*each) for each in zip(sequences, most, strict=True)]
+            with_model = self._with_model(self._model, sequences, room, least_chance, texts, own, price or worth)
+            if with_model is not None:
+                counts, offers = with_model
+                self._to_try_s = 0.0
+            else:
+                offers = self._with_a_try(self._model, sequences, texts, own, counts, room)
+        before_s = sum(proposer.spent_s for proposer in self._proposers)
+        drafts: list[tuple[int, list[int]]] = []
+        for proposer in self._proposers:
+            chosen = [index for index in counts if offers[index][0] is proposer]
+            guesses = proposer.propose([(sequences[index], counts[index]) for index in chosen])
+            drafts += zip(chosen, guesses, strict=True)
+            self._whose.update((sequences[index].request.request_id, proposer) for index in chosen)
+        self._proposing_s = sum(proposer.spent_s for proposer in self._proposers) - before_s
+        return drafts
 
     def made(self, sequence: Sequence, drafted: int, made: int) -> None:
         """A sequence has got `made` tokens, of which all but one were drafted."""
-        if drafted:
-            self.drafted += drafted
-            self.accepted += made - 1
-        if sequence.lookup is not None:
-            sequence.lookup.follow()
+        whose = self._whose.get(sequence.request.request_id)
+        for proposer in self._proposers:
+            proposer.made(sequence, drafted if proposer is whose else 0, made - 1)
+
+    def left(self, sequence: Sequence) -> None:
+        """A sequence ended, or lost its slot."""
+        for proposer in self._proposers:
+            proposer.left(sequence)
+
+    def _select(self, offers: SequenceOf[Offer], room: int, least_chance: float, below: float) -> tuple[float, Counts]:
+        """Of what is offered the most worthwhile part: seconds a token and who guesses how much, if that is `below`;
+        else 0 and nobody."""
+        ranked: list[tuple[float, int, int]] = []
+        for index, (_, chances) in enumerate(offers):
+            chance = 1.0
+            for depth, one in enumerate(chances):
+                chance *= one
+                if chance < least_chance:
+                    break
+                ranked.append((chance, depth, index))
+        ranked.sort(key=lambda each: -each[0])
+        decoding = len(offers)
+        expected, passes_s, best, taken = float(decoding), 0.0, below, 0
+        passes: dict[tuple[Proposer, int], int] = {}
+        """Tokens of each pass of each proposer."""
+        for count, (chance, depth, index) in enumerate(ranked[:room], 1):
+            expected += chance
+            proposer = offers[index][0]
+            if proposer is not self._text:
+                tokens = passes.get((proposer, depth), 0)
+                more = tokens + (1 if depth else _CAUGHT_UP)
+                passes_s += proposer.seconds(more) - proposer.seconds(tokens)
+                passes[proposer, depth] = more
+            price = (self._cost.of(decoding + count) + passes_s) / expected
+            if price < best:
+                best, taken = price, count
+        counts: Counts = {}
+        for _, _, index in ranked[:taken]:
+            counts[index] = counts.get(index, 0) + 1
+        return (best if taken else 0.0), counts
+
+    def _with_model(
+        self,
+        model: Proposer,
+        sequences: SequenceOf[Sequence],
+        room: int,
+        least_chance: float,
+        texts: list[Offer],
+        own: SequenceOf[SequenceOf[float]],
+        price: float,
+    ) -> tuple[Counts, list[Offer]] | None:
+        """What to run where the model guesses for those whose text says less; None if that costs more than `price`."""
+        if not model.seconds(1):
+            return None
+        offers = [
+            (model, chances) if chances and (not text[1] or chances[0] > text[1][0]) else text
+            for text, chances in zip(texts, own, strict=True)
+        ]
+        with_model, counts = self._select(offers, room, least_chance, price * _GAIN)
+        saved = price - with_model
+        late = [
+            index
+            for index in counts
+            if offers[index][0] is model and not self._worth_catching_up(model, sequences[index], saved)
+        ]
+        if late:
+            for index in late:
+                offers[index] = texts[index]
+            _, counts = self._select(offers, room, least_chance, price * _GAIN)
+        return (counts, offers) if any(offers[index][0] is model for index in counts) else None
+
+    def _worth_catching_up(self, model: Proposer, sequence: Sequence, saved_s: float) -> bool:
+        """Whether `saved_s` for each token to come outweighs running what the model has not seen of a sequence."""
+        lacking = model.lacking(sequence)
+        if lacking <= _CAUGHT_UP:
+            return True
+        to_come = min(sequence.longest - len(sequence.tokens), max(_USUAL_TOKENS, sequence.output_tokens))
+        return model.seconds(lacking) - model.seconds(_CAUGHT_UP) < saved_s * to_come
+
+    def _with_a_try(
+        self,
+        model: Proposer,
+        sequences: SequenceOf[Sequence],
+        texts: list[Offer],
+        own: SequenceOf[SequenceOf[float]],
+        counts: Counts,
+        room: int,
+    ) -> list[Offer]:
+        """One guess of a model that does not pay, to see whether it would now; adds it to `counts` if it is time."""
+        free = [index for index, chances in enumerate(own) if chances and index not in counts]
+        if not free or sum(counts.values()) >= room:
+            return texts
+        index = min(free, key=lambda each: model.lacking(sequences[each]))
+        decoding = len(sequences)
+        price_s = model.seconds(model.lacking(sequences[index])) + self._cost.of(decoding + 1) - self._cost.of(decoding)
+        if model.seconds(1) and self._to_try_s < price_s:
+            return texts
+        self._to_try_s = 0.0
+        counts[index] = 1
+        return [*texts[:index], (model, own[index]), *texts[index + 1 :]]
