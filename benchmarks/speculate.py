@@ -1,7 +1,9 @@
 """Decoding with and without speculation, on texts that repeat themselves and texts that do not.
 
-    python benchmarks/speculate.py [--model smollm2-135m] [--threads 1] [--at-once 1,4,16] [--tokens 120]
+    python benchmarks/speculate.py [--model smollm2-135m] [--draft MODEL] [--threads 1] [--at-once 1,4,16] \
+        [--tokens 120]
 
+With --draft, one side guesses from the text alone, the other with the draft model too; without, one does not guess.
 Each text is decoded by both, one after the other, in one process, and must come out the same. On one thread the time is
 that thread's own processor time, so that other work on the machine disturbs little; on more it is the clock's.
 """
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import tokenworks.kvcache.blocks
 import tokenworks.kvcache.layout
+from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.engine import Engine
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
@@ -57,6 +60,7 @@ SCHEMAS = {"JSON by schema": FACTS | {"required": list(FACTS["properties"])}, "J
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--draft")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--at-once", default="1,4,16")
     parser.add_argument("--tokens", type=int, default=120)
@@ -65,14 +69,22 @@ def main() -> None:
     tokenizer, checkpoint = load_tokenizer(path), open_checkpoint(path)
     limits = Limits(512, 64, 64, 1500, 16, "float16", options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
-    plain, guessing = (
-        Engine(
+
+    def engine(draft: DraftModel | None, *, speculate: bool) -> Engine:
+        return Engine(
             CpuBackend().compile(checkpoint.program(), checkpoint.tensors, limits), limits, speculate=speculate,
-            eos_token_ids=tokenizer.eos_token_ids, context_tokens=2048,
+            draft=draft, eos_token_ids=tokenizer.eos_token_ids, context_tokens=2048,
             vocabulary=checkpoint.config.vocabulary, tokenizer_json=tokenizer.tokenizer.to_str,
-        )
-        for speculate in (False, True)
-    )  # fmt: skip
+        )  # fmt: skip
+
+    draft = None
+    if options.draft:
+        small = open_checkpoint(resolve(options.draft).path)
+        draft = DraftModel(
+            CpuBackend().compile(small.program(), small.tensors, limits), limits, clock=clock,
+            context_tokens=2048, vocabularies=(small.config.vocabulary, checkpoint.config.vocabulary),
+        )  # fmt: skip
+    plain, guessing = engine(None, speculate=draft is not None), engine(draft, speculate=True)
 
     def decode(engine: Engine, requests: list[Generate]) -> tuple[dict[str, list[int]], float, EngineStats]:
         """Tokens, seconds a token from where all have their first one, counts."""

@@ -13,7 +13,9 @@ models:
   - source: ./model.gguf
     name: mine
     start: on_demand
-engine: {threads: 2, context_tokens: 1024, cache_mb: 64, cache_dtype: float32, block_tokens: 32, speculation: false}
+engine:
+  {threads: 2, context_tokens: 1024, cache_mb: 64, cache_dtype: float32, block_tokens: 32, speculation: false,
+   draft_model: ./small.gguf}
 server:
   host: 0.0.0.0
   port: 0
@@ -26,7 +28,13 @@ def test_all_keys() -> None:
     factory = parse(EVERYTHING, "factory.yaml")
     assert factory.models == (ServedModel(source="./model.gguf", name="mine", start="on_demand"),)
     assert factory.engine == EngineSettings(
-        threads=2, context_tokens=1024, cache_mb=64, cache_dtype="float32", block_tokens=32, speculation=False
+        threads=2,
+        context_tokens=1024,
+        cache_mb=64,
+        cache_dtype="float32",
+        block_tokens=32,
+        speculation=False,
+        draft_model="./small.gguf",
     )
     assert factory.server == ServerSettings(host="0.0.0.0", port=0, max_body_mb=1, max_waiting=2)
 

@@ -37,7 +37,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     sequences: Positive = 64
     """The most sequences that run at once; more wait."""
     speculation: bool = True
-    """Run guesses of the next tokens, taken from a request's own text, where that is faster. The output is the same."""
+    """Run guesses of the next tokens, from the text or `draft_model`, where that is faster. The output is the same."""
+    draft_model: str | None = None
+    """A smaller model with the same vocabulary, named as in `source`, that guesses too. It shares `cache_mb`."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,6 +1,7 @@
 """serve: says where it is, answers, and leaves nothing behind however it ends."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -58,6 +59,18 @@ def test_the_configuration_file(smollm2: Path, tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         assert b"context length is 64 tokens" in refused.value.read()
+
+
+def test_a_draft_model(smollm2: Path, tmp_path: Path) -> None:
+    config = tmp_path / "factory.yaml"
+    models = f"models:\n- source: {smollm2}\n  name: small\n"
+    config.write_text(f"{models}engine:\n  draft_model: {smollm2}\n  cache_mb: 64\n")
+    with serving("--config", str(config)) as factory:
+        assert re.search(r"small: its draft model has \d\d MiB of weights and 3\d MiB of the cache", factory.said)
+    config.write_text(f"{models}engine:\n  draft_model: ./nothing\n")
+    done = run("serve", "--config", str(config))
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
 
 
 def test_a_wrong_configuration_file(tmp_path: Path) -> None:

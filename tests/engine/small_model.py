@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 
+from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.engine import Engine
 from tokenworks.kernels.backend import Backend, Executable, Limits
 from tokenworks.kernels.program import Program, ProgramBuilder
@@ -17,8 +18,8 @@ EOS = 127
 
 
 @cache
-def small_model(vocabulary: int = VOCABULARY) -> tuple[Program, dict[str, Tensor]]:
-    rng = np.random.default_rng(3)
+def small_model(vocabulary: int = VOCABULARY, seed: int = 3) -> tuple[Program, dict[str, Tensor]]:
+    rng = np.random.default_rng(seed)
     weights: dict[str, Tensor] = {}
 
     def weight(name: str, *shape: int, scale: float | None = None) -> str:
@@ -73,12 +74,13 @@ def make_engine(
     eos: int = EOS,
     tokenizer_json: Callable[[], str] = no_tokenizer,
     speculate: bool = True,
+    draft: DraftModel | None = None,
 ) -> Engine:
     program, weights = small_model(vocabulary)
     executable: Executable = backend.compile(program, weights, sizes)
     return Engine(
         executable, sizes, eos_token_ids=frozenset({eos}), context_tokens=context_tokens, vocabulary=vocabulary,
-        tokenizer_json=tokenizer_json, speculate=speculate,
+        tokenizer_json=tokenizer_json, speculate=speculate, draft=draft,
     )  # fmt: skip
 
 

@@ -7,11 +7,13 @@ import sys
 from functools import cache
 
 import pytest
+from drafting import Eager, small_draft, use
 from small_model import Reply, ask, limits, make_engine, run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tokenworks.engine import constrain
 from tokenworks.engine.engine import Engine
+from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.messages import Finish, Generate
@@ -147,7 +149,8 @@ def test_alone_as_among_others_after_preemption_and_carried_on() -> None:
         assert rest.finish is Finish.STOP
 
 
-def test_the_same_with_guesses_and_without() -> None:
+@pytest.mark.parametrize("who", ["text", "draft model"])
+def test_the_same_with_guesses_and_without(who: str) -> None:
     rows = {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
     asked = [
         constrained(f"{syntax}{temperature}", syntax, text, temperature=temperature, seed=4)
@@ -156,6 +159,8 @@ def test_the_same_with_guesses_and_without() -> None:
     ]
     plain = run(engine(speculate=False, blocks=400), *asked)
     guessing = engine(blocks=400)
+    if who == "draft model":
+        use(guessing, Eager(small_draft(CpuBackend(), VOCABULARY, sizes=limits(blocks=400)), 1))
     for name, reply in run(guessing, *asked).items():
         assert (reply.tokens, reply.finish) == (plain[name].tokens, plain[name].finish)
         assert reply.finish is Finish.STOP or name.startswith("json")

@@ -1,33 +1,23 @@
-"""A draft model: the same output whatever it says, its cache's accounts in order, and its time well spent or not at all."""
+"""A draft model: the same output whatever it says, its cache's accounts in order, its time well spent or not at all."""
 
 import random
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import pytest
-from remembering import VOCABULARY, RememberingExecutable, continuation
-from small_model import Reply, ask, limits, make_engine, run, small_model
-from test_speculate import requests, use
+from drafting import Eager, Ticks, small_draft, use
+from remembering import VOCABULARY, RememberingExecutable
+from small_model import ask, limits, make_engine, run
+from test_speculate import flat, requests
 from worlds import World, check_space, engine_for
 
 from tokenworks.engine.draft import DraftModel
-from tokenworks.engine.engine import Engine
+from tokenworks.engine.proposer import FromText
 from tokenworks.engine.sequence import Sequence
 from tokenworks.engine.speculate import Speculator
-from tokenworks.kernels.backend import Float32, Limits, StepBatch
+from tokenworks.kernels.backend import Backend, Float32, Limits, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.protocol.messages import EngineStats, Generate
-
-
-class Ticks:
-    """A clock that goes on by so much with each look."""
-
-    def __init__(self, tick_s: float) -> None:
-        self.now_s, self.tick_s = 0.0, tick_s
-
-    def __call__(self) -> float:
-        self.now_s += self.tick_s
-        return self.now_s
+from tokenworks.kernels.reference import ReferenceBackend
 
 
 class Mistaken(RememberingExecutable):
@@ -53,24 +43,6 @@ def model(sizes: Limits, *, mistakes: float = 0.0, tick_s: float = 0.0005, **how
         vocabularies=(executable.vocabulary, VOCABULARY), clock=Ticks(tick_s),
     )  # fmt: skip
     return draft, executable
-
-
-class Eager(Speculator):
-    """Has the draft model guess at random times, whatever it costs."""
-
-    def __init__(self, draft: DraftModel, seed: int) -> None:
-        super().__init__(1000, draft)
-        self.draft, self.draw = draft, random.Random(seed)
-
-    def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
-        wanted: list[tuple[Sequence, int]] = []
-        for sequence in sequences:
-            most = min(room, sequence.longest - len(sequence.tokens) - 1, self.draw.randrange(7))
-            wanted.append((sequence, len(self.draft.chances(sequence, most))))
-            room -= wanted[-1][1]
-            self._whose[sequence.request.request_id] = self.draft
-        chosen = [index for index, (_, count) in enumerate(wanted) if count]
-        return list(zip(chosen, self.draft.propose([wanted[index] for index in chosen]), strict=True))
 
 
 class DraftedWorld(World):
@@ -114,6 +86,32 @@ class DraftedWorld(World):
             self.found += name not in known and bool(follower.nodes)
 
 
+@pytest.mark.parametrize("backend", [ReferenceBackend, CpuBackend])
+def test_the_same_tokens_and_log_probabilities(backend: type[Backend]) -> None:
+    drafted = accepted = preempted = hits = 0
+    for seed in range(2 if backend is ReferenceBackend else 12):
+        vocabulary = [8, 24][seed % 2]
+        asked = requests(seed, vocabulary)
+        expected = flat(run(make_engine(backend(), limits(), vocabulary=vocabulary, eos=2, speculate=False), *asked))
+        for number, sizes in enumerate((limits(), limits(blocks=41), limits(sequences=3, step_tokens=9, logit_rows=7))):
+            own = limits(blocks=30) if number == 1 else sizes
+            draft = small_draft(backend(), vocabulary, seed=3 + seed % 3 // 2, sizes=own)
+            engine = make_engine(backend(), sizes, vocabulary=vocabulary, eos=2, draft=draft)
+            if seed % 4 < 2:
+                use(engine, Eager(draft, seed))
+            assert flat(run(engine, *asked)) == expected, (seed, sizes)
+            assert flat(run(engine, *asked[:2])) == {name: expected[name] for name in ("r0", "r1")}, "with prefix hits"
+            stats = engine.step(0.0).stats
+            drafted += draft.drafted
+            accepted += draft.accepted
+            preempted += stats.preemptions_total
+            hits += stats.prefix_hit_tokens_total
+            assert stats.draft_tokens_total >= draft.drafted
+            assert stats.kv_blocks_used == 0
+    assert min(hits, accepted, drafted - accepted) > 9, "not everything was tried"
+    assert preempted > 1 or backend is ReferenceBackend
+
+
 def test_random_worlds_with_a_draft_model() -> None:
     drafted = accepted = preempted = short = found = 0
     for seed in (0, 3, 7, 8, 9, 10, 13, 14, 16, 17, 22, 23, 25):
@@ -134,3 +132,99 @@ def test_random_worlds_with_a_draft_model() -> None:
     assert accepted > 1000
     assert drafted > accepted + 200
     assert min(preempted, short, found) > 20, "not everything was tried"
+
+
+class Guesses(FromText):
+    """A model of known worth: its chances, its passes' price, what it has not seen."""
+
+    def __init__(self, chance: float, pass_s: float, lacking: int = 1) -> None:
+        super().__init__()
+        self.chance, self.pass_s, self.unseen, self.tried = chance, pass_s, lacking, 0
+
+    def chances(self, sequence: Sequence, most: int) -> list[float]:
+        return [self.chance] * most
+
+    def lacking(self, sequence: Sequence) -> int:
+        return self.unseen
+
+    def seconds(self, tokens: int) -> float:
+        return self.pass_s * max(1.0, tokens / 32) if tokens else 0.0
+
+    def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
+        self.tried += len(wanted)
+        return [[1] * count for _, count in wanted]
+
+
+def taught(model: Guesses) -> Speculator:
+    """A step of one token takes 10 ms, each further one a tenth of that."""
+    speculator = Speculator(128, model)
+    for _ in range(20):
+        for tokens in (1, 2, 4, 8, 16, 32, 64):
+            speculator.observe(tokens, 0.009 + 0.001 * tokens)
+    speculator._to_try_s = 0.0
+    return speculator
+
+
+def talking(prompt: list[int], max_tokens: int = 500) -> Sequence:
+    return Sequence(ask("a", prompt, max_tokens=max_tokens), (0.0, 1), frozenset(), 1000)
+
+
+DIFFERENT = list(range(50))
+"""Nothing in it to look up."""
+
+
+def drafts(model: Guesses, sequence: Sequence) -> int:
+    return sum(len(draft) for _, draft in taught(model).choose([sequence], 100))
+
+
+def test_a_model_guesses_as_far_as_it_pays() -> None:
+    cheap, dear = 0.001, 0.02
+    assert drafts(Guesses(0.99, cheap), talking(DIFFERENT)) > 8
+    assert 2 <= drafts(Guesses(0.8, cheap), talking(DIFFERENT)) <= 8
+    assert drafts(Guesses(0.1, cheap), talking(DIFFERENT)) == 0
+    assert drafts(Guesses(0.99, dear), talking(DIFFERENT)) == 0
+    assert drafts(Guesses(0.99, cheap), talking(DIFFERENT, max_tokens=3)) == 2
+
+
+def test_what_the_model_has_not_seen_is_weighed_against_what_is_to_come() -> None:
+    assert drafts(Guesses(0.9, 0.001, lacking=900), talking(DIFFERENT)) > 0
+    assert drafts(Guesses(0.9, 0.001, lacking=900), talking(DIFFERENT, max_tokens=3)) == 0
+    assert drafts(Guesses(0.9, 0.001, lacking=9), talking(DIFFERENT, max_tokens=3)) > 0
+
+
+def test_the_text_guesses_where_it_is_surer() -> None:
+    repeated = talking([1, 2, 3] * 20)
+    for chance, tried in ((0.5, False), (0.999, True)):
+        model = Guesses(chance, 0.0001)
+        [(_, draft)] = taught(model).choose([repeated], 100)
+        assert draft[:3] == ([1, 1, 1] if tried else [1, 2, 3])
+        assert bool(model.tried) is tried
+
+
+def test_a_model_that_does_not_pay_is_tried_for_a_small_part_of_the_time() -> None:
+    model = Guesses(0.05, 0.005)
+    speculator, sequence = taught(model), talking(DIFFERENT)
+    for _ in range(10_000):
+        tokens = 1 + len(speculator.choose([sequence], 100))
+        speculator.observe(tokens, 0.009 + 0.001 * tokens)
+    assert 10_000 * 0.01 * 0.01 < model.tried * (0.005 + 0.001) < 10_000 * 0.01 * 0.03
+    model.chance = 0.95
+    assert speculator.choose([sequence], 100)
+
+
+def test_another_model_is_left_off_by_itself_and_the_same_one_is_not() -> None:
+    prompt, tokens = [i * i % 97 for i in range(60)], 200
+    steps = {}
+    for seed in (3, 4):
+        draft = small_draft(CpuBackend(), 128, seed=seed, sizes=limits(blocks=400))
+        engine = make_engine(CpuBackend(), limits(blocks=400), context_tokens=500, draft=draft)
+        how = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0.4}
+        run(engine, *(ask(str(i), prompt[i:], seed=i, **how) for i in range(3)))
+        steps[seed] = engine.step(0.0).stats.steps_total, draft.drafted, draft.accepted
+    print(steps)
+    (itself, drafted, accepted), (another, tried, lucky) = steps[3], steps[4]
+    assert itself < tokens * 0.8
+    assert accepted > 0.5 * drafted > 100
+    assert another > tokens * 0.85
+    assert lucky < 0.3 * tried
+    assert tried < 0.2 * 3 * tokens

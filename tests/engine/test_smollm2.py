@@ -1,15 +1,20 @@
 """The engine on real, quantised weights and the real tokenizer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_model import run
+from drafting import Ticks
+from small_model import run, small_model
 
+from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.engine import Engine
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.tokenizer import ModelTokenizer, load_tokenizer
 from tokenworks.protocol.messages import Finish, Generate
@@ -23,21 +28,47 @@ def tokenizer(smollm2: Path) -> ModelTokenizer:
     return load_tokenizer(smollm2)
 
 
+def sizes(blocks: int) -> Limits:
+    return Limits(
+        step_tokens=64, sequences=8, logit_rows=8, blocks=blocks, block_tokens=16, cache_dtype="float16", threads=2
+    )
+
+
 @pytest.fixture(scope="module")
-def make(smollm2: Path, tokenizer: ModelTokenizer) -> Callable[[int], Engine]:
+def make(smollm2: Path, tokenizer: ModelTokenizer) -> Callable[..., Engine]:
     checkpoint = open_checkpoint(smollm2)
     program = checkpoint.program()
 
-    def engine(blocks: int) -> Engine:
-        limits = Limits(
-            step_tokens=64, sequences=8, logit_rows=8, blocks=blocks, block_tokens=16, cache_dtype="float16", threads=2
-        )
+    def engine(blocks: int, draft: DraftModel | None = None) -> Engine:
+        limits = sizes(blocks)
         return Engine(
             CpuBackend().compile(program, checkpoint.tensors, limits), limits, eos_token_ids=tokenizer.eos_token_ids,
             context_tokens=2048, vocabulary=checkpoint.config.vocabulary, tokenizer_json=tokenizer.tokenizer.to_str,
+            draft=draft,
         )  # fmt: skip
 
     return engine
+
+
+class Halves(Mapping[str, Tensor]):
+    """The same weights, some matrices in 16 bits."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.others = {name for i, name in enumerate(sorted(tensors)) if i % 16}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        if len(tensor.shape) == 1 or name in self.others:
+            return tensor
+        values = dequantise(tensor).astype(np.float16)
+        return Tensor(name, "F16", tensor.shape, values.reshape(-1).view(np.uint8))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def question(tokenizer: ModelTokenizer, request_id: str, text: str, **how: object) -> Generate:
@@ -85,3 +116,32 @@ def test_json_that_fits_a_schema(make: Callable[[int], Engine], tokenizer: Model
         city = json.loads(tokenizer.decode(reply.tokens, skip_special=True))
         assert set(city) == {"city", "people"}
         assert type(city["people"]) is int
+
+
+def test_its_own_draft_in_another_format_and_a_model_that_knows_nothing(
+    make: Callable[..., Engine], tokenizer: ModelTokenizer, smollm2: Path
+) -> None:
+    asked = [
+        question(tokenizer, "sky", "Why is the sky blue?", max_tokens=40, ignore_eos=True),
+        question(tokenizer, "tea", "How do I make tea?", max_tokens=40, ignore_eos=True),
+    ]
+    plain = run(make(100), *asked)
+    checkpoint = open_checkpoint(smollm2)
+    vocabulary = checkpoint.config.vocabulary
+    itself = checkpoint.program(), Halves(checkpoint.tensors)
+    steps, rates = [], []
+    for program, weights in (itself, small_model(vocabulary)):
+        draft = DraftModel(
+            CpuBackend().compile(program, weights, sizes(100)), sizes(100), context_tokens=2048,
+            vocabularies=(vocabulary, vocabulary), clock=Ticks(0.0005),
+        )  # fmt: skip
+        engine = make(100, draft)
+        for name, reply in run(engine, *asked).items():
+            assert reply.tokens == plain[name].tokens
+        steps.append(engine.step(0.0).stats.steps_total)
+        rates.append(draft.accepted / draft.drafted)
+    print(steps, rates)
+    assert rates[0] > 0.85
+    assert steps[0] < 35
+    assert rates[1] < 0.1
+    assert steps[1] > 40

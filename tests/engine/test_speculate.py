@@ -6,6 +6,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import pytest
+from drafting import Eager, small_draft, use
 from remembering import EOS, VOCABULARY, RememberingExecutable, continuation
 from small_model import Reply, ask, limits, make_engine, no_tokenizer, run
 
@@ -63,10 +64,6 @@ class Guesser(Speculator):
             yield index, draft
 
 
-def use(engine: Engine, speculator: Speculator) -> None:
-    engine._speculator = engine._scheduler._speculator = speculator
-
-
 def flat(replies: dict[str, Reply]) -> dict[str, object]:
     return {
         name: (reply.tokens, reply.finish, reply.chunks[-1].stop_token_id, reply.logprobs)
@@ -112,13 +109,14 @@ def test_accepted_tokens_come_together_in_fewer_steps() -> None:
         assert steps[True] < 90
 
 
-def test_sampling_follows_the_distribution_of_the_model() -> None:
+@pytest.mark.parametrize("who", ["at random", "draft model"])
+def test_sampling_follows_the_distribution_of_the_model(who: str) -> None:
     """The first three tokens of 3,000 samples, of which guesses give some: each triple as often as the model says."""
     count, prompt = 3000, PROMPT
-    engine = make_engine(
-        CpuBackend(), limits(sequences=15, step_tokens=90, blocks=600, logit_rows=64), vocabulary=FEW, eos=99
-    )
-    use(engine, Guesser(1, FEW))
+    sizes = limits(sequences=15, step_tokens=90, blocks=600, logit_rows=64)
+    engine = make_engine(CpuBackend(), sizes, vocabulary=FEW, eos=99)
+    draft = small_draft(CpuBackend(), FEW, sizes=sizes)
+    use(engine, Guesser(1, FEW) if who == "at random" else Eager(draft, 1))
     seen = np.zeros((FEW, FEW, FEW))
     for start in range(0, count, 15):
         asked = [ask(f"s{seed}", prompt, temperature=1.0, seed=seed, max_tokens=6) for seed in range(start, start + 15)]

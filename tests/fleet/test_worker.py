@@ -26,11 +26,12 @@ LIMIT_S = 120.0
 
 
 @asynccontextmanager
-async def serving(path: Path, **engine: int) -> AsyncIterator[Pool]:
+async def serving(path: Path, draft: Path | None = None, **engine: int) -> AsyncIterator[Pool]:
     """A pool with one model, "m"; afterwards no process is left."""
     pool = Pool()
     settings = EngineSettings(**{"cache_mb": 64, **engine})
-    await pool.start([PoolModel("m", WorkerSettings(path=str(path), engine=settings))])
+    draft_path = str(draft) if draft else None
+    await pool.start([PoolModel("m", WorkerSettings(path=str(path), draft_path=draft_path, engine=settings))])
     seen: set[int] = set()
     try:
         async with asyncio.timeout(LIMIT_S):
@@ -206,6 +207,33 @@ async def test_requests_that_cannot_run_fail_alone(smollm2):
         with pytest.raises(EngineError, match="no embeddings"):
             await pool.embed("m", [[1]])
         assert len(await good) == 40
+
+
+async def test_a_worker_with_a_draft_model(smollm2):
+    asked = [request(number, temperature=0.9 * (number % 2)) for number in range(4)]
+    async with serving(smollm2) as pool:
+        alone = await pool.ready("m")
+        expected = [await tokens(pool, each) for each in asked]
+    async with serving(smollm2, smollm2) as pool:
+        ready = await pool.ready("m")
+        assert list(ready.load_s) == ["python", "imports", "open", "pack", "draft", "engine"]
+        assert ready.draft_weight_bytes == ready.weight_bytes == alone.weight_bytes
+        assert ready.draft_kv_bytes == ready.kv_bytes
+        assert alone.kv_bytes * 0.95 < ready.kv_bytes + ready.draft_kv_bytes <= 64 << 20
+        running = [asyncio.create_task(tokens(pool, each)) for each in asked]
+        await until(lambda: pool.stats("m").output_tokens_total >= 4 * 12)
+        kill(pool)
+        assert await asyncio.gather(*running) == expected
+        assert pool.statuses()[0].restarts == 1
+
+
+async def test_a_draft_model_that_cannot_draft(smollm2, minilm, gemma3):
+    for other, why in ((minilm, "embeddings"), (gemma3, "different vocabularies")):
+        async with serving(smollm2, other) as pool:
+            with pytest.raises(ModelError, match=why):
+                await pool.ready("m")
+    async with serving(minilm, smollm2) as pool:  # the setting is for models of text
+        assert (await pool.ready("m")).draft_weight_bytes == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"hello" * 1000])

@@ -81,6 +81,8 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
 
     models: dict[str, PoolModel] = {}
     with PullBar() as bar:
+        engine = factory.engine
+        draft_path = str(resolve(engine.draft_model, bar).path) if engine.draft_model and engine.speculation else None
         for wanted in factory.models:
             try:
                 found = resolve(wanted.source, bar)
@@ -92,7 +94,7 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
             name = wanted.name or found.name
             if name in models:
                 raise ModelError(f"Two of the configuration's models are named {name!r}: give one another `name`.")
-            settings = WorkerSettings(path=str(found.path), engine=factory.engine)
+            settings = WorkerSettings(path=str(found.path), draft_path=draft_path, engine=engine)
             models[name] = PoolModel(name, settings, wanted.start)
     if not models:
         raise ModelError("There is no model to serve: name one, or list `models` in the configuration.")
@@ -108,6 +110,9 @@ def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) 
     for name, ready in workers.items():
         phases = ", ".join(f"{phase} {spent_s:.2f} s" for phase, spent_s in ready.load_s.items())
         print(f"  {name}: {phases}")
+        if ready.draft_weight_bytes:
+            weights, cache = (n / 2**20 for n in (ready.draft_weight_bytes, ready.draft_kv_bytes))
+            print(f"  {name}: its draft model has {weights:.0f} MiB of weights and {cache:.0f} MiB of the cache")
     for name in on_demand:
         print(f"  {name}: starts with the first request for it")
     generators = [name for name, ready in workers.items() if ready.kind == "generate"]

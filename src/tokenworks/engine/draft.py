@@ -17,7 +17,7 @@ from tokenworks.engine.sequence import Sequence
 from tokenworks.kernels.backend import Executable, Int32, Limits, StepBatch
 
 _FIRST_TOKENS = 32
-"""Of the very first pass, which is there to see what a pass costs."""
+"""Of the very first passes, which are there to see what a pass costs."""
 
 
 class DraftModel:
@@ -44,6 +44,7 @@ class DraftModel:
         self._acceptance = Acceptance()
         self._cost = StepCost(limits.step_tokens)
         self._clock = clock
+        self._warm = False
         self.drafted = self.accepted = 0
         self.spent_s = 0.0
 
@@ -57,9 +58,10 @@ class DraftModel:
         return len(follower.tokens) - follower.computed
 
     def seconds(self, tokens: int) -> float:
-        """More tokens than a pass can have take several."""
-        passes, rest = divmod(tokens, self._step_tokens)
-        return passes * self._cost.of(self._step_tokens) + (self._cost.of(rest) if rest else 0.0)
+        """Of long passes, which are rare, no less than in proportion to short ones, which have been seen."""
+        if tokens > _FIRST_TOKENS:
+            return self._cost.of(_FIRST_TOKENS) * tokens / _FIRST_TOKENS
+        return self._cost.of(tokens) if tokens else 0.0
 
     def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
         began_s = since_s = self._clock()
@@ -72,21 +74,22 @@ class DraftModel:
             tokens = sum(len(run.tokens) for run in runs)
             runs = self._following.ran(runs, self._run(runs))
             now_s = self._clock()
-            self._cost.observe(tokens, now_s - since_s)
-            since_s = now_s
+            if self._warm:  # the first pass also takes the memory
+                self._cost.observe(tokens, now_s - since_s)
+            self._warm, since_s = True, now_s
         self.spent_s += since_s - began_s
         return [follower.guesses[:] for follower in followers]
 
-    def made(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+    def made(self, sequence: Sequence, tokens: int, drafted: int) -> None:
         follower = self._following.followers.get(sequence.request.request_id)
         if follower is None:
             return
         if drafted:
             self.drafted += drafted
-            self.accepted += accepted
-            self._acceptance.count(follower.rate, drafted, accepted)
+            self.accepted += tokens - 1
+            self._acceptance.count(follower.rate, drafted, tokens - 1)
         else:
-            follower.rate.pass_by(1 + accepted)
+            follower.rate.pass_by(tokens)
         self._following.made(follower)
 
     def left(self, sequence: Sequence) -> None:

@@ -33,9 +33,9 @@ class Proposer(Protocol):
     def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
         """For each sequence up to so many guesses, none of which ends it. Fewer, or none, where that is all it has."""
 
-    def made(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        """The sequence has got its next tokens. Of this proposer's guesses `drafted` ran, of which the first
-        `accepted` proved right."""
+    def made(self, sequence: Sequence, tokens: int, drafted: int) -> None:
+        """The sequence has got so many tokens. Of this proposer's guesses `drafted` ran; if any did, all of these
+        tokens but the last are right guesses."""
 
     def left(self, sequence: Sequence) -> None:
         """The sequence ended, or lost its slot and may come back."""
@@ -68,9 +68,10 @@ class FromText:
             guesses.append(guess[: next((i for i, token in enumerate(guess) if token in sequence.ends), count)])
         return guesses
 
-    def made(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        self.drafted += drafted
-        self.accepted += accepted
+    def made(self, sequence: Sequence, tokens: int, drafted: int) -> None:
+        if drafted:
+            self.drafted += drafted
+            self.accepted += tokens - 1
         if sequence.lookup is not None:
             sequence.lookup.follow()
 

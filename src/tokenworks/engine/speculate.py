@@ -105,7 +105,7 @@ class Speculator:
         """A sequence has got `made` tokens, of which all but one were drafted."""
         whose = self._whose.get(sequence.request.request_id)
         for proposer in self._proposers:
-            proposer.made(sequence, drafted if proposer is whose else 0, made - 1)
+            proposer.made(sequence, made, drafted if proposer is whose else 0)
 
     def left(self, sequence: Sequence) -> None:
         """A sequence ended, or lost its slot."""

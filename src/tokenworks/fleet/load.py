@@ -1,23 +1,29 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
 from tokenworks.kvcache.layout import blocks_that_fit
-from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import ModelConfig
 from tokenworks.models.ends import eos_token_ids
 from tokenworks.protocol.clock import now_s
+from tokenworks.protocol.errors import ModelError
 from tokenworks.protocol.messages import Ready
 from tokenworks.telemetry.cores import cores_allowed
 
 
 def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderEngine, Ready]:
-    """A model ready to run. Adds the phases open, pack and engine to `phases_s`. Raises ModelError."""
+    """A model ready to run. Adds the phases open, pack, draft (if there is one) and engine to `phases_s`.
+
+    Raises ModelError.
+    """
     mark_s = now_s()
 
     def phase(name: str) -> None:
@@ -29,10 +35,22 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
     checkpoint = open_checkpoint(path, settings.engine.context_tokens)
     config = checkpoint.config
     program = checkpoint.program()
-    limits = _limits(settings, config, program)
+    drafting = _open_draft(settings, config)
+    limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
     executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
     phase("pack")
+    draft = draft_executable = None
+    if drafting is not None:
+        draft_executable = _backend(settings.backend).compile(drafting.program(), drafting.tensors, limits)
+        draft = DraftModel(
+            draft_executable,
+            limits,
+            context_tokens=drafting.config.context_tokens,
+            vocabularies=(drafting.config.vocabulary, config.vocabulary),
+            clock=now_s,
+        )
+        phase("draft")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
     engine: Engine | EncoderEngine
     if config.kind == "embed":
@@ -47,6 +65,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
             vocabulary=config.vocabulary,
             tokenizer_json=lambda: _tokenizer_json(path),
             speculate=settings.engine.speculation,
+            draft=draft,
         )
     phase("engine")
     ready = Ready(
@@ -55,14 +74,32 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         vocabulary=config.vocabulary,
         weight_bytes=executable.weight_bytes,
         kv_bytes=executable.cache_bytes,
+        draft_weight_bytes=draft_executable.weight_bytes if draft_executable else 0,
+        draft_kv_bytes=draft_executable.cache_bytes if draft_executable else 0,
         load_s=phases_s,
     )
     return engine, ready
 
 
-def _limits(settings: WorkerSettings, config: ModelConfig, program: Program) -> Limits:
+def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | None:
+    """The draft model, where one is wanted and can be used."""
+    if settings.draft_path is None or config.kind == "embed" or not settings.engine.speculation:
+        return None
+    draft_path = Path(settings.draft_path)
+    checkpoint = open_checkpoint(draft_path, settings.engine.context_tokens)
+    if checkpoint.config.kind == "embed":
+        raise ModelError(f"{draft_path} cannot draft: it makes embeddings, no text.")
+    from tokenworks.models.vocabulary import check_same_vocabulary  # the tokenizer's library is loaded only if needed
+
+    check_same_vocabulary(Path(settings.path), draft_path)
+    return checkpoint
+
+
+def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
+    """The cache's memory is for all programs; each has as many blocks of it as the others."""
     wanted = settings.engine
-    blocks = blocks_that_fit(wanted.cache_mb, program.cache_layers, wanted.cache_dtype, wanted.block_tokens)
+    layers = [layer for program in programs for layer in program.cache_layers]
+    blocks = blocks_that_fit(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens)
     return Limits(
         # An encoder keeps nothing between steps, so its longest input has to fit into one.
         step_tokens=max(wanted.step_tokens, config.context_tokens) if config.kind == "embed" else wanted.step_tokens,

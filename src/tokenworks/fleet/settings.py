@@ -12,6 +12,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     path: str
     """The checkpoint: a folder or a file."""
+    draft_path: str | None = None
+    """The checkpoint of its draft model, if it has one."""
     engine: EngineSettings = EngineSettings()
     backend: Literal["cpu", "reference"] = "cpu"
     """Which table of operations runs it; the reference is slow and needs no compiled code."""

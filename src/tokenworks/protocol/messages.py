@@ -80,6 +80,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     kv_bytes: int
     load_s: dict[str, float]
     """Where the start-up time went: phase -> seconds, in order."""
+    draft_weight_bytes: int = 0
+    draft_kv_bytes: int = 0
+    """Of its draft model; 0 without one."""
 
 
 class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
