@@ -180,7 +180,7 @@ def write_decoder(name: str, folder: Path, dtype: torch.dtype = torch.float32, *
     """A checkpoint of DECODERS[name] with random weights, biases and norms, large enough that each one matters."""
     torch.manual_seed(sum(map(ord, name)))
     model = AutoModelForCausalLM.from_config(DECODERS[name])
-    _randomise(model)
+    randomise(model)
     model.to(dtype).save_pretrained(folder, **how)
 
 
@@ -191,12 +191,12 @@ def write_encoder(folder: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(5)
     model = BertModel(config)
-    _randomise(model)
+    randomise(model)
     model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def randomise(model: PreTrainedModel) -> None:
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             weight.add_(0.3 * torch.randn_like(weight))

@@ -1,7 +1,7 @@
 """The table of architectures, by what their files call them. A new one is a file in models/families/, or a few lines in
 one, and a row here."""
 
-from tokenworks.models.families import bert, gemma, llama, mixtral, olmo, qwen, qwen_moe
+from tokenworks.models.families import bert, gemma, idefics3, llama, mixtral, olmo, qwen, qwen_moe
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
@@ -20,6 +20,8 @@ HF_ARCHITECTURES = {
     "qwen2_moe": qwen_moe.QWEN2_MOE,
     "qwen3_moe": qwen_moe.QWEN3_MOE,
     "gemma3_text": gemma.GEMMA3,
+    "idefics3": idefics3.IDEFICS3,
+    "smolvlm": idefics3.IDEFICS3,
     "bert": bert.BERT,
 }
 """By config.json's model_type."""

@@ -4,6 +4,7 @@ Only headers are read here. A weight stays a view of the mapped file until a bac
 stores in another order or form are converted when they are looked up, one at a time.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -27,6 +28,8 @@ from tokenworks.models.json_file import read_json
 from tokenworks.models.quantised import StackedBlocks, open_quantised
 from tokenworks.models.safetensors import open_safetensors
 from tokenworks.models.stacked import Found, unstack
+from tokenworks.models.vision.config import VisionConfig
+from tokenworks.models.vision.encoder import computed_weights, vision_program, vision_shapes
 from tokenworks.protocol.errors import ModelError
 
 
@@ -44,6 +47,11 @@ class Checkpoint:
                 return decoder_program(self.config)
             case EncoderConfig():
                 return encoder_program(self.config)
+
+    def vision_program(self, vision: VisionConfig) -> Program:
+        """Of the pictures' encoder."""
+        assert isinstance(self.config, DecoderConfig)
+        return vision_program(vision, self.config.width)
 
 
 def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint:
@@ -92,13 +100,20 @@ def _checkpoint(
 ) -> Checkpoint:
     found = unstack({names.usual(name): tensor for name, tensor in tensors.items()}, names.stacks)
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
+    vision = config.vision if isinstance(config, DecoderConfig) else None
+    if vision is not None:
+        shapes = shapes | vision_shapes(vision, config.width)
     places = _places(names, shapes)
     stored_shapes: dict[str, tuple[int, ...]] = {}
     for canonical, place in places.items():
         shape = shapes[canonical]
-        stored_shapes[place.name] = (place.first_row + shape[0], *shape[1:])  # the last part's end
+        end = (place.first_row + shape[0], *shape[1:])  # the last part's
+        stored_shapes[place.name] = end[::-1] if place.name in names.transposed else end
     for name, shape in stored_shapes.items():
-        _check_tensor(path, name, found.get(name), shape)
+        tensor = found.get(name)
+        if isinstance(tensor, Tensor) and name in names.kernels:
+            tensor = found[name] = replace(tensor, shape=(tensor.shape[0], math.prod(tensor.shape[1:])))
+        _check_tensor(path, name, tensor, shape)
     for name in found:
         if name not in stored_shapes and not any(fnmatchcase(name, pattern) for pattern in names.unused):
             raise ModelError(
@@ -109,6 +124,8 @@ def _checkpoint(
         longest = min(config.context_tokens, context_tokens or config.context_tokens)
         for rope, how in config.ropes.items():
             computed["rope." + rope] = _float32(f"rope.{rope}", how.inverse_frequencies(longest))
+        for name, values in computed_weights(vision).items() if vision else ():
+            computed[name] = _float32(name, values)
     return Checkpoint(path, config, _Weights(config, found, places, shapes, names, computed))
 
 
@@ -164,6 +181,8 @@ class _Weights(Mapping[str, Tensor]):
         stored = self.found[place.name]
         assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
+        if place.name in self.names.transposed:
+            return _float32(name, dequantise(tensor).T)
         tensor = _rows(tensor, place.first_row, self.shapes[name][0])
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
@@ -183,9 +202,9 @@ class _Weights(Mapping[str, Tensor]):
 
 def rotary_heads(config: ModelConfig, name: str) -> int:
     """How many heads a weight's rows make that rotary positions turn; 0: none."""
-    _, _, leaf = name.partition("layers.")
+    before, _, leaf = name.partition("layers.")
     number, _, leaf = leaf.partition(".")
-    if leaf not in ("q", "q.bias", "k", "k.bias") or not isinstance(config, DecoderConfig):
+    if before or leaf not in ("q", "q.bias", "k", "k.bias") or not isinstance(config, DecoderConfig):
         return 0
     mixer = config.layers[int(number)].mixer
     if not isinstance(mixer, Attention):

@@ -6,6 +6,7 @@ from typing import Literal
 from tokenworks.kernels.program import Activation
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.rope import Rope
+from tokenworks.models.vision.config import VisionConfig
 
 MAX_LAYERS = 4096
 """More than any model has; a damaged file is refused before it makes us list a billion layers."""
@@ -38,6 +39,8 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     """0 is off."""
+    vision: VisionConfig | None = None
+    """How it sees pictures, if it does."""
     kind: Literal["generate"] = "generate"
 
 

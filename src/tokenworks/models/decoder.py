@@ -14,6 +14,9 @@ def decoder_program(config: DecoderConfig) -> Program:
     """Tokens of the step -> logits [R, vocabulary]."""
     b = ProgramBuilder()
     x = b.embed("embed", config.width, scale=config.embedding_scale)
+    deep = 0
+    if config.vision is not None:
+        x, deep = b.inject(x, 0, "replace"), len(config.vision.deep)
     for number, layer in enumerate(config.layers):
         name = f"layers.{number}."
         mixed = layer.mixer.mix(b, name, _norm(b, config, name + "attention_norm", x))
@@ -23,6 +26,8 @@ def decoder_program(config: DecoderConfig) -> Program:
         x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, config.width))
         made = layer.feed_forward.write(b, name, _norm(b, config, name + "mlp_norm", x))
         x = _join(b, config, name + "mlp_post_norm", x, made)
+        if number < deep:
+            x = b.inject(x, (1 + number) * config.width, "add")
     x = b.rmsnorm(x, "norm", config.norm_epsilon)
     if config.logit_scale != 1.0:
         x = b.scale(x, config.logit_scale)

@@ -35,10 +35,20 @@ class FileNames:
     interleaved_rotary: bool = False
     """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
 
+    kernels: frozenset[str] = frozenset()
+    """Names in the file of convolutions [out, ...] that are seen as linear maps [out, in]."""
+    transposed: frozenset[str] = frozenset()
+    """Names in the file of linear maps stored as [in, out]."""
+    prefixes: tuple[tuple[str, str], ...] = ()
+    """How some files begin names, and how those here begin: the first that fits is exchanged."""
+
     def usual(self, name: str) -> str:
         """The name as `names` has it."""
         for theirs, ours in self.respelt:
             name = name.replace(theirs, ours)
+        for theirs, ours in self.prefixes:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
         return name
 
     def of(self, canonical: str) -> str:

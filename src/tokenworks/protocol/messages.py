@@ -35,6 +35,30 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """The likeliest tokens, best first."""
 
 
+class Picture(msgspec.Struct, frozen=True, array_like=True):
+    """A picture in a prompt, or a tile of one, as its encoder takes it: resized, not yet normalised."""
+
+    at: int
+    """The first of the prompt's tokens that stand for it: rows * columns, line by line."""
+    rows: int
+    columns: int
+    width: int
+    height: int
+    pixels: bytes
+    """[height, width, 3] RGB."""
+    digest: bytes
+    """A hash of its pixels and size: equal for equal pictures only."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def end(self) -> int:
+        """Behind its last token."""
+        return self.at + self.tokens
+
+
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Start, or carry on, one output sequence.
 
@@ -48,6 +72,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     output_ids: tuple[int, ...] = ()
     priority: int = 0
     """Lower runs first; equal priorities in order of arrival."""
+    pictures: tuple[Picture, ...] = ()
+    """In the order of their tokens in the prompt."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):

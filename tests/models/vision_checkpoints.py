@@ -1,0 +1,162 @@
+"""Small random checkpoints of models that see, with tokenizer and processor files, and pictures to show them."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from small_checkpoints import Float32, randomise
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration, PreTrainedModel
+
+from tokenworks.kernels.backend import Backend, Limits, StepBatch
+from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
+from tokenworks.models.vision.pixels import Pixels
+from tokenworks.models.vision.positions import along_axes
+from tokenworks.protocol.messages import Picture
+
+_LETTERS = [chr(c) for c in range(32, 127)] + ["\n"]
+_TEXT = {
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_ROLES = "{% for m in messages %}[{{ m['role'] }}]"
+_PARTS = (
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% else %}PICTURE{% endif %}{% endfor %}"
+)
+_END = "\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+_TEMPLATE = _ROLES + _PARTS + _END
+
+
+def _write_tokenizer(folder: Path, special: Sequence[str], picture: str) -> dict[str, int]:
+    """A token for each character, the special ones before them, and one that ends a reply."""
+    vocabulary = {token: number for number, token in enumerate([*special, "<end>", *_LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([*special, "<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"chat_template": _TEMPLATE.replace("PICTURE", picture), "eos_token": "<end>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return vocabulary
+
+
+def _write_idefics3(folder: Path) -> PreTrainedModel:
+    tags = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    ids = _write_tokenizer(folder, ["<image>", "<fake_token_around_image>", "<global-img>", *tags], "<image>")
+    settings = {
+        "size": {"longest_edge": 70},
+        "max_image_size": {"longest_edge": 24},
+        "resample": 1,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+        "image_processor_type": "Idefics3ImageProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    vision = {
+        "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 76,
+        "patch_size": 4,
+    }  # fmt: skip
+    text = {"model_type": "llama", "vocab_size": len(ids), **_TEXT}
+    config = Idefics3Config(text_config=text, vision_config=vision, image_token_id=ids["<image>"], scale_factor=2)
+    return Idefics3ForConditionalGeneration(config)
+
+
+_WRITERS = {"idefics3": _write_idefics3}
+FAMILIES = list(_WRITERS)
+
+
+def write_vision_model(family: str, folder: Path) -> None:
+    torch.manual_seed(sum(map(ord, family)))
+    model = _WRITERS[family](folder)
+    randomise(model)
+    model.save_pretrained(folder)
+
+
+def drawing(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Lines, discs and noise: a picture in which every pixel's place matters."""
+    random = np.random.default_rng(seed)
+    image = Image.fromarray(random.integers(0, 256, (height, width, 3)).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        x, y, to_x, to_y = (int(v) for v in random.integers(0, [width, height, width, height]))
+        colour = tuple(int(v) for v in random.integers(0, 256, 3))
+        draw.line((x, y, to_x, to_y), colour, 3)
+        draw.ellipse((x, y, x + width // 5, y + height // 5), colour)
+    return image
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return out.getvalue()
+
+
+def features_of(checkpoint: Checkpoint, backend: Backend, picture: Picture) -> Float32:
+    """[tokens, features * width], part by part as a worker runs it."""
+    vision = checkpoint.config.vision  # type: ignore[union-attr]
+    assert vision is not None
+    limits = Limits(vision.most_patches, 1, 1, 1, 4, "float32", 2)
+    table = None
+    if vision.positions == "bilinear":
+        from tokenworks.kernels.formats import dequantise
+
+        table = dequantise(checkpoint.tensors["vision.positions"])
+    pixels = Pixels(vision, table)
+    assert pixels.objection(picture) is None
+    step = pixels.step(picture)
+    executable = backend.compile(checkpoint.vision_program(vision), checkpoint.tensors, limits)
+    for part in range(executable.parts):
+        rows = executable.run(step.batch, part)
+    features = np.empty_like(rows)
+    features[step.order] = rows
+    return features
+
+
+def our_vision_logits(
+    path: Path, ids: Sequence[int], pictures: Sequence[Picture], backend: Backend, chunks: Sequence[int] = ()
+) -> Float32:
+    """[tokens, vocabulary] of a prompt with pictures, in steps that end at `chunks`."""
+    checkpoint = open_checkpoint(path)
+    vision = checkpoint.config.vision  # type: ignore[union-attr]
+    assert vision is not None
+    count, size = len(ids), 4
+    blocks = -(-count // size)
+    model = backend.compile(
+        checkpoint.program(), checkpoint.tensors, Limits(count, 1, count, blocks, size, "float32", 2)
+    )
+    features = np.concatenate([features_of(checkpoint, backend, picture) for picture in pictures])
+    places = np.concatenate([np.arange(picture.at, picture.end) for picture in pictures])
+    axes = along_axes(count, pictures) if vision.along_axes else None
+    ends = np.arange(1, count + 1, dtype=np.int32)
+    for picture in pictures if vision.sees_ahead else ():
+        ends[picture.at : picture.end] = picture.end
+    table = np.arange(blocks, dtype=np.int32)[::-1].copy()[None]
+    rows = []
+    for start, end in zip([0, *chunks], [*chunks, count], strict=True):
+        inside = (places >= start) & (places < end)
+        batch = StepBatch(
+            np.asarray(ids[start:end], np.int32),
+            np.arange(start, end, dtype=np.int32),
+            np.array([0, end - start], np.int32),
+            table,
+            np.arange(end - start, dtype=np.int32),
+            features=features[inside],
+            feature_rows=(places[inside] - start).astype(np.int32),
+            axes=None if axes is None else np.ascontiguousarray(axes[:, start:end]),
+            ends=ends[start:end].copy(),
+        )
+        rows.append(model.run(batch).copy())
+    return np.concatenate(rows)
