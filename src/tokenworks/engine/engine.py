@@ -5,6 +5,7 @@ from concurrent.futures import Future, wait
 
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
+from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.plan import StepPlan, StepResult
 from tokenworks.engine.runner import Runner
 from tokenworks.engine.sampler import Sampler
@@ -35,6 +36,7 @@ class Engine:
         tokenizer_json: Callable[[], str],
         speculate: bool = True,
         draft: DraftModel | None = None,
+        encoder: PictureEncoder | None = None,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes.
         `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one."""
@@ -44,10 +46,15 @@ class Engine:
         self._step_tokens = limits.step_tokens
         self._speculator = Speculator(limits.step_tokens, draft) if speculate else None
         self._scheduler = Scheduler(
-            limits, eos_token_ids=eos_token_ids, context_tokens=context_tokens, speculator=self._speculator
+            limits,
+            eos_token_ids=eos_token_ids,
+            context_tokens=context_tokens,
+            speculator=self._speculator,
+            encoder=encoder,
         )
+        self._encoder = encoder
         self._sampler = Sampler(executable, limits.sequences, eos_token_ids)
-        self._runner = Runner(executable, limits.block_tokens, self._sampler)
+        self._runner = Runner(executable, limits.block_tokens, self._sampler, encoder)
         self._grammars = GrammarCompiler(tokenizer_json, eos_token_ids, vocabulary)
         self._compiling: dict[str, tuple[Generate, float, Future[Matcher]]] = {}
         """Requests that wait for their grammar, with the time they came."""
@@ -103,7 +110,9 @@ class Engine:
         if self._chunks:
             chunks += self._chunks
             self._chunks = []
-        self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy else None
+        self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy and not plan.missing else None
+        if self._encoder is not None and plan.missing:
+            self._encoder.work(plan.missing)
         return StepDone(tuple(chunks), self._scheduler.stats(), plan.tokens / self._step_tokens)
 
     def _plan(self) -> StepPlan:
@@ -126,7 +135,13 @@ class Engine:
             if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
                 bad = next(token for token in ids if not 0 <= token < self._vocabulary)
                 return f"{what}: token id {bad} is not in the model's vocabulary of {self._vocabulary}"
-        return None
+        if not request.pictures:
+            return None
+        if self._encoder is None:
+            return "this model reads text only"
+        if sampling.prompt_logprobs is not None:
+            return "log-probabilities of a prompt with pictures cannot be had"
+        return self._encoder.objection(request.pictures, len(request.prompt_ids))
 
     def _open(self, request: Generate, now_s: float, matcher: Matcher | None) -> None:
         try:

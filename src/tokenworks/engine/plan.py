@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.engine.sequence import Sequence
-from tokenworks.protocol.messages import TokenLogprobs
+from tokenworks.protocol.messages import Picture, TokenLogprobs
 
 
 class Piece(NamedTuple):
@@ -43,6 +43,8 @@ class StepPlan:
     block_tables: npt.NDArray[np.int32]
     """[slots, blocks of the longest sequence] row `sequence.slot` has the sequence's blocks in order, then -1.
     The scheduler's own table: to be read until the plan is committed, never written."""
+    missing: tuple[Picture, ...] = ()
+    """Pictures that prompts wait for, the first in rank first."""
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sampler import Sampler
 from tokenworks.kernels.backend import Executable, Float32, StepBatch
@@ -42,16 +43,20 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
 class Runner:
     """One model's steps."""
 
-    def __init__(self, executable: Executable, block_tokens: int, sampler: Sampler) -> None:
+    def __init__(
+        self, executable: Executable, block_tokens: int, sampler: Sampler, encoder: PictureEncoder | None = None
+    ) -> None:
         self._executable = executable
         self._block_tokens = block_tokens
         self._sampler = sampler
+        self._encoder = encoder
 
     def run(self, plan: StepPlan) -> StepResult:
         """Runs a plan that has pieces."""
         for sequence in plan.admitted:
             self._sampler.load(sequence)
-        logits = self._executable.run(assemble(plan, self._block_tokens))
+        batch = assemble(plan, self._block_tokens)
+        logits = self._executable.run(batch if self._encoder is None else self._encoder.show(plan, batch))
         result = StepResult()
         if not len(logits):
             return result

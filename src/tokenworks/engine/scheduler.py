@@ -14,6 +14,9 @@ The rules, in the order in which `plan` applies them:
 4. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
    rows of logits and blocks that are left: `with_drafts`. What of it proves wrong is taken back: nobody is worse off.
 
+A prompt runs up to its first picture that is not encoded yet, and waits there (engine/pictures.py). Where a picture's
+tokens see each other, they run in one step.
+
 Rank: by arrival, moved back by PRIORITY_S for each level of priority. So lower priorities go first, and yet nobody
 waits for ever: a request is overtaken only by those that arrive within a minute per level after it.
 """
@@ -24,12 +27,13 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from operator import attrgetter
 
+from tokenworks.engine.pictures import PictureEncoder, runnable
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Limits
-from tokenworks.protocol.messages import EngineStats, Finish, Generate, TokenChunk
+from tokenworks.protocol.messages import EngineStats, Finish, Generate, Picture, TokenChunk
 
 PRIORITY_S = 60.0
 _rank = attrgetter("rank")
@@ -39,10 +43,18 @@ class Scheduler:
     """Continuous batching with chunked prefill over a paged cache. Every request added ends exactly once."""
 
     def __init__(
-        self, limits: Limits, *, eos_token_ids: frozenset[int], context_tokens: int, speculator: Speculator | None
+        self,
+        limits: Limits,
+        *,
+        eos_token_ids: frozenset[int],
+        context_tokens: int,
+        speculator: Speculator | None,
+        encoder: PictureEncoder | None = None,
     ) -> None:
         self._limits = limits
         self._speculator = speculator
+        self._encoder = encoder
+        self._missing: list[Picture] = []
         self._eos_token_ids = eos_token_ids
         self._context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         # Any running sequence may decode, so each must be sure of a token and a row of logits in every step.
@@ -95,6 +107,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """The next step. It must be committed before the next call."""
+        self._missing = []
         pieces: list[Piece] = []
         prefills: list[Sequence] = []
         admitted: list[Sequence] = []
@@ -118,7 +131,15 @@ class Scheduler:
             admitted.append(newcomer)
             tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
         decodes_only = bool(pieces) and pieces[-1].sequence.state is State.DECODE  # prefills come last
-        return StepPlan(tuple(pieces), tokens, decodes_only, tuple(admitted), tuple(preempted), self._space.tables)
+        return StepPlan(
+            tuple(pieces),
+            tokens,
+            decodes_only,
+            tuple(admitted),
+            tuple(preempted),
+            self._space.tables,
+            tuple(self._missing),
+        )
 
     def room_for_drafts(self, plan: StepPlan) -> int:
         """How many guesses the step could run."""
@@ -153,7 +174,7 @@ class Scheduler:
             if samples and sequence.state is State.PREFILL:
                 sequence.become(State.DECODE)
             if sequence.request.sampling.max_tokens:
-                sequence.tokens += made
+                sequence.extend(made)
             sequence.computed = end
             if draft:
                 sequence.computed -= len(draft) + 1 - len(made)
@@ -231,17 +252,31 @@ class Scheduler:
             end = min(end, start + rows)
         elif end == length and rows == 0:
             end -= 1
+        end = self._runnable(sequence, start, end)
         if end <= start:
             return tokens, rows
+        least = start + 1
+        if self._encoder is not None and self._encoder.sees_ahead:
+            least = max([least, *(p.end for p in sequence.request.pictures if p.at <= start)])
         room = self._space.grow(sequence, end)
-        if room <= start and not self._make_room(sequence, start + 1, preempted):
+        if room < least and not self._make_room(sequence, least, preempted):
             return tokens, rows
-        end = min(end, sequence.blocks * self._limits.block_tokens)
+        end = self._runnable(sequence, start, min(end, sequence.blocks * self._limits.block_tokens))
         samples = end == length
         logits_from = start if sequence.prompt_logprobs_due else end - samples
         sequence.in_step = True
         pieces.append(Piece(sequence, start, end, logits_from, samples))
         return tokens + end - start, rows - (end - logits_from)
+
+    def _runnable(self, sequence: Sequence, start: int, end: int) -> int:
+        """How far a prompt can run with the pictures that are there; notes the one that it waits for."""
+        if self._encoder is None or not sequence.request.pictures:
+            return end
+        ready, whole = self._encoder.ready, self._encoder.sees_ahead
+        end, missing = runnable(sequence.request.pictures, start, end, ready, whole)
+        if missing is not None:
+            self._missing.append(missing)
+        return end
 
     def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
         """Gets a running sequence blocks for `tokens` tokens, from those of later rank that are not in the step yet.

@@ -2,9 +2,12 @@
 
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
+
 from tokenworks.engine.lookup import PromptLookup
 from tokenworks.kvcache.prefix import Key, Node
-from tokenworks.protocol.messages import Generate, TokenLogprobs
+from tokenworks.protocol.messages import Generate, Picture, TokenLogprobs
 
 Rank = tuple[float, int]
 """Who goes first: the lower one. Never changes, and no two are equal."""
@@ -35,10 +38,12 @@ class Tenant:
     `blocks` its own.
     """
 
-    __slots__ = ("blocks", "computed", "filling", "nodes", "slot", "tokens")
+    __slots__ = ("blocks", "computed", "filling", "keys", "nodes", "slot", "tokens")
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
+        self.keys = tokens
+        """What they are in the prefix tree."""
         self.slot = -1
         self.computed = 0
         """So many of `tokens` are in the cache."""
@@ -58,6 +63,7 @@ class Sequence(Tenant):
     """Plain state, changed by the scheduler only."""
 
     __slots__ = (
+        "axes",
         "cached_tokens",
         "cancelled",
         "ends",
@@ -79,6 +85,12 @@ class Sequence(Tenant):
         sampling = request.sampling
         self.request = request
         self.rank = rank
+        if request.pictures:  # whose tokens stand for their contents in the tree
+            self.keys = list(self.tokens)
+            for picture in request.pictures:
+                self.keys[picture.at : picture.end] = [_of_picture(picture)] * picture.tokens
+        self.axes: npt.NDArray[np.int32] | None = None
+        """[3, prompt tokens] where these lie along the axes of pictures, from the first time that somebody asked."""
         self.prompt_tokens = len(request.prompt_ids)
         self.longest = min(self.prompt_tokens + sampling.max_tokens, context_tokens)
         """Tokens, prompt included, at which it ends with LENGTH."""
@@ -105,6 +117,17 @@ class Sequence(Tenant):
     def prefilling(self) -> bool:
         return self.state is State.PREFILL
 
+    def extend(self, made: list[int]) -> None:
+        """The next output tokens."""
+        self.tokens += made
+        if self.keys is not self.tokens:
+            self.keys += made
+
     def become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.request.request_id}: {self.state} -> {state}"
         self.state = state
+
+
+def _of_picture(picture: Picture) -> int:
+    """No token's id, and different for different pictures."""
+    return -1 - int.from_bytes(picture.digest, "little")

@@ -29,7 +29,7 @@ class CacheSpace:
 
     def look_up(self, tenant: Tenant) -> None:
         """Finds the cached blocks that its tokens begin with, less so many that one token is left to run."""
-        self.tree.match(tenant.tokens, (len(tenant.tokens) - 1) // self.block_tokens, tenant.nodes)
+        self.tree.match(tenant.keys, (len(tenant.tokens) - 1) // self.block_tokens, tenant.nodes)
 
     def comes_soon(self, sequence: Sequence) -> bool:
         """The block that a waiting sequence would have to compute first is being computed for another one."""
@@ -38,7 +38,7 @@ class CacheSpace:
         start = len(sequence.nodes) * self.block_tokens
         end = start + self.block_tokens
         parent = sequence.nodes[-1] if sequence.nodes else self.tree.root
-        return end < len(sequence.tokens) and (parent, tuple(sequence.tokens[start:end])) in self._filling
+        return end < len(sequence.tokens) and (parent, tuple(sequence.keys[start:end])) in self._filling
 
     def shortage(self, sequence: Sequence) -> int:
         """How many blocks are missing to hold all tokens of a waiting sequence and one more; 0 or less: none."""
@@ -82,7 +82,7 @@ class CacheSpace:
         while (len(nodes) + 1) * size <= tenant.computed:
             index = len(nodes)
             parent = nodes[-1] if nodes else self.tree.root
-            node = self.tree.insert(parent, tuple(tenant.tokens[index * size : (index + 1) * size]), int(row[index]))
+            node = self.tree.insert(parent, tuple(tenant.keys[index * size : (index + 1) * size]), int(row[index]))
             row[index] = node.block
             nodes.append(node)
         self._announce(tenant)
@@ -107,7 +107,7 @@ class CacheSpace:
         end = start + self.block_tokens
         if tenant.prefilling and end <= len(tenant.tokens):
             parent = tenant.nodes[-1] if tenant.nodes else self.tree.root
-            key = (parent, tuple(tenant.tokens[start:end]))
+            key = (parent, tuple(tenant.keys[start:end]))
             if key not in self._filling:
                 self._filling[key] = tenant
                 tenant.filling = key

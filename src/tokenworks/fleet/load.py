@@ -1,18 +1,22 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
+from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
+from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kvcache.layout import blocks_that_fit
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import ModelConfig
 from tokenworks.models.ends import eos_token_ids
+from tokenworks.models.vision.pixels import Pixels
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
 from tokenworks.protocol.messages import Ready
@@ -39,6 +43,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
     limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
     executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
+    encoder_bytes = 0
     phase("pack")
     draft = draft_executable = None
     if drafting is not None:
@@ -57,6 +62,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         engine = EncoderEngine(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
+        encoder, encoder_bytes = _picture_encoder(settings, checkpoint, context_tokens, limits.threads)
         engine = Engine(
             executable,
             limits,
@@ -66,13 +72,14 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
             tokenizer_json=lambda: _tokenizer_json(path),
             speculate=settings.engine.speculation,
             draft=draft,
+            encoder=encoder,
         )
     phase("engine")
     ready = Ready(
         kind=config.kind,
         context_tokens=context_tokens,
         vocabulary=config.vocabulary,
-        weight_bytes=executable.weight_bytes,
+        weight_bytes=executable.weight_bytes + encoder_bytes,
         kv_bytes=executable.cache_bytes,
         draft_weight_bytes=draft_executable.weight_bytes if draft_executable else 0,
         draft_kv_bytes=draft_executable.cache_bytes if draft_executable else 0,
@@ -95,14 +102,42 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | N
     return checkpoint
 
 
+def _picture_encoder(
+    settings: WorkerSettings, checkpoint: Checkpoint, context_tokens: int, threads: int
+) -> tuple[PictureEncoder | None, int]:
+    """Of a model that sees, and the bytes of its weights; sized for the largest picture that fits a prompt."""
+    vision = None if checkpoint.config.kind == "embed" else checkpoint.config.vision
+    if vision is None:
+        return None, 0
+    vision = replace(vision, most_patches=min(vision.most_patches, context_tokens * vision.merge**2))
+    limits = Limits(
+        step_tokens=vision.most_patches,
+        sequences=1,
+        logit_rows=1,
+        blocks=1,
+        block_tokens=1,
+        cache_dtype="float32",
+        threads=threads,
+    )
+    executable = _backend(settings.backend).compile(checkpoint.vision_program(vision), checkpoint.tensors, limits)
+    table = dequantise(checkpoint.tensors["vision.positions"]) if vision.positions == "bilinear" else None
+    pixels = Pixels(vision, table)
+    encoder = PictureEncoder(executable, pixels, sees_ahead=vision.sees_ahead, along_axes=vision.along_axes)
+    return encoder, executable.weight_bytes
+
+
 def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
     """The cache's memory is for all programs; each has as many blocks of it as the others."""
     wanted = settings.engine
     layers = [layer for program in programs for layer in program.cache_layers]
+    step_tokens = wanted.step_tokens
+    if config.kind == "embed":  # it keeps nothing between steps, so its longest input has to fit into one
+        step_tokens = max(step_tokens, config.context_tokens)
+    elif config.vision is not None and config.vision.sees_ahead:  # a picture's tokens have to, beside texts
+        step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + wanted.sequences)
     blocks = blocks_that_fit(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens)
     return Limits(
-        # An encoder keeps nothing between steps, so its longest input has to fit into one.
-        step_tokens=max(wanted.step_tokens, config.context_tokens) if config.kind == "embed" else wanted.step_tokens,
+        step_tokens=step_tokens,
         sequences=wanted.sequences,
         logit_rows=wanted.sequences,
         blocks=blocks,

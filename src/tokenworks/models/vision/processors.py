@@ -33,7 +33,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One picture: its tiles, and the words that stand for it in a prompt, with placeholders for every tile in order."""
+    """One picture: its tiles, and the words that stand for it in a prompt, with every tile's placeholders in order."""
 
     words: str
     tiles: tuple[Tile, ...]
