@@ -50,6 +50,9 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_body_mb: Positive = 16
     max_waiting: Positive = 1024
     """Requests beyond this many in flight are answered 503 at once."""
+    picture_hosts: tuple[str, ...] = ()
+    """Hosts from which pictures are fetched that a request names by URL; `"*"`: every public one. By default none are:
+    clients send pictures as data."""
 
 
 class Factory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -20,8 +20,12 @@ class Factory:
 
 
 def start_factory(smollm2: Path, minilm: Path, data: Path) -> Factory:
-    command = [sys.executable, str(SCRIPT), str(smollm2), str(minilm), str(data)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return start(SCRIPT, smollm2, minilm, data)
+
+
+def start(script: Path, *arguments: Path) -> Factory:
+    """A script that prints its factory's URL."""
+    process = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     assert url.startswith("http://127.0.0.1:"), f"the factory exited with status {process.wait(10)}"

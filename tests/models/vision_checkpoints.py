@@ -82,6 +82,9 @@ def write_vision_model(family: str, folder: Path) -> None:
     torch.manual_seed(sum(map(ord, family)))
     model = _WRITERS[family](folder)
     randomise(model)
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    with torch.no_grad():  # it says letters, hardly ever what is special
+        model.get_output_embeddings().weight[: words["<end>"] + 1] = 0
     model.save_pretrained(folder)
 
 

@@ -208,6 +208,7 @@ class Scheduler:
             output_tokens_total=self._output_tokens,
             preemptions_total=self._preemptions,
             steps_total=self._steps,
+            pictures_encoded_total=self._encoder.encoded if self._encoder else 0,
             draft_tokens_total=self._speculator.drafted if self._speculator else 0,
             draft_tokens_accepted_total=self._speculator.accepted if self._speculator else 0,
         )

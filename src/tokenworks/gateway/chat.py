@@ -21,6 +21,7 @@ from tokenworks.gateway.chat_types import (
     Content,
     DeltaToolCall,
     FunctionCall,
+    ImagePart,
     MessageToolCall,
     NamedToolChoice,
     PromptTokensDetails,
@@ -34,6 +35,7 @@ from tokenworks.gateway.generation import Delta, Ticket, Usage, collect, generat
 from tokenworks.gateway.grammar import check_grammar
 from tokenworks.gateway.http import json_response, openai_error, read_body
 from tokenworks.gateway.logprobs import chat_logprobs
+from tokenworks.gateway.pictures import Pictures
 from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.sampling import FinishReason, StreamOptions, sampling_from, sibling_sampling, stop_strings
 from tokenworks.gateway.serving import Serving, TextModel
@@ -188,12 +190,13 @@ def choose_tools(
 async def _ticket(model: TextModel, body: ChatBody, tools: list[Tool], grammar: Grammar | None) -> Ticket:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    messages = [template_message(message) for message in body.messages]
-    prompt_ids = await chat_prompt(model, messages, tools, body.chat_template_kwargs)
+    pictures = Pictures()
+    messages = [template_message(message, pictures) for message in body.messages]
+    prompt = await chat_prompt(model, messages, pictures, tools, body.chat_template_kwargs)
     max_tokens = body.max_completion_tokens or body.max_tokens
     sampling = sampling_from(
         body,
-        max_tokens=model.room(len(prompt_ids), max_tokens, "messages"),
+        max_tokens=model.room(len(prompt.ids), max_tokens, "messages"),
         vocabulary_tokens=model.vocabulary_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
@@ -206,9 +209,10 @@ async def _ticket(model: TextModel, body: ChatBody, tools: list[Tool], grammar: 
         sequences=tuple(
             Generate(
                 request_id=f"{request_id}-{place}",
-                prompt_ids=tuple(prompt_ids),
+                prompt_ids=prompt.ids,
                 sampling=sibling_sampling(sampling, place),
                 priority=body.priority or 0,
+                pictures=prompt.pictures,
             )
             for place in range(n)
         ),
@@ -217,8 +221,8 @@ async def _ticket(model: TextModel, body: ChatBody, tools: list[Tool], grammar: 
     )
 
 
-def content_text(content: Content | None, param: str = "messages") -> str:
-    """The text of a content field; InvalidRequest for what is not text."""
+def content_text(content: Content | None, pictures: Pictures, param: str = "messages") -> str:
+    """The text of a content field, pictures noted; InvalidRequest for what is neither."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -229,18 +233,20 @@ def content_text(content: Content | None, param: str = "messages") -> str:
             texts.append(part.text)
         elif isinstance(part, RefusalPart):
             texts.append(part.refusal)
+        elif isinstance(part, ImagePart):
+            texts.append(pictures.at(part.image_url.url))
         else:
             kind = type(part).__struct_config__.tag
-            raise InvalidRequest(f"this model reads text only; it cannot take {kind} content", param=param)
+            raise InvalidRequest(f"this model cannot take {kind} content", param=param)
     return "".join(texts)
 
 
-def template_message(message: ChatMessage) -> Message:
-    """As chat templates take it."""
+def template_message(message: ChatMessage, pictures: Pictures) -> Message:
+    """As chat templates take it; its pictures are noted."""
     role = str(message.__struct_config__.tag)
     result: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
-        "content": content_text(message.content),
+        "content": content_text(message.content, pictures),
     }
     if message.name is not None:
         result["name"] = message.name

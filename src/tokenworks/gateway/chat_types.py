@@ -16,16 +16,22 @@ class RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
     refusal: str
 
 
+class ImageUrl(msgspec.Struct):
+    url: str
+    """data:image/...;base64,... or, from hosts that the configuration allows, http(s)."""
+    detail: str | None = None
+
+
 class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
-    """Refused: the models served here read text."""
+    image_url: ImageUrl
 
 
 class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio"):
-    """Refused, as images are."""
+    """Refused: the models served here do not hear."""
 
 
 class FilePart(msgspec.Struct, tag_field="type", tag="file"):
-    """Refused, as images are."""
+    """Refused, as sound is."""
 
 
 Content = str | list[TextPart | RefusalPart | ImagePart | AudioPart | FilePart]

@@ -16,8 +16,11 @@ from tokenworks.gateway.grammar import json_schema_grammar
 from tokenworks.gateway.http import anthropic_error, json_response, read_body
 from tokenworks.gateway.messages_types import (
     AnyChoice,
+    Base64Source,
     Block,
     CountTokensBody,
+    DocumentBlock,
+    ImageBlock,
     InputMessage,
     MessageReply,
     MessagesBody,
@@ -31,7 +34,9 @@ from tokenworks.gateway.messages_types import (
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
+    UrlSource,
 )
+from tokenworks.gateway.pictures import Pictures
 from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.sampling import draw_seed
 from tokenworks.gateway.serving import Serving, TextModel
@@ -48,7 +53,9 @@ async def count_tokens(request: Request) -> Response:
     body = await read_body(request, CountTokensBody)
     model = await serving.generator(body.model)
     tools, _ = _tools(model, body)
-    return json_response(TokenCount(len(await chat_prompt(model, _template_messages(body), tools))))
+    pictures = Pictures()
+    prompt = await chat_prompt(model, _template_messages(body, pictures), pictures, tools)
+    return json_response(TokenCount(len(prompt.ids)))
 
 
 async def messages(request: Request) -> ASGIApp:
@@ -57,10 +64,11 @@ async def messages(request: Request) -> ASGIApp:
     body = await read_body(request, MessagesBody)
     model = await serving.generator(body.model)
     tools, grammar = _tools(model, body)
-    prompt_ids = await chat_prompt(model, _template_messages(body), tools)
+    pictures = Pictures()
+    prompt = await chat_prompt(model, _template_messages(body, pictures), pictures, tools)
     sampling = Sampling(
         # Clients of this API ask for more than small contexts hold; theirs is a ceiling, not a wish.
-        max_tokens=min(body.max_tokens, model.room(len(prompt_ids), None, "messages")),
+        max_tokens=min(body.max_tokens, model.room(len(prompt.ids), None, "messages")),
         seed=draw_seed(),
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -71,7 +79,9 @@ async def messages(request: Request) -> ASGIApp:
     ticket = Ticket(
         model=model.name,
         vocabulary=model.vocabulary,
-        sequences=(Generate(request_id=message_id, prompt_ids=tuple(prompt_ids), sampling=sampling),),
+        sequences=(
+            Generate(request_id=message_id, prompt_ids=prompt.ids, sampling=sampling, pictures=prompt.pictures),
+        ),
         stops=tuple(body.stop_sequences or ()),
     )
     parser = ToolParser(model.tool_format, tools, forced=grammar is not None) if tools else None
@@ -199,18 +209,18 @@ def _tools(model: TextModel, body: CountTokensBody) -> tuple[list[Tool], Grammar
     return choose_tools(model, offered, kind, parallel)
 
 
-def _template_messages(body: CountTokensBody) -> list[Message]:
+def _template_messages(body: CountTokensBody, pictures: Pictures) -> list[Message]:
     """As chat templates take them: tool results become messages of their own."""
     result: list[Message] = []
     if body.system:
         system = body.system if isinstance(body.system, str) else "\n\n".join(block.text for block in body.system)
         result.append({"role": "system", "content": system})
     for message in body.messages:
-        result.extend(_from_message(message))
+        result.extend(_from_message(message, pictures))
     return result
 
 
-def _from_message(message: InputMessage) -> list[Message]:
+def _from_message(message: InputMessage, pictures: Pictures) -> list[Message]:
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     result: list[Message] = []
@@ -220,11 +230,15 @@ def _from_message(message: InputMessage) -> list[Message]:
         match block:
             case TextBlock():
                 texts.append(block.text)
+            case ImageBlock():
+                texts.append(_picture(block, pictures))
             case ToolUseBlock():
                 function = {"name": block.name, "arguments": block.input}
                 calls.append({"id": block.id, "type": "function", "function": function})
             case ToolResultBlock():
-                result.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block)})
+                result.append(
+                    {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block, pictures)}
+                )
             case ThinkingBlock() | RedactedThinkingBlock():
                 pass
             case _:
@@ -237,19 +251,29 @@ def _from_message(message: InputMessage) -> list[Message]:
     return result
 
 
-def _result_text(block: ToolResultBlock) -> str:
+def _result_text(block: ToolResultBlock, pictures: Pictures) -> str:
     if block.content is None or isinstance(block.content, str):
         text = block.content or ""
     else:
         texts = []
         for part in block.content:
-            if not isinstance(part, TextBlock):
+            if isinstance(part, DocumentBlock):
                 raise _not_text(part)
-            texts.append(part.text)
+            texts.append(part.text if isinstance(part, TextBlock) else _picture(part, pictures))
         text = "".join(texts)
     return f"Error: {text}" if block.is_error else text
 
 
+def _picture(block: ImageBlock, pictures: Pictures) -> str:
+    match block.source:
+        case Base64Source(data=data):
+            return pictures.given(data)
+        case UrlSource(url=url):
+            return pictures.at(url)
+        case _:
+            raise InvalidRequest("no files are kept here: send the image in base64", param="messages")
+
+
 def _not_text(block: Block) -> InvalidRequest:
     kind = block.__struct_config__.tag
-    return InvalidRequest(f"this model reads text only; it cannot take {kind} content", param="messages")
+    return InvalidRequest(f"this model cannot take {kind} content", param="messages")

@@ -18,12 +18,26 @@ class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
     input: dict[str, Any]
 
 
+class Base64Source(msgspec.Struct, tag_field="type", tag="base64"):
+    data: str
+    media_type: str | None = None
+
+
+class UrlSource(msgspec.Struct, tag_field="type", tag="url"):
+    url: str
+    """From hosts that the configuration allows."""
+
+
+class FileSource(msgspec.Struct, tag_field="type", tag="file"):
+    """Refused: no files are kept here."""
+
+
 class ImageBlock(msgspec.Struct, tag_field="type", tag="image"):
-    """Refused: the models served here read text."""
+    source: Base64Source | UrlSource | FileSource
 
 
 class DocumentBlock(msgspec.Struct, tag_field="type", tag="document"):
-    """Refused, as images are."""
+    """Refused: the models served here read no files."""
 
 
 class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):

@@ -3,11 +3,14 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from tokenworks.gateway.pictures import Pictures, Sight
 from tokenworks.gateway.serving import TextModel
 from tokenworks.gateway.tools import Tool
 from tokenworks.protocol.errors import ContextTooLong, InvalidRequest
+from tokenworks.protocol.messages import Picture
 
 Message = dict[str, Any]
 """As chat templates take it: role, content (text), tool_calls with arguments as an object, name."""
@@ -16,32 +19,50 @@ _THREAD_FROM_MESSAGES = 64
 """Longer conversations are rendered off the event loop, so that streams go on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a worker is given to go on from."""
+
+    ids: tuple[int, ...]
+    pictures: tuple[Picture, ...] = ()
+
+
 async def chat_prompt(
     model: TextModel,
     messages: Sequence[Message],
+    pictures: Pictures,
     tools: Sequence[Tool] = (),
     template_values: dict[str, Any] | None = None,
     *,
     param: str = "messages",
-) -> list[int]:
-    """Prompt ids up to where the assistant goes on. A last message of the assistant's is continued, not answered.
+) -> Prompt:
+    """The prompt up to where the assistant goes on. A last message of the assistant's is continued, not answered.
 
-    Raises InvalidRequest for what the template refuses, ContextTooLong, naming `param`, for what cannot fit.
+    `pictures`: those that the messages show. Raises InvalidRequest for what the template refuses, ContextTooLong,
+    naming `param`, for what cannot fit.
     """
+    if pictures.sources and model.sight is None:
+        raise InvalidRequest(f"the model {model.name!r} reads text only; it cannot take images", param=param)
     if len(messages) > model.context_tokens:  # each is a token at the very least
         raise ContextTooLong(len(messages), None, model.context_tokens, param=param)
     if len(messages) > _THREAD_FROM_MESSAGES:
-        text = await asyncio.to_thread(chat_text, model, messages, tools, template_values)
+        text = await asyncio.to_thread(_chat_text, model, messages, pictures, tools, template_values)
     else:
-        text = chat_text(model, messages, tools, template_values)
-    return await model.encode(text, special=False, param=param)
+        text = _chat_text(model, messages, pictures, tools, template_values)
+    if model.sight is None or not pictures.sources:
+        return Prompt(tuple(await model.encode(text, special=False, param=param)))
+    shown = await model.sight.look(pictures.sources, model.context_tokens, param)
+    text, of_pictures = model.sight.written(text, shown)
+    ids = await model.encode(text, special=False, param=param)
+    return Prompt(tuple(ids), model.sight.place(ids, of_pictures, shown))
 
 
-def chat_text(
+def _chat_text(
     model: TextModel,
     messages: Sequence[Message],
-    tools: Sequence[Tool] = (),
-    template_values: dict[str, Any] | None = None,
+    pictures: Pictures,
+    tools: Sequence[Tool],
+    template_values: dict[str, Any] | None,
 ) -> str:
     """The rendered template."""
     from tokenworks.models.chat_template import render
@@ -63,6 +84,8 @@ def chat_text(
     if "tools" not in template:
         messages = _without_tools(model, messages, tools)
         tools = ()
+    if model.sight is not None:
+        messages = [_in_parts(model.sight, message, bool(pictures.sources)) for message in messages]
     return (
         render(
             template,
@@ -72,6 +95,12 @@ def chat_text(
         )
         + prefill
     )
+
+
+def _in_parts(sight: Sight, message: Message, guarded: bool) -> Message:
+    """The templates of models that see take a message's content as a list."""
+    content = sight.guarded(message["content"]) if guarded else message["content"]
+    return {**message, "content": sight.parts(content)}
 
 
 def _as_function(tool: Tool) -> dict[str, Any]:

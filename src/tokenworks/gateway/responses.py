@@ -16,6 +16,7 @@ from tokenworks.gateway.generation import Delta, Ticket, generate
 from tokenworks.gateway.grammar import json_schema_grammar
 from tokenworks.gateway.http import json_response, read_body
 from tokenworks.gateway.logprobs import chat_logprobs
+from tokenworks.gateway.pictures import Pictures
 from tokenworks.gateway.prompt import Message, chat_prompt
 from tokenworks.gateway.responses_store import StoredResponse
 from tokenworks.gateway.responses_types import (
@@ -153,18 +154,21 @@ class _Run:
     @staticmethod
     async def prepare(model: TextModel, body: ResponsesBody, items: list[InputItem]) -> "_Run":
         tools, forced = _tools(model, body)
-        messages = _template_messages(body.instructions, items)
-        prompt_ids = await chat_prompt(model, messages, tools, param="input")
+        pictures = Pictures()
+        messages = _template_messages(body.instructions, items, pictures)
+        prompt = await chat_prompt(model, messages, pictures, tools, param="input")
         wants_logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
         sampling = Sampling(
-            max_tokens=model.room(len(prompt_ids), body.max_output_tokens, "input"),
+            max_tokens=model.room(len(prompt.ids), body.max_output_tokens, "input"),
             seed=draw_seed(),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
             logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
             grammar=forced or _format_grammar(body),
         )
-        sequence = Generate(request_id=f"resp_{uuid.uuid4().hex}", prompt_ids=tuple(prompt_ids), sampling=sampling)
+        sequence = Generate(
+            request_id=f"resp_{uuid.uuid4().hex}", prompt_ids=prompt.ids, sampling=sampling, pictures=prompt.pictures
+        )
         ticket = Ticket(model=model.name, vocabulary=model.vocabulary, sequences=(sequence,))
         parser = ToolParser(model.tool_format, tools, forced=forced is not None) if tools else None
         return _Run(body, items, model, ticket, parser)
@@ -327,8 +331,8 @@ def _format_grammar(body: ResponsesBody) -> Grammar | None:
     return json_schema_grammar(wanted.schema, "text.format.schema")
 
 
-def _template_messages(instructions: str | None, items: Sequence[InputItem]) -> list[Message]:
-    """As chat templates take them; calls that follow one another belong to one turn."""
+def _template_messages(instructions: str | None, items: Sequence[InputItem], pictures: Pictures) -> list[Message]:
+    """As chat templates take them, pictures noted; calls that follow one another belong to one turn."""
     result: list[Message] = []
     if instructions:
         result.append({"role": "system", "content": instructions})
@@ -338,7 +342,7 @@ def _template_messages(instructions: str | None, items: Sequence[InputItem]) -> 
                 if item.role is None or item.content is None:
                     raise InvalidRequest("a message needs role and content", param="input")
                 role = "system" if item.role == "developer" else item.role
-                result.append({"role": role, "content": _content_text(item.content)})
+                result.append({"role": role, "content": _content_text(item.content, pictures)})
             case "function_call":
                 if item.call_id is None or item.name is None or item.arguments is None:
                     raise InvalidRequest("a function_call needs call_id, name and arguments", param="input")
@@ -350,7 +354,9 @@ def _template_messages(instructions: str | None, items: Sequence[InputItem]) -> 
             case "function_call_output":
                 if item.call_id is None or item.output is None:
                     raise InvalidRequest("a function_call_output needs call_id and output", param="input")
-                result.append({"role": "tool", "tool_call_id": item.call_id, "content": _content_text(item.output)})
+                result.append(
+                    {"role": "tool", "tool_call_id": item.call_id, "content": _content_text(item.output, pictures)}
+                )
             case "reasoning":
                 pass  # an earlier turn's thinking is no part of the next prompt
             case "item_reference":
@@ -365,13 +371,15 @@ def _system_first(messages: list[Message]) -> list[Message]:
     return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
 
 
-def _content_text(content: str | ItemContent) -> str:
+def _content_text(content: str | ItemContent, pictures: Pictures) -> str:
     if isinstance(content, str):
         return content
     texts = []
     for part in content:
+        if isinstance(part, InputImage) and part.image_url is not None:
+            texts.append(pictures.at(part.image_url))
+            continue
         if isinstance(part, InputImage | InputFile):
-            kind = part.__struct_config__.tag
-            raise InvalidRequest(f"this model reads text only; it cannot take {kind} content", param="input")
+            raise InvalidRequest("no files are kept here: send an image as input_image with image_url", param="input")
         texts.append(part.refusal if isinstance(part, RefusalText) else part.text)
     return "".join(texts)

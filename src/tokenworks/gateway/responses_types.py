@@ -26,12 +26,16 @@ class RefusalText(msgspec.Struct, tag_field="type", tag="refusal"):
     refusal: str
 
 
-class InputImage(msgspec.Struct, tag_field="type", tag="input_image"):
-    """Refused: the models served here read text."""
+class InputImage(msgspec.Struct, tag_field="type", tag="input_image", omit_defaults=True):
+    image_url: str | None = None
+    """data:image/...;base64,... or, from hosts that the configuration allows, http(s)."""
+    file_id: str | None = None
+    """Refused: no files are kept here."""
+    detail: str | None = None
 
 
 class InputFile(msgspec.Struct, tag_field="type", tag="input_file"):
-    """Refused, as images are."""
+    """Refused: the models served here read no files."""
 
 
 ItemContent = list[InputText | OutputTextIn | PlainText | RefusalText | InputImage | InputFile]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from tokenworks.config import ServerSettings
 from tokenworks.gateway.detokenise import Vocabulary
+from tokenworks.gateway.fetch import Fetcher
+from tokenworks.gateway.pictures import Sight
 from tokenworks.gateway.tools import ToolFormat, format_of
 from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import ContextTooLong, InvalidRequest, ModelError, ModelNotFound, Overloaded, WorkerLost
@@ -33,8 +35,17 @@ _THREAD_FROM_TOKENS = 8192
 class TextModel:
     """One served model's text side, and its worker's limits."""
 
-    def __init__(self, name: str, tokenizer: "ModelTokenizer", context_tokens: int, vocabulary_tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        tokenizer: "ModelTokenizer",
+        context_tokens: int,
+        vocabulary_tokens: int,
+        sight: Sight | None,
+    ) -> None:
+        """`sight`: None for a model that reads text only."""
         self.name = name
+        self.sight = sight
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
         self.vocabulary_tokens = vocabulary_tokens
@@ -88,6 +99,7 @@ class Serving:
         self.store = store
         self.max_body_bytes = settings.max_body_mb * 2**20
         self.max_waiting = settings.max_waiting
+        self._fetcher = Fetcher(settings.picture_hosts, self.max_body_bytes)
         self.metrics = Metrics()
         self.created_s = int(wall_time_s())
         self._in_flight = 0
@@ -153,9 +165,21 @@ class Serving:
         tokenizer = await asyncio.shield(tokenizer_task)
         known = self._text_models.get(name)
         if known is None:
-            known = TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary)
+            sight = self._sight(model, tokenizer)
+            known = TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary, sight)
             self._text_models[name] = known
         return known
+
+    def _sight(self, model: "PoolModel", tokenizer: "ModelTokenizer") -> Sight | None:
+        from tokenworks.models.vision.processors import open_processor
+
+        processor = open_processor(Path(model.settings.path))
+        if processor is None:
+            return None
+        placeholder_id = tokenizer.tokenizer.token_to_id(processor.placeholder)
+        if placeholder_id is None:
+            raise WorkerLost(f"the tokenizer of {model.name!r} has no token {processor.placeholder!r} for pictures")
+        return Sight(processor, placeholder_id, self._fetcher)
 
     def _tokenizer_task(self, model: "PoolModel") -> "asyncio.Task[ModelTokenizer]":
         task = self._tokenizers.get(model.name)

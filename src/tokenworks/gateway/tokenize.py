@@ -10,6 +10,7 @@ from starlette.responses import Response
 from tokenworks.gateway.chat import template_message
 from tokenworks.gateway.chat_types import ChatMessage, ChatTool
 from tokenworks.gateway.http import json_response, read_body
+from tokenworks.gateway.pictures import Pictures
 from tokenworks.gateway.prompt import chat_prompt
 from tokenworks.gateway.sampling import TokenId
 from tokenworks.gateway.serving import Serving
@@ -59,8 +60,9 @@ async def tokenize(request: Request) -> Response:
             Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {})
             for tool in body.tools or ()
         ]
-        messages = [template_message(message) for message in body.messages]
-        token_ids = await chat_prompt(model, messages, tools, body.chat_template_kwargs)
+        pictures = Pictures()
+        messages = [template_message(message, pictures) for message in body.messages]
+        token_ids = list((await chat_prompt(model, messages, pictures, tools, body.chat_template_kwargs)).ids)
     else:
         assert body.prompt is not None
         special = body.add_special_tokens is not False

@@ -148,6 +148,8 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """Guesses that ran (speculative decoding)."""
     draft_tokens_accepted_total: int = 0
     """Those that proved right: each saved a step of its sequence."""
+    pictures_encoded_total: int = 0
+    """Tiles counted one by one."""
 
 
 class StepDone(msgspec.Struct, frozen=True, tag="step"):

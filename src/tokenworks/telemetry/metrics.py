@@ -203,6 +203,11 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
             {n: s.preemptions_total for n, s in stats.items()},
         ),
         counter("engine_steps", "Steps run.", {n: s.steps_total for n, s in stats.items()}),
+        counter(
+            "pictures_encoded",
+            "Pictures' tiles that were encoded, not found in the cache.",
+            {n: s.pictures_encoded_total for n, s in stats.items()},
+        ),
         counter("draft_tokens", "Guessed tokens run.", {n: s.draft_tokens_total for n, s in stats.items()}),
         counter(
             "draft_tokens_accepted",

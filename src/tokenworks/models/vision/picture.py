@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MOST_PIXELS = 64 << 20
+MOST_PIXELS = 50_000_000
 """A file that claims more is refused before it is decoded."""
+
+_AT_MOST = f"at most {MOST_PIXELS} pixels are taken"
 
 
 def open_picture(data: bytes, param: str) -> "Image":
@@ -24,11 +26,11 @@ def open_picture(data: bytes, param: str) -> "Image":
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
-                raise InvalidRequest(
-                    f"the picture has {width} x {height} pixels; at most {MOST_PIXELS} are taken", param=param
-                )
+                raise InvalidRequest(f"the picture is {width} x {height}; {_AT_MOST}", param=param)
             return _rgb(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise InvalidRequest(f"the picture is too large; {_AT_MOST}", param=param) from None
+    except UnidentifiedImageError:
         raise InvalidRequest(f"the picture is none of {', '.join(FORMATS)}", param=param) from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
         raise InvalidRequest(f"the picture cannot be decoded: {error}", param=param) from None
