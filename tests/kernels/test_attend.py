@@ -26,6 +26,8 @@ class Shape:
     block_tokens: int = 16
     cache_dtype: str = "float16"
     cached: bool = True
+    sinks: float = 0.0
+    """How large the heads' sinks are."""
 
     @property
     def width(self) -> int:
@@ -43,13 +45,14 @@ class Shape:
             lambda b, x: b.attend(
                 x.columns(0, h * d), x.columns(h * d, kv * d), x.columns((h + kv) * d, kv * d),
                 heads=h, kv_heads=kv, head_size=d, scale=d**-0.5, window=self.window, softcap=self.softcap,
-                cached=self.cached,
+                cached=self.cached, sinks="sinks" if self.sinks else None,
             ),
         )  # fmt: skip
 
     def on(self, backend: object, table: Float32, threads: int = 2) -> Executable:
+        arrays = {"x": table, "sinks": self.sinks * np.linspace(-1, 1, self.heads)}
         return compiled(
-            backend, self.program(), {"x": table}, block_tokens=self.block_tokens, cache_dtype=self.cache_dtype,
+            backend, self.program(), arrays, block_tokens=self.block_tokens, cache_dtype=self.cache_dtype,
             threads=threads, logit_rows=TOKENS, blocks=4 * (TOKENS // self.block_tokens + 1), step_tokens=TOKENS,
         )  # fmt: skip
 
@@ -79,6 +82,9 @@ SHAPES = [
     Shape(5, 5, 20, window=33, cache_dtype="int8"),
     Shape(3, 1, 6, window=130, cache_dtype="int8", block_tokens=5),  # neither heads nor blocks in fours
     Shape(100, 1, 16, cache_dtype="int8", block_tokens=8),
+    Shape(8, 2, 64, window=128, sinks=3.0),
+    Shape(8, 2, 64, window=128, sinks=200.0, cache_dtype="float32"),  # heads that look at nothing
+    Shape(8, 2, 64, sinks=3.0, cache_dtype="int8"),
 ]
 
 

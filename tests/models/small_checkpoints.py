@@ -14,6 +14,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MinistralConfig,
@@ -50,6 +51,21 @@ _SMALL = {
 }
 _NO_SPECIAL = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 _PHI3 = {k: v for k, v in _SMALL.items() if k != "head_dim"} | {"pad_token_id": 0}
+_GPT_OSS = _SMALL | {
+    "num_hidden_layers": 4,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "sliding_window": 3,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e3,
+        "factor": 8.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 32,
+    },
+}
 DECODERS: dict[str, Any] = {
     "llama": LlamaConfig(**_SMALL),
     "llama-tied-biased": LlamaConfig(**_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -173,6 +189,8 @@ DECODERS: dict[str, Any] = {
         decoder_sparse_step=2,
         mlp_only_layers=[3],
     ),
+    "gpt-oss": GptOssConfig(**_GPT_OSS),
+    "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
 }
 
 

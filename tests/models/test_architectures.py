@@ -18,8 +18,8 @@ from small_checkpoints import (
 )
 
 from tokenworks.kernels.backend import Backend
+from tokenworks.kernels.check import needs
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.program import Experts, Linear, RmsNorm, Rope, Route
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.decoder import decoder_program, decoder_shapes
@@ -85,19 +85,7 @@ def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Pa
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.config.kind == "generate"
     program = decoder_program(checkpoint.config)
-    read = {"embed"}
-    for step in program.instructions:
-        match step:
-            case Linear():
-                read |= {*step.weights, *filter(None, step.biases)}
-            case RmsNorm():
-                read.add(step.weight)
-            case Experts():
-                read |= {name for expert in step.experts for name in (*expert.weights, *expert.biases)}
-            case Route(bias=str(bias)):
-                read.add(bias)
-            case Rope():
-                read.add(step.inverse_frequencies)
+    read = {need.weight for need in needs(program)}
     ropes = {f"rope.{rope}" for rope in checkpoint.config.ropes}
     assert read == decoder_shapes(checkpoint.config).keys() | ropes == set(checkpoint.tensors)
     assert len(checkpoint.tensors) == len(set(checkpoint.tensors))

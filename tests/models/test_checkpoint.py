@@ -174,6 +174,7 @@ _GGUF_CASES = {
     "mixtral": gguf.MODEL_ARCH.LLAMA,
     "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE,
     "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
 }
 _EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
 
@@ -203,13 +204,26 @@ def _write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        if name != "mixtral":
+        if "moe" in name:
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         if name == "qwen2-moe":
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     stacks: dict[str, list[Any]] = {}
     weights = load_file(folder / WEIGHTS)
+    if name == "gpt-oss":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(8.0)
+        writer.add_rope_scaling_orig_ctx_len(32)
+        for theirs in [key for key in weights if "gate_up_proj" in key or key.endswith("down_proj")]:
+            weight = weights.pop(theirs)
+            weight = weight if theirs.endswith("bias") else weight.swapaxes(1, 2)
+            parts = {"gate": weight[:, ::2], "up": weight[:, 1::2]} if "gate_up" in theirs else {"down": weight}
+            end = ".bias" if theirs.endswith("bias") else ".weight"
+            weights |= {theirs.split("gate_up")[0].split("down")[0] + m + "_proj" + end: w for m, w in parts.items()}
+        weights = {key.replace("down_proj_bias", "down_proj.bias"): weight for key, weight in weights.items()}
+        weights = {key.replace("sinks", "sinks.weight"): weight for key, weight in weights.items()}
     for theirs in sorted(weights, key=lambda key: [int(p) if p.isdigit() else 0 for p in key.split(".")]):
         weight = weights[theirs]
         if match := _EXPERT.fullmatch(theirs):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenworks.kernels.program import Embed, Experts, LayerNorm, Linear, Program, RmsNorm, Rope, Route
+from tokenworks.kernels.program import Attend, Embed, Experts, LayerNorm, Linear, Program, RmsNorm, Rope, Route
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
@@ -36,6 +36,8 @@ def needs(program: Program) -> list[Need]:
             case Rope(turned=turned, inverse_frequencies=inverse_frequencies, axes=axes):
                 assert len(axes) in (0, turned // 2), "an axis for each frequency"
                 found.append(Need(inverse_frequencies, (turned // 2,)))
+            case Attend(heads=heads, sinks=str(sinks)):
+                found.append(Need(sinks, (heads,)))
             case Route(x=x, bias=str(bias)):
                 found.append(Need(bias, (x.width,)))
             case Experts():

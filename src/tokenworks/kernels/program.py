@@ -93,7 +93,8 @@ class Attend:
     token at position p sees positions (p - window, p], or [0, p] when `window` is 0; in place of p + 1 they end where
     StepBatch.ends says, if the step has it. With `cache_layer` None (encoders) every token sees all tokens of its own
     sequence in this step, or with `windows` of its own window (StepBatch.window_starts).
-    `softcap` 0 is off, else softcap * tanh(s / softcap).
+    `softcap` 0 is off, else softcap * tanh(s / softcap). `sinks` names a weight [heads]: one more score for each head,
+    which takes its share of the softmax and adds nothing (arXiv 2309.17453, learned as in gpt-oss).
     """
 
     output: Value
@@ -108,6 +109,7 @@ class Attend:
     window: int
     softcap: float
     windows: bool = False
+    sinks: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +358,7 @@ class ProgramBuilder:
         softcap: float = 0.0,
         cached: bool = True,
         windows: bool = False,
+        sinks: str | None = None,
     ) -> Value:
         """Each cached call takes the next cache layer."""
         layer = None
@@ -364,7 +367,7 @@ class ProgramBuilder:
             self._cache_layers.append(CacheLayer(kv_heads, head_size, window))
         out = self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
-        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows))
+        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation, *, limit: float = 0.0, offset: float = 0.0) -> Value:

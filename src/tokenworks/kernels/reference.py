@@ -247,6 +247,7 @@ def _rope(step: _Step, op: Rope) -> Float64:
 
 def _attend(step: _Step, op: Attend) -> Float64:
     tokens = len(step.batch.tokens)
+    sinks = None if op.sinks is None else step.weight(op.sinks)
     q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
     k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
     v = step.load(op.v).reshape(tokens, op.kv_heads, op.head_size)
@@ -256,7 +257,7 @@ def _attend(step: _Step, op: Attend) -> Float64:
     for s, (start, stop) in enumerate(_sequences(step.batch, op.windows)):
         if op.cache_layer is None:
             for row in range(start, stop):
-                out[row] = _attend_one(op, q[row], k[start:stop], v[start:stop])
+                out[row] = _attend_one(op, q[row], k[start:stop], v[start:stop], sinks)
             continue
         keys, values = step.caches[op.cache_layer]
         block_tokens = keys.shape[1]
@@ -270,7 +271,8 @@ def _attend(step: _Step, op: Attend) -> Float64:
             first = max(0, position - op.window + 1) if op.window else 0
             seen = np.arange(first, position + 1 if step.batch.ends is None else step.batch.ends[row])
             where = (table[seen // block_tokens], seen % block_tokens)
-            out[row] = _attend_one(op, q[row], keys[where].astype(np.float64), values[where].astype(np.float64))
+            seen_k, seen_v = keys[where].astype(np.float64), values[where].astype(np.float64)
+            out[row] = _attend_one(op, q[row], seen_k, seen_v, sinks)
     return np.asarray(out.reshape(tokens, -1), np.float64)
 
 
@@ -294,13 +296,14 @@ def in_bytes(x: Float64) -> Float64:
     return np.asarray(np.rint(values * inverse).astype(np.float64) * scale, np.float64)
 
 
-def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64) -> Float64:
+def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64, sinks: Float64 | None) -> Float64:
     """One token's q [heads, head_size] over the n positions it sees: k and v [n, kv_heads, head_size]."""
     shared = op.heads // op.kv_heads
     scores = op.scale * np.einsum("hd,nhd->hn", q, k.repeat(shared, axis=1))
     if op.softcap:
         scores = op.softcap * np.tanh(scores / op.softcap)
-    weights = np.exp(scores - _log_sum_exp(scores))
+    whole = scores if sinks is None else np.concatenate([scores, sinks[:, None]], axis=1)
+    weights = np.exp(scores - _log_sum_exp(whole))
     return np.asarray(np.einsum("hn,nhd->hd", weights, v.repeat(shared, axis=1)), np.float64)
 
 

@@ -1,7 +1,7 @@
 """The table of architectures, by what their files call them. A new one is a file in models/families/, or a few lines in
 one, and a row here."""
 
-from tokenworks.models.families import bert, gemma, idefics3, llama, mixtral, olmo, qwen, qwen_moe
+from tokenworks.models.families import bert, gemma, gpt_oss, idefics3, llama, mixtral, olmo, qwen, qwen_moe
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
@@ -14,6 +14,7 @@ HF_ARCHITECTURES = {
     "olmo3": olmo.OLMO3,
     "qwen2": qwen.QWEN2,
     "qwen3": qwen.QWEN3,
+    "gpt_oss": gpt_oss.GPT_OSS,
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "mixtral": mixtral.MIXTRAL,
@@ -30,6 +31,7 @@ GGUF_ARCHITECTURES = {
     "llama": mixtral.LLAMA_GGUF,
     "qwen2": qwen.QWEN2_GGUF,
     "qwen3": qwen.QWEN3_GGUF,
+    "gpt-oss": gpt_oss.GPT_OSS_GGUF,
     "gemma": gemma.GEMMA_GGUF,
     "gemma2": gemma.GEMMA2_GGUF,
     "qwen2moe": qwen_moe.QWEN2_MOE_GGUF,

@@ -8,7 +8,7 @@ from tokenworks.models.parts import Shapes, linear, shapes_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Heads share K and V in groups of heads / kv_heads. Weights: q, k, v, o, and q_norm, k_norm."""
+    """Heads share K and V in groups of heads / kv_heads. Weights: q, k, v, o, and q_norm, k_norm, sinks."""
 
     heads: int
     kv_heads: int
@@ -31,6 +31,8 @@ class Attention:
     """q and k are RMS-normed before they are turned; 0 is off."""
     qk_norm_whole: bool = False
     """Over all heads together, not each alone."""
+    sinks: bool = False
+    """Each head has a score that no position has (kernels/program.py: Attend)."""
 
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         size, q_width, kv_width = self.head_size, self.heads * self.head_size, self.kv_heads * self.head_size
@@ -53,6 +55,7 @@ class Attention:
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
+            sinks=name + "sinks" if self.sinks else None,
         )
 
     def project(self, b: ProgramBuilder, name: str, mixed: Value, width: int) -> Value:
@@ -66,4 +69,6 @@ class Attention:
             whole = self.qk_norm_whole
             shapes["q_norm"] = (q_width if whole else self.head_size,)
             shapes["k_norm"] = (kv_width if whole else self.head_size,)
+        if self.sinks:
+            shapes["sinks"] = (self.heads,)
         return shapes

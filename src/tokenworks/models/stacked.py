@@ -25,7 +25,7 @@ class Stack:
     alternate: bool = False
     """Row i belongs to part i % len(parts); else each part's rows are consecutive."""
     transposed: bool = False
-    """[experts, columns, rows]."""
+    """[experts, columns, rows], where it is no StackedBlocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,8 @@ def unstack(found: Mapping[str, Found], stacks: tuple[Stack, ...]) -> dict[str, 
 
 def _pieces(tensor: Tensor | StackedBlocks, stack: Stack, layer: str) -> list[Piece]:
     experts, *shape = tensor.shape
-    if stack.transposed and len(shape) == 2:
+    transposed = stack.transposed and isinstance(tensor, Tensor)
+    if transposed:
         shape.reverse()
     count = len(stack.parts)
     rows = shape[0] // count
@@ -101,7 +102,7 @@ def _pieces(tensor: Tensor | StackedBlocks, stack: Stack, layer: str) -> list[Pi
             number,
             at if stack.alternate else at * rows,
             count if stack.alternate else 1,
-            stack.transposed and len(shape) == 2,
+            transposed,
         )
         for number in range(experts)
         for at, part in enumerate(stack.parts)

@@ -162,6 +162,7 @@ class Forward:
             self.input(value).reshape(windows, length, -1, op.head_size).transpose(0, 2, 1, 3)
             for value in (op.q, op.k, op.v)
         )
+        sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
         mask = _mask(length, op.window if op.cache_layer is not None else -1)
         shared = op.heads // op.kv_heads
         out = np.empty((windows, length, op.heads, op.head_size), np.float32)
@@ -170,9 +171,11 @@ class Forward:
             if op.softcap:
                 scores = np.float32(op.softcap) * np.tanh(scores / np.float32(op.softcap))
             scores += mask
-            scores -= scores.max(axis=2, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(axis=2, keepdims=True)
+            highest = scores.max(axis=2, keepdims=True)
+            if sinks is not None:
+                highest = np.maximum(highest, sinks)
+            np.exp(scores - highest, out=scores)
+            scores /= scores.sum(axis=2, keepdims=True) + (0 if sinks is None else np.exp(sinks - highest))
             out[w] = (scores @ v[w].repeat(shared, axis=0)).transpose(1, 0, 2)
         return out.reshape(windows * length, -1)
 

@@ -126,7 +126,11 @@ class _Pass:
         scores = op.scale * (q @ k.transpose(2, 3))
         if op.softcap:
             scores = op.softcap * torch.tanh(scores / op.softcap)
-        shares = scores.masked_fill(hidden, -torch.inf).softmax(3)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if op.sinks is not None:
+            sinks = self._weights(op.sinks)[:, None, None].expand(windows, -1, length, 1)
+            scores = torch.cat((scores, sinks), 3)
+        shares = scores.softmax(3)[..., :length]
         return (shares @ v).transpose(1, 2).reshape(windows * length, -1)
 
     def _activated(self, kind: Activation, x: "torch.Tensor") -> "torch.Tensor":

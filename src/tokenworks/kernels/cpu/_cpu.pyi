@@ -93,6 +93,7 @@ class Executor:
         window: int,
         softcap: float,
         windows: bool,
+        sinks: int,
         /,
     ) -> None: ...
     def gate(

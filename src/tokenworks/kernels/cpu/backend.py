@@ -230,7 +230,8 @@ class _Writer:
                 layer = -1 if call.cache_layer is None else call.cache_layer
                 shape = (call.heads, call.kv_heads, call.head_size)
                 rows_of = (at(out), at(call.q), at(call.k), at(call.v))
-                to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows)
+                sinks = -1 if call.sinks is None else vectors[call.sinks]
+                to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks)
             case Gate(output=out):
                 how = (_cpu.Activation[call.activation], call.limit, call.offset)
                 to.gate(rows, at(out), at(call.gate), at(call.up), out.width, *how)

@@ -280,7 +280,7 @@ void Executor::store(Place k, Place v, int layer) {
 }
 
 void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
-                      float scale, int window, float softcap, bool windows) {
+                      float scale, int window, float softcap, bool windows, int sinks) {
     windows_ |= windows;
     AttendArgs args{};
     args.output = at(output);
@@ -293,6 +293,7 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     args.scale = scale;
     args.window = window;
     args.softcap = softcap;
+    args.sinks = sinks < 0 ? nullptr : vectors_[static_cast<size_t>(sinks)].data();
     args.cache = cache_of(layer);
     const int64_t positions = std::max(int64_t{cache_shape_.blocks} * cache_shape_.block_tokens, step_rows_);
     args.partials = attend_partials(heads, positions);

@@ -27,7 +27,9 @@ void store(const AttendArgs& args, Share& share) {
 INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int row, int head) {
     const float* mixed = total.mixed + int64_t{r} * whole_panels(args.head_size);
     float* out = args.output.row(row) + head * args.head_size;
-    const Floats share = all(1.0f / total.sum[r]);
+    float sum = total.sum[r];
+    if (args.sinks) sum += power_of_two(smaller(all(args.sinks[head] * log2_e - total.maximum[r]), all(126.0f)))[0];
+    const Floats share = all(1.0f / sum);
     each(args.head_size, [&](int at, auto get, auto put) { put(out + at, get(mixed + at) * share); });
 }
 
