@@ -14,8 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tokenworks.kernels.cpu import _cpu
+from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import FORMATS
+from tokenworks.kernels.program import ProgramBuilder
+from tokenworks.kernels.tensor import Tensor
 
 SHAPES = {"qkv": (960, 576), "o": (576, 576), "gate,up": (3072, 576), "down": (576, 1536), "head": (49152, 576)}
 TOTAL_BYTES = 128 * 1024 * 1024
@@ -47,20 +50,20 @@ def product_s(format_name: str, out_features: int, in_features: int, rows: int, 
     size = out_features * in_features // form.block_elements * form.block_bytes
     copies = max(1, TOTAL_BYTES // size)
     data = np.zeros(size, np.uint8)
-    executor = _cpu.Executor(threads)
-    weights = executor.pack([("w", format_name, out_features, in_features, data, None)] * copies)
-    executor.allocate(rows * (in_features + out_features), rows, in_features, 0, 16, _cpu.CacheType.float16, [])
-    quantised = executor.quantised(weights[0])
-    executor.prepare(_cpu.Rows.tokens, (0, in_features), in_features, quantised, not quantised)
-    for weight in weights:
-        executor.barrier()
-        executor.linear(_cpu.Rows.tokens, (rows * in_features, out_features), None, [(weight, -1)])
-    ids = np.zeros(rows, np.int32)
-    positions = np.arange(rows, dtype=np.int32)
-    starts = np.array([0, rows], np.int32)
-    tables, none = np.zeros((1, 0), np.int32), np.zeros(0, np.int32)
-    seconds = best_s(lambda: executor.run(ids, positions, starts, tables, none)) / copies
-    return seconds, executor.weight_bytes / copies
+    table = np.random.default_rng(0).standard_normal((64, in_features)).astype(np.float32)
+    weights = {"x": Tensor("x", "F32", table.shape, table.reshape(-1).view(np.uint8))}
+    builder = ProgramBuilder()
+    x = out = builder.embed("x", in_features)
+    for name in map(str, range(copies)):
+        weights[name] = Tensor(name, format_name, (out_features, in_features), data)
+        out = builder.linear(x, [name], out_features)
+    limits = Limits(rows, 1, 1, 1, 16, "float16", threads)
+    executable = CpuBackend().compile(builder.finish(out), weights, limits)
+    numbers = np.arange(rows, dtype=np.int32)
+    starts, tables = np.array([0, rows], np.int32), np.zeros((1, 0), np.int32)
+    batch = StepBatch(numbers % 64, numbers, starts, tables, numbers[:1])
+    seconds = best_s(lambda: executable.run(batch)) / copies
+    return seconds, (executable.weight_bytes - table.nbytes) / copies
 
 
 def main() -> None:
@@ -72,9 +75,8 @@ def main() -> None:
     options = parser.parse_args()
 
     memory, floats = memory_limit_bytes_per_s(options.threads), float_limit_flop_per_s()
-    print(
-        f"{_cpu.isa()}, {options.threads} threads; limits: {memory / 1e9:.1f} GB/s, {floats / 1e9:.0f} GFLOP/s float32"
-    )
+    limits = f"{memory / 1e9:.1f} GB/s, {floats / 1e9:.0f} GFLOP/s float32"
+    print(f"{CpuBackend().isa}, {options.threads} threads; limits: {limits}")
     print(f"{'format':7} {'shape':8} {'rows':>5} {'µs':>9} {'GB/s':>6} {'share':>6} {'GOP/s':>7} {'share':>6}")
     for format_name in options.formats.split(","):
         peak = floats if format_name in ("F32", "F16", "BF16", "F8_E4M3") else 4 * floats
