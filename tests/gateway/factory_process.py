@@ -17,11 +17,12 @@ def announce(url: str, models: dict[str, Ready]) -> None:
 
 
 def main() -> None:
-    smollm2, minilm, data = sys.argv[1:]
+    smollm2, minilm, crossing, data = sys.argv[1:]
     engine = EngineSettings(context_tokens=CONTEXT_TOKENS, cache_mb=192)
     models = [
         PoolModel("smollm2", WorkerSettings(path=smollm2, engine=engine)),
         PoolModel("minilm", WorkerSettings(path=minilm), start="on_demand"),
+        PoolModel("crossing", WorkerSettings(path=crossing), start="on_demand"),
     ]
     serve(models, ServerSettings(port=0, max_body_mb=1), Path(data), announce)
 

@@ -19,8 +19,9 @@ class Factory:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-def start_factory(smollm2: Path, minilm: Path, data: Path) -> Factory:
-    return start(SCRIPT, smollm2, minilm, data)
+def start_factory(smollm2: Path, minilm: Path, crossing: Path, data: Path) -> Factory:
+    """`crossing`: a cross-encoder."""
+    return start(SCRIPT, smollm2, minilm, crossing, data)
 
 
 def start(script: Path, *arguments: Path) -> Factory:

@@ -69,7 +69,7 @@ def test_a_killed_worker_leaves_no_gap_and_no_repeat_in_a_stream(client: openai.
 
 
 def test_told_to_stop_it_finishes_what_runs_and_leaves_no_process(smollm2: Path, minilm: Path, tmp_path: Path) -> None:
-    factory = start_factory(smollm2, minilm, tmp_path)
+    factory = start_factory(smollm2, minilm, minilm, tmp_path)
     workers = factory.workers()
     assert workers
     with openai.OpenAI(base_url=f"{factory.url}/v1", api_key="any", max_retries=0) as client:

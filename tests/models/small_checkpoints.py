@@ -1,5 +1,6 @@
 """Small random checkpoints written by transformers, and ways to run a checkpoint that the tests share."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
-    BertModel,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -20,6 +22,7 @@ from transformers import (
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
+    ModernBertConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -28,7 +31,9 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    RobertaConfig,
     SmolLM3Config,
+    XLMRobertaConfig,
 )
 
 from tokenworks.kernels.backend import Backend, Int32, Limits, StepBatch
@@ -202,15 +207,39 @@ def write_decoder(name: str, folder: Path, dtype: torch.dtype = torch.float32, *
     model.to(dtype).save_pretrained(folder, **how)
 
 
-def write_encoder(folder: Path) -> None:
-    config = BertConfig(
-        vocab_size=97, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    torch.manual_seed(5)
-    model = BertModel(config)
+_NO_SPECIAL_ENCODER = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_SMALL_ENCODER = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 64,
+}
+ENCODERS: dict[str, Any] = {
+    "bert": BertConfig(**_SMALL_ENCODER),
+    "roberta": RobertaConfig(**_SMALL_ENCODER, type_vocab_size=1, layer_norm_eps=1e-5),
+    "xlm-roberta": XLMRobertaConfig(**_SMALL_ENCODER, type_vocab_size=1, layer_norm_eps=1e-5),
+    "modernbert": ModernBertConfig(**_SMALL_ENCODER, local_attention=8, **_NO_SPECIAL_ENCODER),
+    "modernbert-biased": ModernBertConfig(
+        **_SMALL_ENCODER, local_attention=6, global_attn_every_n_layers=2, attention_bias=True, mlp_bias=True,
+        norm_bias=True, classifier_bias=True, classifier_pooling="mean", **_NO_SPECIAL_ENCODER,
+    ),
+}  # fmt: skip
+
+
+def write_encoder(name: str, folder: Path, *, scores: bool = False) -> PreTrainedModel:
+    """A checkpoint of ENCODERS[name], with random weights; `scores`: with a head that scores a pair of texts."""
+    config = copy.deepcopy(ENCODERS[name])
+    torch.manual_seed(sum(map(ord, name)))
+    if scores:
+        config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    else:
+        model = AutoModel.from_config(config, attn_implementation="eager")
     randomise(model)
     model.save_pretrained(folder)
+    return model.eval()
 
 
 @torch.no_grad()

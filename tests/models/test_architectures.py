@@ -1,6 +1,5 @@
 """Every architecture against transformers: small random checkpoints, logits of whole prompts."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from small_checkpoints import (
     reference_logits,
     reference_model,
     write_decoder,
-    write_encoder,
 )
 
 from tokenworks.kernels.backend import Backend
@@ -92,44 +90,3 @@ def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Pa
     for tensor_name, tensor in checkpoint.tensors.items():
         assert tensor.name == tensor_name
         assert len(tensor.shape) == 2 or tensor.format == "F32"
-
-
-@pytest.mark.parametrize(("mode", "normalise"), [("mean", True), ("cls", False)])
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-def test_encoder_vectors_are_those_of_transformers(
-    backend: Backend, mode: str, normalise: bool, tmp_path: Path
-) -> None:
-    from transformers import BertModel
-
-    from tokenworks.kernels.backend import Limits, StepBatch
-
-    write_encoder(tmp_path)
-    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
-    modules += [{"type": "x.Normalize", "path": "2_Normalize"}] if normalise else []
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "1_Pooling").mkdir()
-    pooling = {"pooling_mode_mean_tokens": mode == "mean", "pooling_mode_cls_token": mode == "cls"}
-    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
-    texts = [np.array(IDS[:13]) % 97, np.array(IDS[13:14]) % 97, np.array(IDS[14:]) % 97]
-    expected = []
-    model = BertModel.from_pretrained(tmp_path).eval()
-    for text in texts:
-        with torch.no_grad():
-            hidden = model(torch.tensor(text[None])).last_hidden_state[0].numpy()
-        vector = hidden.mean(axis=0) if mode == "mean" else hidden[0]
-        expected.append(vector / np.linalg.norm(vector) if normalise else vector)
-
-    checkpoint = open_checkpoint(tmp_path)
-    count = sum(map(len, texts))
-    run = backend.compile(checkpoint.program(), checkpoint.tensors, Limits(count, 3, 3, 1, 4, "float32", 2)).run
-    lengths = [len(text) for text in texts]
-    vectors = run(
-        StepBatch(
-            np.concatenate(texts).astype(np.int32),
-            np.concatenate([np.arange(n) for n in lengths]).astype(np.int32),
-            np.cumsum([0, *lengths]).astype(np.int32),
-            np.full((3, 1), -1, np.int32),
-            np.empty(0, np.int32),
-        )
-    )
-    np.testing.assert_allclose(vectors, np.stack(expected), atol=2e-5)

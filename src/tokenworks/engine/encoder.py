@@ -22,17 +22,24 @@ class _Call:
     """[width] each, in the inputs' order; as many as are done."""
 
 
+_Piece = tuple[_Call, Input, int]
+"""An input of a call, and where in it its second text begins."""
+
+
 class EncoderEngine:
     """`add` requests, call `step` while `busy`; every request ends in one Embedded, unless it is cancelled."""
 
-    def __init__(self, executable: Executable, limits: Limits, *, width: int, vocabulary: int) -> None:
-        """`limits.step_tokens` is the longest input taken; `width` that of a vector."""
+    def __init__(
+        self, executable: Executable, limits: Limits, *, width: int, vocabulary: int, sigmoid: bool = False
+    ) -> None:
+        """`limits.step_tokens` is the longest input taken; `width` that of a vector. `sigmoid`: of every number."""
         self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
         """Called with the requests that are started on, before anything of theirs is computed."""
         self._executable = executable
         self._limits = limits
         self._width = width
         self._vocabulary = vocabulary
+        self._sigmoid = sigmoid
         self._calls: dict[str, _Call] = {}
         self._done: list[Embedded] = []
         """Answers that no step has to make, to be told with the next one."""
@@ -46,6 +53,8 @@ class EncoderEngine:
     def add(self, request: Embed) -> None:
         """Takes a request; one with an input that cannot be encoded is answered with the error, naming the input."""
         error = next(filter(None, (self._objection(number, ids) for number, ids in enumerate(request.inputs))), None)
+        if request.second_from and len(request.second_from) != len(request.inputs):
+            error = "second_from needs a number for each input"
         if error is not None:
             self._done.append(Embedded(request.request_id, error=error))
         elif not request.inputs:
@@ -61,11 +70,13 @@ class EncoderEngine:
         """Encodes the next inputs, in order of arrival. Returns the requests that are whole now."""
         done, self._done = self._done, []
         batch = self._next_inputs()
-        tokens = sum(len(ids) for _, ids in batch)
+        tokens = sum(len(ids) for _, ids, _ in batch)
         if batch:
-            self._begin([call for call, _ in batch])
-            rows = self._executable.run(_step_batch([ids for _, ids in batch]))
-            for (call, _), row in zip(batch, rows.copy(), strict=True):
+            self._begin([call for call, _, _ in batch])
+            rows = self._executable.run(_step_batch(batch)).copy()
+            if self._sigmoid:
+                rows = 0.5 + 0.5 * np.tanh(0.5 * rows)
+            for (call, _, _), row in zip(batch, rows, strict=True):
                 call.vectors.append(row)
                 if len(call.vectors) == len(call.request.inputs):
                     del self._calls[call.request.request_id]
@@ -96,24 +107,29 @@ class EncoderEngine:
             return f"input {number} has a token id outside the vocabulary of {self._vocabulary}"
         return None
 
-    def _next_inputs(self) -> list[tuple[_Call, Input]]:
-        batch: list[tuple[_Call, Input]] = []
+    def _next_inputs(self) -> list[_Piece]:
+        batch: list[_Piece] = []
         left = self._limits.step_tokens
         for call in self._calls.values():
-            for ids in call.request.inputs[len(call.vectors) :]:
+            request = call.request
+            for number in range(len(call.vectors), len(request.inputs)):
+                ids = request.inputs[number]
                 if len(ids) > left or len(batch) == self._limits.sequences:
                     return batch
                 left -= len(ids)
-                batch.append((call, ids))
+                batch.append((call, ids, request.second_from[number] if request.second_from else len(ids)))
         return batch
 
 
-def _step_batch(inputs: Sequence[Input]) -> StepBatch:
-    lengths = np.array([len(ids) for ids in inputs])
+def _step_batch(batch: Sequence[_Piece]) -> StepBatch:
+    lengths = np.array([len(ids) for _, ids, _ in batch])
+    places = [np.arange(length, dtype=np.int32) for length in lengths]
+    of_second = [place >= second for place, (_, _, second) in zip(places, batch, strict=True)]
     return StepBatch(
-        tokens=np.concatenate([np.asarray(ids, np.int32) for ids in inputs]),
-        positions=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        tokens=np.concatenate([np.asarray(ids, np.int32) for _, ids, _ in batch]),
+        positions=np.concatenate(places),
         row_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        block_tables=np.empty((len(inputs), 0), np.int32),
+        block_tables=np.empty((len(batch), 0), np.int32),
         logit_rows=np.empty(0, np.int32),
+        axes=np.concatenate(of_second).astype(np.int32)[None],
     )

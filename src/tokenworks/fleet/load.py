@@ -14,7 +14,8 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kvcache.layout import blocks_that_fit
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
-from tokenworks.models.config import ModelConfig
+from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from tokenworks.models.encoder import ScoreHead
 from tokenworks.models.ends import eos_token_ids
 from tokenworks.models.vision.pixels import Pixels
 from tokenworks.protocol.clock import now_s
@@ -58,8 +59,10 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         phase("draft")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
     engine: Engine | EncoderEngine
-    if config.kind == "embed":
-        engine = EncoderEngine(executable, limits, width=program.result.width, vocabulary=config.vocabulary)
+    if isinstance(config, EncoderConfig):
+        sigmoid = isinstance(config.head, ScoreHead) and config.head.sigmoid
+        width = program.result.width
+        engine = EncoderEngine(executable, limits, width=width, vocabulary=config.vocabulary, sigmoid=sigmoid)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         encoder, encoder_bytes = _picture_encoder(settings, checkpoint, context_tokens, limits.threads)
@@ -90,12 +93,12 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
 
 def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | None:
     """The draft model, where one is wanted and can be used."""
-    if settings.draft_path is None or config.kind == "embed" or not settings.engine.speculation:
+    if settings.draft_path is None or config.kind != "generate" or not settings.engine.speculation:
         return None
     draft_path = Path(settings.draft_path)
     checkpoint = open_checkpoint(draft_path, settings.engine.context_tokens)
-    if checkpoint.config.kind == "embed":
-        raise ModelError(f"{draft_path} cannot draft: it makes embeddings, no text.")
+    if checkpoint.config.kind != "generate":
+        raise ModelError(f"{draft_path} cannot draft: it is an encoder and makes no text.")
     from tokenworks.models.vocabulary import check_same_vocabulary  # the tokenizer's library is loaded only if needed
 
     check_same_vocabulary(Path(settings.path), draft_path)
@@ -106,7 +109,7 @@ def _picture_encoder(
     settings: WorkerSettings, checkpoint: Checkpoint, context_tokens: int, threads: int
 ) -> tuple[PictureEncoder | None, int]:
     """Of a model that sees, and the bytes of its weights; sized for the largest picture that fits a prompt."""
-    vision = None if checkpoint.config.kind == "embed" else checkpoint.config.vision
+    vision = checkpoint.config.vision if isinstance(checkpoint.config, DecoderConfig) else None
     if vision is None:
         return None, 0
     vision = replace(vision, most_patches=min(vision.most_patches, context_tokens * vision.merge**2))
@@ -131,7 +134,7 @@ def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Pr
     wanted = settings.engine
     layers = [layer for program in programs for layer in program.cache_layers]
     step_tokens = wanted.step_tokens
-    if config.kind == "embed":  # it keeps nothing between steps, so its longest input has to fit into one
+    if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)
     elif config.vision is not None and config.vision.sees_ahead:  # a picture's tokens have to, beside texts
         step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + wanted.sequences)

@@ -89,10 +89,13 @@ class Pool:
         finally:
             handle.leave(request.request_id)
 
-    async def embed(self, name: str, inputs: Sequence[Sequence[int]]) -> Embedded:
-        """One vector for each input. Raises ModelNotFound, Overloaded while draining, WorkerLost, EngineError."""
+    async def embed(self, name: str, inputs: Sequence[Sequence[int]], second_from: Sequence[int] = ()) -> Embedded:
+        """One vector for each input, or one score (Embed says what `second_from` is).
+
+        Raises ModelNotFound, Overloaded while draining, WorkerLost, EngineError.
+        """
         handle = self._open_handle(name)
-        request = Embed(uuid.uuid4().hex, tuple(tuple(token_ids) for token_ids in inputs))
+        request = Embed(uuid.uuid4().hex, tuple(tuple(token_ids) for token_ids in inputs), tuple(second_from))
         call = EmbedCall(request)
         handle.submit(request.request_id, call)
         try:

@@ -19,6 +19,7 @@ from tokenworks.gateway import (
     info,
     messages,
     messages_types,
+    rerank,
     responses,
     responses_types,
     tokenize,
@@ -72,6 +73,14 @@ ROUTES: tuple[Api, ...] = (
     Api(
         "POST", "/v1/embeddings", embeddings.embeddings, "Texts to vectors",
         embeddings.EmbeddingsBody, embeddings.EmbeddingList, False, _MODEL_ERRORS,
+    ),
+    Api(
+        "POST", "/v1/rerank", rerank.rerank, "Documents by how well they answer a query",
+        rerank.RerankBody, rerank.Reranked, False, _MODEL_ERRORS,
+    ),
+    Api(
+        "POST", "/v1/score", rerank.score, "How well one text answers another",
+        rerank.ScoreBody, rerank.ScoreList, False, _MODEL_ERRORS,
     ),
     Api(
         "POST", "/v1/messages", messages.messages, "Answer a conversation (Anthropic's API)",

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from array import array
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -65,7 +66,7 @@ async def embeddings(request: Request) -> Response:
     model = await serving.embedder(body.model)
     inputs = await _inputs(model, body.input)
     with serving.admitted(len(inputs)):
-        embedded = await until_disconnect(request, _measured(serving, model.name, inputs, arrived_s))
+        embedded = await until_disconnect(request, encoded(serving, model.name, inputs, arrived_s))
     if body.dimensions is not None and body.dimensions != embedded.width:
         raise InvalidRequest(f"vectors of {model.name!r} have {embedded.width} dimensions", param="dimensions")
     row_bytes = 4 * embedded.width
@@ -79,12 +80,14 @@ async def embeddings(request: Request) -> Response:
     return json_response(EmbeddingList(data, body.model, EmbeddingUsage(tokens, tokens)))
 
 
-async def _measured(serving: Serving, model: str, inputs: list[list[int]], arrived_s: float) -> Embedded:
-    """The vectors, with their time and ending told to the metrics."""
+async def encoded(
+    serving: Serving, model: str, inputs: list[list[int]], arrived_s: float, second_from: Sequence[int] = ()
+) -> Embedded:
+    """What the model makes of the inputs, with time and ending told to the metrics."""
     measured = serving.metrics.request(model, arrived_s)
     finish = Finish.CANCELLED
     try:
-        embedded = await serving.pool.embed(model, inputs)
+        embedded = await serving.pool.embed(model, inputs, second_from)
         finish = Finish.STOP
     except TokenworksError:
         finish = Finish.FAILED

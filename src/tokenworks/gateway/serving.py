@@ -21,7 +21,7 @@ from tokenworks.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from tokenworks.fleet.pool import Pool, PoolModel
     from tokenworks.gateway.responses_store import ResponsesStore
-    from tokenworks.models.tokenizer import ModelTokenizer
+    from tokenworks.models.tokenizer import ModelTokenizer, Pair
     from tokenworks.protocol.messages import Ready
 
 _TOKEN_CHARACTERS_MAX = 256
@@ -32,23 +32,20 @@ _THREAD_FROM_TOKENS = 8192
 """The same for token ids that become text."""
 
 
+_DOES = {"generate": "generate text", "embed": "make embeddings", "score": "score texts or make embeddings"}
+
+
 class TextModel:
     """One served model's text side, and its worker's limits."""
 
-    def __init__(
-        self,
-        name: str,
-        tokenizer: "ModelTokenizer",
-        context_tokens: int,
-        vocabulary_tokens: int,
-        sight: Sight | None,
-    ) -> None:
+    def __init__(self, name: str, tokenizer: "ModelTokenizer", ready: "Ready", sight: Sight | None) -> None:
         """`sight`: None for a model that reads text only."""
         self.name = name
         self.sight = sight
         self.tokenizer = tokenizer
-        self.context_tokens = context_tokens
-        self.vocabulary_tokens = vocabulary_tokens
+        self.kind = ready.kind
+        self.context_tokens = ready.context_tokens
+        self.vocabulary_tokens = ready.vocabulary
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -60,12 +57,22 @@ class TextModel:
 
     async def encode(self, text: str, *, special: bool, param: str) -> list[int]:
         """Token ids. Raises ContextTooLong for a text that cannot fit however it is cut."""
-        if len(text) > self.context_tokens * _TOKEN_CHARACTERS_MAX:
-            at_least = -(-len(text) // _TOKEN_CHARACTERS_MAX)
-            raise ContextTooLong(at_least, None, self.context_tokens, param=param)
+        self._refuse_endless(text, param)
         if len(text) < _THREAD_FROM_CHARACTERS:
             return self.tokenizer.encode(text, special=special)
         return await asyncio.to_thread(self.tokenizer.encode, text, special=special)
+
+    async def encode_pair(self, first: str, second: str, *, param: str) -> "Pair":
+        """Two texts as one input. Raises as `encode` does."""
+        self._refuse_endless(first + second, param)
+        if len(first) + len(second) < _THREAD_FROM_CHARACTERS:
+            return self.tokenizer.encode_pair(first, second)
+        return await asyncio.to_thread(self.tokenizer.encode_pair, first, second)
+
+    def _refuse_endless(self, text: str, param: str) -> None:
+        if len(text) > self.context_tokens * _TOKEN_CHARACTERS_MAX:
+            at_least = -(-len(text) // _TOKEN_CHARACTERS_MAX)
+            raise ContextTooLong(at_least, None, self.context_tokens, param=param)
 
     async def decode(self, token_ids: list[int]) -> str:
         """Text, special tokens spelled out."""
@@ -149,24 +156,27 @@ class Serving:
     async def embedder(self, name: str) -> TextModel:
         return await self._text_model(name, "embed")
 
-    async def any_text_model(self, name: str | None) -> TextModel:
-        return await self._text_model(name or self.default_model, None)
+    async def scorer(self, name: str) -> TextModel:
+        """The text side of a model that scores pairs of texts, or makes vectors to compare."""
+        return await self._text_model(name, "score", "embed")
 
-    async def _text_model(self, name: str, kind: str | None) -> TextModel:
+    async def any_text_model(self, name: str | None) -> TextModel:
+        return await self._text_model(name or self.default_model)
+
+    async def _text_model(self, name: str, *kinds: str) -> TextModel:
+        """`kinds`: which will do; none given, any."""
         model = self.find(name)
         tokenizer_task = self._tokenizer_task(model)
         try:
             ready = await self.pool.ready(name)
         except ModelError as error:  # the operator's to mend, not this client's
             raise WorkerLost(error.message) from error
-        if kind is not None and ready.kind != kind:
-            does = "generate text" if kind == "generate" else "make embeddings"
-            raise InvalidRequest(f"the model {name!r} does not {does}", param="model")
+        if kinds and ready.kind not in kinds:
+            raise InvalidRequest(f"the model {name!r} does not {_DOES[kinds[0]]}", param="model")
         tokenizer = await asyncio.shield(tokenizer_task)
         known = self._text_models.get(name)
         if known is None:
-            sight = self._sight(model, tokenizer)
-            known = TextModel(name, tokenizer, ready.context_tokens, ready.vocabulary, sight)
+            known = TextModel(name, tokenizer, ready, self._sight(model, tokenizer))
             self._text_models[name] = known
         return known
 

@@ -29,7 +29,7 @@ def needs(program: Program) -> list[Need]:
             case RmsNorm(weight=weight, group=group):
                 found.append(Need(weight, (group,)))
             case LayerNorm(x=x, weight=weight, bias=bias):
-                found += [Need(weight, (x.width,)), Need(bias, (x.width,))]
+                found += [Need(name, (x.width,)) for name in (weight, bias) if name is not None]
             case Linear(x=x, weights=weights, biases=biases):
                 found += [Need(weight, (None, x.width)) for weight in weights]
                 found += [Need(bias, (None,)) for bias in biases if bias is not None]

@@ -16,14 +16,18 @@ from tokenworks.kernels.mixture import Route as Route
 from tokenworks.kernels.value import Activation as Activation
 from tokenworks.kernels.value import Value as Value
 
+RowIndex = Literal["token", "position", "axis", "zero"]
+"""What chooses a row of a table: see Embed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[t] = table[index of t] * scale; `index` is the token id, the token's position, or always row 0."""
+    """out[t] = table[index of t] * scale; `index` is the token id, the token's position, its place on the first of
+    StepBatch.axes (0 without them), or always row 0."""
 
     output: Value
     table: str
-    index: Literal["token", "position", "zero"]
+    index: RowIndex
     scale: float
 
 
@@ -43,12 +47,12 @@ class RmsNorm:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """(x - mean) / sqrt(var + epsilon) * weight + bias over the whole width (arXiv 1607.06450)."""
+    """(x - mean) / sqrt(var + epsilon) * weight + bias over the whole width (arXiv 1607.06450). A bias of None is 0."""
 
     output: Value
     x: Value
     weight: str
-    bias: str
+    bias: str | None
     epsilon: float
 
 
@@ -93,6 +97,7 @@ class Attend:
     token at position p sees positions (p - window, p], or [0, p] when `window` is 0; in place of p + 1 they end where
     StepBatch.ends says, if the step has it. With `cache_layer` None (encoders) every token sees all tokens of its own
     sequence in this step, or with `windows` of its own window (StepBatch.window_starts).
+    Of these only the ones less than `window` places away, unless `window` is 0.
     `softcap` 0 is off, else softcap * tanh(s / softcap). `sinks` names a weight [heads]: one more score for each head,
     which takes its share of the softmax and adds nothing (arXiv 2309.17453, learned as in gpt-oss).
     """
@@ -300,9 +305,7 @@ class ProgramBuilder:
         """Room that several instructions fill, column by column."""
         return self._new(width)
 
-    def embed(
-        self, table: str, width: int, *, index: Literal["token", "position", "zero"] = "token", scale: float = 1.0
-    ) -> Value:
+    def embed(self, table: str, width: int, *, index: RowIndex = "token", scale: float = 1.0) -> Value:
         out = self._new(width)
         self._instructions.append(Embed(out, table, index, scale))
         return out
@@ -312,7 +315,7 @@ class ProgramBuilder:
         self._instructions.append(RmsNorm(out, x, weight, epsilon, group or x.width))
         return out
 
-    def layernorm(self, x: Value, weight: str, bias: str, epsilon: float) -> Value:
+    def layernorm(self, x: Value, weight: str, bias: str | None, epsilon: float) -> Value:
         out = self._new(x.width)
         self._instructions.append(LayerNorm(out, x, weight, bias, epsilon))
         return out

@@ -201,7 +201,9 @@ def _merge(step: _Step, op: Merge) -> Float64:
 
 def _embed(step: _Step, op: Embed) -> Float64:
     batch = step.batch
-    index = {"token": batch.tokens, "position": batch.positions, "zero": np.zeros_like(batch.tokens)}[op.index]
+    nowhere = np.zeros_like(batch.tokens)
+    axis = nowhere if batch.axes is None else batch.axes[0]
+    index = {"token": batch.tokens, "position": batch.positions, "axis": axis, "zero": nowhere}[op.index]
     return np.asarray(step.weights[op.table][index].astype(np.float64) * op.scale, np.float64)
 
 
@@ -216,7 +218,8 @@ def _layernorm(step: _Step, op: LayerNorm) -> Float64:
     x = step.load(op.x)
     centred = x - x.mean(axis=1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + op.epsilon)
-    return np.asarray(scaled * step.weight(op.weight) + step.weight(op.bias), np.float64)
+    shift = 0.0 if op.bias is None else step.weight(op.bias)
+    return np.asarray(scaled * step.weight(op.weight) + shift, np.float64)
 
 
 def _linear(step: _Step, op: Linear) -> Float64:
@@ -257,7 +260,9 @@ def _attend(step: _Step, op: Attend) -> Float64:
     for s, (start, stop) in enumerate(_sequences(step.batch, op.windows)):
         if op.cache_layer is None:
             for row in range(start, stop):
-                out[row] = _attend_one(op, q[row], k[start:stop], v[start:stop], sinks)
+                reach = op.window or stop - start
+                near = slice(max(start, row - reach + 1), min(stop, row + reach))
+                out[row] = _attend_one(op, q[row], k[near], v[near], sinks)
             continue
         keys, values = step.caches[op.cache_layer]
         block_tokens = keys.shape[1]

@@ -24,6 +24,9 @@ HF_ARCHITECTURES = {
     "idefics3": idefics3.IDEFICS3,
     "smolvlm": idefics3.IDEFICS3,
     "bert": bert.BERT,
+    "roberta": bert.ROBERTA,
+    "xlm-roberta": bert.ROBERTA,
+    "modernbert": bert.MODERNBERT,
 }
 """By config.json's model_type."""
 

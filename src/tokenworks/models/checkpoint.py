@@ -98,7 +98,8 @@ def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError
 def _checkpoint(
     path: Path, config: ModelConfig, tensors: Mapping[str, Found], names: FileNames, context_tokens: int | None
 ) -> Checkpoint:
-    found = unstack({names.usual(name): tensor for name, tensor in tensors.items()}, names.stacks)
+    usual = {names.usual(name).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
+    found = unstack(usual, names.stacks)
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
     vision = config.vision if isinstance(config, DecoderConfig) else None
     if vision is not None:
@@ -119,13 +120,13 @@ def _checkpoint(
             raise ModelError(
                 f"{path}: tensor {name!r} is unexpected: a {config.architecture} model has no place for it."
             )
-    computed = {}
-    if isinstance(config, DecoderConfig):
-        longest = min(config.context_tokens, context_tokens or config.context_tokens)
-        for rope, how in config.ropes.items():
-            computed["rope." + rope] = _float32(f"rope.{rope}", how.inverse_frequencies(longest))
-        for name, values in computed_weights(vision).items() if vision else ():
-            computed[name] = _float32(name, values)
+    longest = min(config.context_tokens, context_tokens or config.context_tokens)
+    computed = {
+        f"rope.{name}": _float32(f"rope.{name}", rope.inverse_frequencies(longest))
+        for name, rope in config.ropes.items()
+    }
+    for name, values in computed_weights(vision).items() if vision else ():
+        computed[name] = _float32(name, values)
     return Checkpoint(path, config, _Weights(config, found, places, shapes, names, computed))
 
 
@@ -139,7 +140,7 @@ class _Place:
 
 def _places(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
     """Weights that share a name in the file follow each other there, in the order of `shapes`."""
-    rows: dict[str, int] = {}
+    rows = {names.of(canonical): row for canonical, row in names.first_rows.items()}
     places: dict[str, _Place] = {}
     for canonical, shape in shapes.items():
         name = names.of(canonical)

@@ -1,10 +1,10 @@
 """What a model is, as data: everything its program and its weights' shapes follow from."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
-from tokenworks.kernels.program import Activation
-from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.kernels.program import ProgramBuilder, Value
+from tokenworks.models.parts import FeedForward, Mixer, Shapes
 from tokenworks.models.rope import Rope
 from tokenworks.models.vision.config import VisionConfig
 
@@ -44,26 +44,37 @@ class DecoderConfig:
     kind: Literal["generate"] = "generate"
 
 
+class EncoderBody(Protocol):
+    """A row for each token of the step's inputs."""
+
+    def write(self, b: ProgramBuilder) -> Value:
+        """[T, width]"""
+
+    def shapes(self) -> Shapes: ...
+
+
+class EncoderHead(Protocol):
+    """A result for each input."""
+
+    def write(self, b: ProgramBuilder, x: Value) -> Value:
+        """[T, width] -> [sequences, anything]"""
+
+    def shapes(self, width: int) -> Shapes: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfig:
-    """A BERT-style text encoder that makes one vector per input; models/encoder.py says what each field does."""
+    """A text encoder, whose every input is one step's."""
 
     architecture: str
     vocabulary: int
     context_tokens: int
     """The longest input, special tokens included."""
-    positions: int
-    token_types: int
     width: int
-    heads: int
-    head_size: int
-    mlp_width: int
-    layers: int
-    activation: Activation
-    norm_epsilon: float
-    pooling: Literal["mean", "first"]
-    normalise: bool
-    kind: Literal["embed"] = "embed"
+    body: EncoderBody
+    head: EncoderHead
+    ropes: dict[str, Rope] = field(default_factory=dict)
+    kind: Literal["embed", "score"] = "embed"
 
 
 ModelConfig = DecoderConfig | EncoderConfig

@@ -1,68 +1,69 @@
-"""One step of a BERT encoder (arXiv 1810.04805) that makes sentence vectors, and the weights it needs.
+"""One step of an encoder, and the weights it needs: a body that makes a row for each token, and a head that makes one
+result for each input of them: a vector, or a score."""
 
-Unlike the decoders, norms come after each residual sum, positions are learned vectors, and every token sees its whole
-input. All inputs are one segment, so token type 0 is added everywhere.
-"""
+from dataclasses import dataclass
+from typing import Literal
 
-from tokenworks.kernels.program import Program, ProgramBuilder, Value
+from tokenworks.kernels.program import Activation, Program, ProgramBuilder, Value
 from tokenworks.models.config import EncoderConfig
+from tokenworks.models.parts import Shapes
 
 
 def encoder_program(config: EncoderConfig) -> Program:
-    """Tokens of the step's inputs -> vectors [sequences, width]."""
+    """Tokens of the step's inputs -> vectors [sequences, width], or scores [sequences, 1]."""
     b = ProgramBuilder()
-    token = b.embed("embed", config.width)
-    position = b.embed("positions", config.width, index="position")
-    kind = b.embed("token_types", config.width, index="zero")
-    x = _norm(b, config, b.add(b.add(token, kind), position), "norm")
-    for number in range(config.layers):
-        name = f"layers.{number}."
-        x = _norm(b, config, b.add(_attention(b, config, name, x), x), name + "attention_norm")
-        x = _norm(b, config, b.add(_mlp(b, config, name, x), x), name + "mlp_norm")
-    return b.finish(b.pool(x, config.pooling, normalise=config.normalise))
+    return b.finish(config.head.write(b, config.body.write(b)))
 
 
-def _attention(b: ProgramBuilder, config: EncoderConfig, name: str, x: Value) -> Value:
-    maps, width = ("q", "k", "v"), config.width
-    qkv = b.linear(x, [name + m for m in maps], 3 * width, biases=[f"{name}{m}.bias" for m in maps])
-    attended = b.attend(
-        qkv.columns(0, width),
-        qkv.columns(width, width),
-        qkv.columns(2 * width, width),
-        heads=config.heads,
-        kv_heads=config.heads,
-        head_size=config.head_size,
-        scale=config.head_size**-0.5,
-        cached=False,
-    )
-    return b.linear(attended, (name + "o",), width, biases=(name + "o.bias",))
+def encoder_shapes(config: EncoderConfig) -> Shapes:
+    """Canonical name -> shape of every weight: exactly what the program reads, but for rotary frequencies."""
+    return config.body.shapes() | config.head.shapes(config.width)
 
 
-def _mlp(b: ProgramBuilder, config: EncoderConfig, name: str, x: Value) -> Value:
-    up = b.linear(x, (name + "up",), config.mlp_width, biases=(name + "up.bias",))
-    return b.linear(b.activate(up, config.activation), (name + "down",), config.width, biases=(name + "down.bias",))
+@dataclass(frozen=True, slots=True)
+class VectorHead:
+    """The mean of an input's rows, or the first; then / l2 norm if `normalise`."""
+
+    pooling: Literal["mean", "first"]
+    normalise: bool
+
+    def write(self, b: ProgramBuilder, x: Value) -> Value:
+        return b.pool(x, self.pooling, normalise=self.normalise)
+
+    def shapes(self, width: int) -> Shapes:
+        return {}
 
 
-def _norm(b: ProgramBuilder, config: EncoderConfig, x: Value, name: str) -> Value:
-    return b.layernorm(x, name, name + ".bias", config.norm_epsilon)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreHead:
+    """A pooled row through a map, an activation, and a norm where there is one, to one score.
 
+    Weights: dense, classifier, and their biases, dense_norm.
+    """
 
-def encoder_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of every weight: exactly what the program reads."""
-    width, mlp_width = config.width, config.mlp_width
-    maps = dict.fromkeys("qkvo", (width, width)) | {"up": (mlp_width, width), "down": (width, mlp_width)}
-    layer: dict[str, tuple[int, ...]] = {
-        **maps,
-        **{f"{m}.bias": (shape[0],) for m, shape in maps.items()},
-        **{norm + end: (width,) for norm in ("attention_norm", "mlp_norm") for end in ("", ".bias")},
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed": (config.vocabulary, width),
-        "positions": (config.positions, width),
-        "token_types": (config.token_types, width),
-        "norm": (width,),
-        "norm.bias": (width,),
-    }
-    for number in range(config.layers):
-        shapes |= {f"layers.{number}.{name}": shape for name, shape in layer.items()}
-    return shapes
+    pooling: Literal["mean", "first"]
+    activation: Activation | Literal["tanh"]
+    dense_biased: bool
+    norm: Literal["", "weight", "weight and bias"]
+    norm_epsilon: float
+    sigmoid: bool
+    """The score is brought between 0 and 1, for which the program has no operation: by whoever runs it."""
+
+    def write(self, b: ProgramBuilder, x: Value) -> Value:
+        pooled = b.pool(x, self.pooling, normalise=False)
+        made = b.linear(pooled, ("dense",), pooled.width, biases=("dense.bias",) if self.dense_biased else None)
+        made = b.softcap(made, 1.0) if self.activation == "tanh" else b.activate(made, self.activation)
+        if self.norm:
+            bias = "dense_norm.bias" if "bias" in self.norm else None
+            made = b.layernorm(made, "dense_norm", bias, self.norm_epsilon)
+        return b.linear(made, ("classifier",), 1, biases=("classifier.bias",))
+
+    def shapes(self, width: int) -> Shapes:
+        shapes: Shapes = {"dense": (width, width), "classifier": (1, width), "classifier.bias": (1,)}
+        if self.dense_biased:
+            shapes["dense.bias"] = (width,)
+        if self.norm:
+            shapes["dense_norm"] = (width,)
+        if "bias" in self.norm:
+            shapes["dense_norm.bias"] = (width,)
+        return shapes

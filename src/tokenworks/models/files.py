@@ -4,8 +4,8 @@ Canonical names are what the programs use: "embed", "norm", "head", and "layers.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from tokenworks.models.config import ModelConfig
 from tokenworks.models.fields import Fields
@@ -32,6 +32,10 @@ class FileNames:
     """What some files call a tensor, and what `names` does: parts of names."""
     stacks: tuple[Stack, ...] = ()
     """Tensors of all experts of a layer; their pieces are called as in `names`."""
+    prefix: str = ""
+    """Before the names of some checkpoints, where the model is part of a larger one."""
+    first_rows: Mapping[str, int] = field(default_factory=dict)
+    """Of weights that begin further down in their tensor, by canonical name."""
     interleaved_rotary: bool = False
     """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
 

@@ -44,4 +44,4 @@ def linear(b: ProgramBuilder, name: str, x: Value, maps: tuple[str, ...], width:
 
 def shapes_of(maps: Mapping[str, tuple[int, int]], biased: frozenset[str]) -> Shapes:
     """Of linear maps and their biases."""
-    return {**maps, **{f"{m}.bias": (maps[m][0],) for m in sorted(biased)}}
+    return {**maps, **{f"{m}.bias": (maps[m][0],) for m in maps if m in biased}}

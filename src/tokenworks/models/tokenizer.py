@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from tokenizers import AddedToken, Tokenizer
@@ -18,6 +18,16 @@ from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
 _CACHE_VERSION = 3
+
+
+class Pair(NamedTuple):
+    """Two texts as one input."""
+
+    token_ids: list[int]
+    owners: list[int | None]
+    """Of each token whether it is the first text's (0), the second's (1), or neither's (None)."""
+    second_from: int
+    """Where tokens of type 1 begin, where the model has types: those of the second text and what closes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,13 @@ class ModelTokenizer:
         every text (BOS; [CLS] and [SEP]): for plain prompts, not for a rendered chat template, which has its own."""
         # The library's `encode` keeps the interpreter's lock all the while; this lets other threads go on.
         return self.tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
+
+    def encode_pair(self, first: str, second: str) -> "Pair":
+        """Two texts as one input, with the special tokens that the model expects around and between them."""
+        # Not the `fast` method: it does not tell whose a token is.
+        made = self.tokenizer.encode_batch([(first, second)])[0]
+        types = made.type_ids
+        return Pair(made.ids, made.sequence_ids, types.index(1) if 1 in types else len(types))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         # As above: `decode` would keep the lock for a quarter of a second of a million ids.

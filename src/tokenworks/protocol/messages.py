@@ -77,10 +77,12 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):
-    """Encode inputs to vectors (pooled and normalised as the checkpoint's own files say)."""
+    """Encode inputs: to vectors, pooled as the checkpoint's own files say, or pairs of texts to scores."""
 
     request_id: str
     inputs: tuple[tuple[int, ...], ...]
+    second_from: tuple[int, ...] = ()
+    """Where in each input its second text begins; (): no input has one."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -99,7 +101,7 @@ ToWorker = Generate | Embed | Cancel | Drain
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """First message of a worker: the model is loaded."""
 
-    kind: Literal["generate", "embed"]
+    kind: Literal["generate", "embed", "score"]
     context_tokens: int
     vocabulary: int
     weight_bytes: int
@@ -169,7 +171,7 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
-    """Vectors for one Embed request: float32, little-endian, row after row, `width` numbers a row."""
+    """What one Embed asked for: float32, little-endian, row after row, `width` numbers a row; scores are 1 wide."""
 
     request_id: str
     width: int = 0

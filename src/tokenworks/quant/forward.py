@@ -103,7 +103,8 @@ class Forward:
             case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
                 return _by_rows(lambda rows: _rmsnorm(rows, self._vector(weight), epsilon, group), self.input(x))
             case LayerNorm(x=x):
-                scale, shift = self._vector(instruction.weight), self._vector(instruction.bias)
+                scale = self._vector(instruction.weight)
+                shift = np.zeros_like(scale) if instruction.bias is None else self._vector(instruction.bias)
                 return _by_rows(lambda rows: _layernorm(rows, scale, shift, instruction.epsilon), self.input(x))
             case Rope(x=x):
                 return self._rope(instruction, self.input(x))
@@ -141,6 +142,7 @@ class Forward:
         index: dict[str, Int32] = {
             "token": self.tokens.ravel(),
             "position": np.tile(np.arange(length, dtype=np.int32), windows),
+            "axis": np.zeros(windows * length, np.int32),
             "zero": np.zeros(windows * length, np.int32),
         }
         return np.asarray(table[index[op.index]] * np.float32(op.scale), np.float32)
@@ -163,7 +165,7 @@ class Forward:
             for value in (op.q, op.k, op.v)
         )
         sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
-        mask = _mask(length, op.window if op.cache_layer is not None else -1)
+        mask = _mask(length, op.window, causal=op.cache_layer is not None)
         shared = op.heads // op.kv_heads
         out = np.empty((windows, length, op.heads, op.head_size), np.float32)
         for w in range(windows):
@@ -297,12 +299,10 @@ def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Fl
 
 
 @cache
-def _mask(length: int, window: int) -> Float32:
-    """[length, length] to add to scores; a window of -1 sees everything, of 0 the past, else so many tokens."""
-    if window < 0:
-        return np.zeros((length, length), np.float32)
+def _mask(length: int, window: int, *, causal: bool) -> Float32:
+    """[length, length] to add to scores."""
     distance = np.arange(length)[:, None] - np.arange(length)
-    hidden = (distance < 0) | ((distance >= window) if window else False)
+    hidden = (distance < 0) & causal | (abs(distance) >= (window or length))
     return np.where(hidden, np.float32(-np.inf), np.float32(0))
 
 

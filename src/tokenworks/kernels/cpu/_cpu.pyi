@@ -20,7 +20,8 @@ class Rows(Enum):
 class Index(Enum):
     token = 0
     position = 1
-    zero = 2
+    axis = 2
+    zero = 3
 
 class Activation(Enum):
     silu = 0

@@ -206,7 +206,7 @@ class _Writer:
             case RmsNorm(output=out):
                 to.rmsnorm(rows, at(out), at(call.x), out.width, call.group, vectors[call.weight], call.epsilon)
             case LayerNorm(output=out):
-                weight, bias = vectors[call.weight], vectors[call.bias]
+                weight, bias = vectors[call.weight], -1 if call.bias is None else vectors[call.bias]
                 to.layernorm(rows, at(out), at(call.x), out.width, weight, bias, call.epsilon)
             case Prepare(x=x):
                 forms = {to.quantised(self._matrices[name]) for name in call.weights}

@@ -170,11 +170,15 @@ void Executor::embed(Rows rows, Place output, int matrix, int width, Index index
     const PackedMatrix& table = matrices_[static_cast<size_t>(matrix)];
     if (index == Index::token) token_limit_ = std::min(token_limit_, table.out_features);
     if (index == Index::position) position_limit_ = std::min(position_limit_, table.out_features);
+    if (index == Index::axis) axis_limit_ = std::min(axis_limit_, table.out_features);
     EmbedArgs args{0, at(output), &table, width, nullptr, scale};
     calls_.push_back([this, rows, args, index](const Step& step, Share& share) {
         EmbedArgs now = args;
         now.rows = step.rows(rows);
-        now.index = index == Index::token ? step.token_ids : index == Index::position ? step.positions : nullptr;
+        now.index = index == Index::token      ? step.token_ids
+                    : index == Index::position ? step.positions
+                    : index == Index::axis     ? step.axes
+                                               : nullptr;
         kernels_.embed(now, share);
     });
 }
@@ -189,13 +193,9 @@ void Executor::rmsnorm(Rows rows, Place output, Place x, int width, int group, i
 }
 
 void Executor::layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon) {
-    const LayerNormArgs args{0,
-                             at(output),
-                             at(x),
-                             width,
-                             vectors_[static_cast<size_t>(weight)].data(),
-                             vectors_[static_cast<size_t>(bias)].data(),
-                             epsilon};
+    const float* shift = bias < 0 ? vectors_.emplace_back(static_cast<size_t>(width), 0.0f).data()
+                                  : vectors_[static_cast<size_t>(bias)].data();
+    const LayerNormArgs args{0, at(output), at(x), width, vectors_[static_cast<size_t>(weight)].data(), shift, epsilon};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         LayerNormArgs now = args;
         now.rows = step.rows(rows);
@@ -392,6 +392,9 @@ void Executor::check(const Step& step) const {
     require(!input_width_ || (step.inputs && step.input_width == input_width_), "the inputs are missing or too narrow");
     require(!step.features || step.feature_width >= feature_width_, "the features are too narrow");
     require(!step.axes || step.axis_count >= axis_count_, "axes are missing");
+    if (step.axes && axis_limit_ < INT64_MAX)
+        for (int t = 0; t < step.tokens; t++)
+            require(step.axes[t] >= 0 && step.axes[t] < axis_limit_, "a place is outside its table");
     for (int f = 0; f < step.feature_count; f++)
         require(step.feature_rows[f] >= 0 && step.feature_rows[f] < step.tokens, "a feature row is outside the step");
     if (windows_) {

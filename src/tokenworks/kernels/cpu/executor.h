@@ -20,7 +20,7 @@ enum class Rows { tokens, selected, sequences, merged };
 // Columns of a buffer before the buffers have an address: floats from the arena's begin, floats from row to row.
 using Place = std::pair<int64_t, int64_t>;
 
-enum class Index { token, position, zero };
+enum class Index { token, position, axis, zero };
 
 struct RawWeight {
     std::string name, format;
@@ -91,7 +91,7 @@ class Executor {
     void merge(Place output, Place x, int width, int count, bool mean);
     void embed(Rows rows, Place output, int matrix, int width, Index index, float scale);
     void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon);
-    void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);
+    void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);  // bias -1: none
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
@@ -144,7 +144,7 @@ class Executor {
     CacheShape cache_shape_{};
     int64_t block_bytes_ = 0;
     std::vector<int64_t> layer_offsets_;  // of K within a block; V follows
-    int64_t token_limit_ = INT64_MAX, position_limit_ = INT64_MAX;
+    int64_t token_limit_ = INT64_MAX, position_limit_ = INT64_MAX, axis_limit_ = INT64_MAX;
     std::deque<std::vector<Segment>> segments_;
     std::deque<std::vector<int32_t>> axes_;
     int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step

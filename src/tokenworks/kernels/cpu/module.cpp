@@ -140,6 +140,7 @@ NB_MODULE(_cpu, m) {
     nb::enum_<Index>(m, "Index")
         .value("token", Index::token)
         .value("position", Index::position)
+        .value("axis", Index::axis)
         .value("zero", Index::zero);
     nb::enum_<Activation>(m, "Activation")
         .value("silu", Activation::silu)

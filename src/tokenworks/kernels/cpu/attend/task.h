@@ -37,7 +37,11 @@ struct Seen {
 
 // By row `row` of the step, at `position` of a sequence of `positions`.
 INLINE Seen seen_at(const AttendArgs& args, int row, int position, int positions) {
-    if (!args.cache.k) return {0, positions};
+    if (!args.cache.k) {
+        if (!args.window) return {0, positions};
+        return {position >= args.window ? position - args.window + 1 : 0,
+                position + args.window < positions ? position + args.window : positions};
+    }
     const int from = args.window && position >= args.window ? position - args.window + 1 : 0;
     return {from, args.ends ? args.ends[row] : position + 1};
 }
