@@ -26,8 +26,6 @@ _TRY = 0.02
 """The part of the time that goes to trying a model whose guesses do not pay."""
 _CAUGHT_UP = 2
 """A model that guessed in the last step lacks as many tokens, one if its last guess was wrong."""
-_USUAL_TOKENS = 64
-"""A sequence is expected to go on for as long as it has gone on, and for so many tokens at least."""
 
 Offer = tuple[Proposer, SequenceOf[float]]
 """Who guesses for a sequence, and the chances."""
@@ -49,6 +47,8 @@ class Speculator:
         self._proposing_s = 0.0
         """Of the last step, the proposers' part."""
         self._to_try_s = 0.0
+        self._missed: dict[str, tuple[float, bool]] = {}
+        """By request: seconds that the model would have saved had it seen the sequence, and that it now catches up."""
 
     @property
     def drafted(self) -> int:
@@ -109,6 +109,7 @@ class Speculator:
 
     def left(self, sequence: Sequence) -> None:
         """A sequence ended, or lost its slot."""
+        self._missed.pop(sequence.request.request_id, None)
         for proposer in self._proposers:
             proposer.left(sequence)
 
@@ -175,12 +176,19 @@ class Speculator:
         return (counts, offers) if any(offers[index][0] is model for index in counts) else None
 
     def _worth_catching_up(self, model: Proposer, sequence: Sequence, saved_s: float) -> bool:
-        """Whether `saved_s` for each token to come outweighs running what the model has not seen of a sequence."""
-        lacking = model.lacking(sequence)
+        """Whether to run what the model has not seen of a sequence: once that costs less than the model would have
+        saved by now (`saved_s` in this step), since a sequence may be expected to go on for as long as it has."""
+        lacking, name = model.lacking(sequence), sequence.request.request_id
+        missed_s, decided = self._missed.get(name, (0.0, False))
         if lacking <= _CAUGHT_UP:
+            self._missed[name] = missed_s, False
             return True
-        to_come = min(sequence.longest - len(sequence.tokens), max(_USUAL_TOKENS, sequence.output_tokens))
-        return model.seconds(lacking) - model.seconds(_CAUGHT_UP) < saved_s * to_come
+        if not decided:
+            missed_s += saved_s
+            cost_s = model.seconds(lacking) - model.seconds(_CAUGHT_UP)
+            decided = cost_s < min(missed_s, saved_s * (sequence.longest - len(sequence.tokens)))
+            self._missed[name] = missed_s - cost_s * decided, decided
+        return decided
 
     def _with_a_try(
         self,
