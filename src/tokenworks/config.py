@@ -36,6 +36,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The most tokens one step computes: a long prompt delays running requests by no more than this."""
     sequences: Positive = 64
     """The most sequences that run at once; more wait."""
+    packed_mb: Annotated[int, msgspec.Meta(ge=0)] = 32768
+    """Disk for packed weights of all models, MiB, which the next start maps; those unused for longest go. 0: none."""
     speculation: bool = True
     """Run guesses of the next tokens, from the text or `draft_model`, where that is faster. The output is the same."""
     draft_model: str | None = None

@@ -188,7 +188,7 @@ async def test_drain_finishes_what_runs(smollm2):
 
 
 async def test_ready_says_what_the_model_is_and_where_the_time_went(smollm2):
-    async with serving(smollm2, context_tokens=500) as pool:
+    async with serving(smollm2, context_tokens=500, packed_mb=0) as pool:
         ready = await pool.ready("m")
         assert (ready.kind, ready.context_tokens, ready.vocabulary) == ("generate", 500, 49152)
         assert 60e6 < ready.weight_bytes < 120e6
@@ -214,7 +214,7 @@ async def test_a_worker_with_a_draft_model(smollm2):
     async with serving(smollm2) as pool:
         alone = await pool.ready("m")
         expected = [await tokens(pool, each) for each in asked]
-    async with serving(smollm2, smollm2) as pool:
+    async with serving(smollm2, smollm2, packed_mb=0) as pool:
         ready = await pool.ready("m")
         assert list(ready.load_s) == ["python", "imports", "open", "pack", "draft", "engine"]
         assert ready.draft_weight_bytes == ready.weight_bytes == alone.weight_bytes
@@ -302,3 +302,52 @@ asyncio.run(main())
             await until(lambda: not _alive(pid))
 
     asyncio.run(gone())
+
+
+def packed_files(home: Path) -> list[Path]:
+    return list((home / "packed").glob("*.packed"))
+
+
+async def first_tokens(path: Path) -> tuple[int, ...]:
+    """Of one request; then whether its worker mapped its weights. Ends when packed weights are kept."""
+    async with serving(path) as pool:
+        ready = await pool.ready("m")
+        chunks = await collect(pool, request(1, tokens=8))
+        await until(lambda: bool(packed_files(Path(os.environ["TOKENWORKS_HOME"]))))
+    return (*(token for chunk in chunks for token in chunk.token_ids), "map" in ready.load_s)
+
+
+async def test_packed_weights_are_kept_beside_the_steps_and_mapped_by_the_next_start(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path))
+    first, second = await first_tokens(smollm2), await first_tokens(smollm2)
+    assert first[:-1] == second[:-1]
+    assert (first[-1], second[-1]) == (False, True)
+
+
+async def test_two_workers_that_start_at_once_keep_one_file(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path))
+    one, other = await asyncio.gather(first_tokens(smollm2), first_tokens(smollm2))
+    assert one[:-1] == other[:-1]
+    assert len(packed_files(tmp_path)) == 1
+    assert (await first_tokens(smollm2))[-1] is True
+
+
+async def test_a_worker_killed_while_it_writes_leaves_nothing_that_counts(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path))
+    async with serving(smollm2) as pool:
+        await pool.ready("m")
+        await until(lambda: any(part.stat().st_size for part in (tmp_path / "packed").glob("*.part")))
+        (status,) = pool.statuses()
+        os.kill(status.pid, signal.SIGKILL)
+        assert not packed_files(tmp_path), "it was killed in time"
+        await until(lambda: bool(packed_files(tmp_path)))  # by the one that the supervisor starts instead
+    assert (await first_tokens(smollm2))[-1] is True
+    assert not list((tmp_path / "packed").glob("*.part"))
+
+
+async def test_a_home_that_cannot_be_written_to_does_not_stop_a_start(smollm2, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path / "file"))
+    async with serving(smollm2) as pool:
+        assert "pack" in (await pool.ready("m")).load_s
+        assert (await collect(pool, request(1, tokens=8)))[-1].finish == Finish.LENGTH

@@ -1,6 +1,6 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
 from tokenworks.models.ends import eos_token_ids
+from tokenworks.models.packed_store import place_of
 from tokenworks.models.vision.pixels import Pixels
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
@@ -24,10 +25,13 @@ from tokenworks.protocol.messages import Ready
 from tokenworks.telemetry.cores import cores_allowed
 
 
-def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine | EncoderEngine, Ready]:
-    """A model ready to run. Adds the phases open, pack, draft (if there is one) and engine to `phases_s`.
+def load(
+    settings: WorkerSettings, phases_s: dict[str, float]
+) -> tuple[Engine | EncoderEngine, Ready, list[Callable[[], None]]]:
+    """A model ready to run, and what is left to do when it runs: keeping packed weights for the next start, slow.
 
-    Raises ModelError.
+    Adds the phases open, pack (map, when an earlier start has packed), draft (if there is one) and engine to
+    `phases_s`. Raises ModelError.
     """
     mark_s = now_s()
 
@@ -43,12 +47,17 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
     drafting = _open_draft(settings, config)
     limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
-    executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits)
+    place = place_of(path, settings.engine.packed_mb)
+    executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits, place)
+    keep = [executable.keep_packed]
     encoder_bytes = 0
-    phase("pack")
+    phase("map" if executable.from_packed_file else "pack")
     draft = draft_executable = None
     if drafting is not None:
-        draft_executable = _backend(settings.backend).compile(drafting.program(), drafting.tensors, limits)
+        draft_executable = _backend(settings.backend).compile(
+            drafting.program(), drafting.tensors, limits, place_of(drafting.path, settings.engine.packed_mb)
+        )
+        keep.append(draft_executable.keep_packed)
         draft = DraftModel(
             draft_executable,
             limits,
@@ -88,7 +97,7 @@ def load(settings: WorkerSettings, phases_s: dict[str, float]) -> tuple[Engine |
         draft_kv_bytes=draft_executable.cache_bytes if draft_executable else 0,
         load_s=phases_s,
     )
-    return engine, ready
+    return engine, ready, keep
 
 
 def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | None:

@@ -13,6 +13,7 @@ is nothing to do. How it ends:
 SIGINT is ignored: a Ctrl-C is the gateway's to answer.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -20,6 +21,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -62,18 +64,30 @@ def main(arguments: list[str]) -> int:
 
     phases_s = {"python": started_s - float(options["--spawned"]), "imports": now_s() - started_s}
     try:
-        engine, ready = load(settings, phases_s)
+        engine, ready, keep_packed = load(settings, phases_s)
     except ModelError as error:
         sys.stderr.write(error.message + "\n")
         return UNUSABLE_STATUS
     link = WorkerLink(end, termination.wake_fd)
     engine.on_begin = lambda request_ids: link.send(Begun(request_ids))
     link.send(ready)
+    threading.Thread(target=_keep, args=[keep_packed], name="keep-packed", daemon=True).start()
     if ready.kind == "generate":
         _generate(link, cast("Engine", engine), termination)
     else:
         _embed(link, cast("EncoderEngine", engine), termination)
     return 0
+
+
+def _keep(keep_packed: Sequence[Callable[[], None]]) -> None:
+    """Beside the steps, and behind them: on Linux a thread has a niceness of its own."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    try:
+        for keep in keep_packed:
+            keep()
+    except OSError as error:  # a full disk, a home that cannot be written to: the next start packs again
+        sys.stderr.write(f"Packed weights are not kept: {error}.\n")
 
 
 def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -> None:

@@ -1,14 +1,28 @@
 """What a chip must offer to run the factory: compile a Program, run steps, sample."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """A file that weights come from."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+    head_sha256: str
+    """Of its first bytes: a safetensors header, a GGUF file's metadata, a whole config.json."""
+
 
 CacheType = Literal["int8", "float16", "float32"]
 """How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend)."""
@@ -80,6 +94,27 @@ class SampleBatch:
     """[R] in [0, 1)."""
 
 
+class PackedPlace(Protocol):
+    """Where a checkpoint's packed weights may be kept between one start and the next."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The files that the weights come from; packed weights of others, or of older ones, are of no use."""
+
+    def locked(self, *, wait: bool) -> AbstractContextManager[bool]:
+        """Held by one process at a time. Gives False when another has it and `wait` is false. Raises OSError."""
+
+    def new_file(self, size_bytes: int) -> AbstractContextManager[int]:
+        """A new file's descriptor; when the block ends well the file takes its place, else it vanishes. Only under the
+        lock. Raises OSError, too when there is no room for about `size_bytes`."""
+
+    def used(self) -> None:
+        """Notes that the file has been used: those used last stay longest."""
+
+
 class Executable(Protocol):
     """A loaded model: weights packed, cache allocated."""
 
@@ -87,6 +122,12 @@ class Executable(Protocol):
     cache_bytes: int
     parts: int
     """In how many a step can be run: the program's pauses, and one."""
+    from_packed_file: bool
+    """Weights were packed before, and kept in a file."""
+
+    def keep_packed(self) -> None:
+        """Writes the packed weights to the place given to `compile`, where they are not there yet and are large enough
+        to gain by it. Slow: for a thread of its own, beside the steps. Raises OSError."""
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
@@ -108,6 +149,8 @@ class Backend(Protocol):
 
     name: str
 
-    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> Executable:
-        """Packs the weights for this chip and gets ready to run. Raises ModelError naming a weight that is missing,
-        of the wrong shape, or of a format it cannot run."""
+    def compile(
+        self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
+    ) -> Executable:
+        """Packs the weights for this chip, or takes them from `place`, and gets ready to run. Raises ModelError naming
+        a weight that is missing, of the wrong shape, or of a format it cannot run."""

@@ -1,7 +1,6 @@
-"""Do these weights fit this program? Every backend asks before it packs anything: a bad file gets one clear error."""
+"""Do these weights fit this program? Every backend asks, so that a bad file gets one clear error."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from tokenworks.kernels.program import Attend, Embed, Experts, LayerNorm, Linear, Program, RmsNorm, Rope, Route
 from tokenworks.kernels.tensor import Tensor
@@ -10,84 +9,91 @@ from tokenworks.protocol.errors import ModelError
 MOST_EXPERTS, MOST_CHOSEN = 1024, 64
 """Of one layer: what backends are ready for."""
 
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """One use of a weight: its shape, outermost first, with None where the program does not say."""
-
-    weight: str
-    shape: tuple[int | None, ...]
+Shape = tuple[int, ...]
+Wanted = tuple[int | None, ...]
+"""A shape, outermost first, with None where the program does not say."""
 
 
-def needs(program: Program) -> list[Need]:
-    """Every use of a weight, in the order of the instructions."""
-    found: list[Need] = []
+def needs(program: Program) -> dict[str, list[Wanted]]:
+    """Every weight of the program in the order of first use, with the shape that each use wants."""
+    found: dict[str, list[Wanted]] = {}
+
+    def need(weight: str, *shape: int | None) -> None:
+        found.setdefault(weight, []).append(shape)
+
     for instruction in program.instructions:
         match instruction:
             case Embed(output=output, table=table):
-                found.append(Need(table, (None, output.width)))
+                need(table, None, output.width)
             case RmsNorm(weight=weight, group=group):
-                found.append(Need(weight, (group,)))
+                need(weight, group)
             case LayerNorm(x=x, weight=weight, bias=bias):
-                found += [Need(name, (x.width,)) for name in (weight, bias) if name is not None]
+                for name in filter(None, (weight, bias)):
+                    need(name, x.width)
             case Linear(x=x, weights=weights, biases=biases):
-                found += [Need(weight, (None, x.width)) for weight in weights]
-                found += [Need(bias, (None,)) for bias in biases if bias is not None]
+                for name in weights:
+                    need(name, None, x.width)
+                for name in filter(None, biases):
+                    need(name, None)
             case Rope(turned=turned, inverse_frequencies=inverse_frequencies, axes=axes):
                 assert len(axes) in (0, turned // 2), "an axis for each frequency"
-                found.append(Need(inverse_frequencies, (turned // 2,)))
+                need(inverse_frequencies, turned // 2)
             case Attend(heads=heads, sinks=str(sinks)):
-                found.append(Need(sinks, (heads,)))
+                need(sinks, heads)
             case Route(x=x, bias=str(bias)):
-                found.append(Need(bias, (x.width,)))
-            case Experts():
-                found += _of_experts(instruction)
+                need(bias, x.width)
+            case Experts(x=x, output=output, inner=inner):
+                for expert in instruction.experts:
+                    for name in filter(None, (expert.up, expert.gate)):
+                        need(name, inner, x.width)
+                    for name in filter(None, (expert.up_bias, expert.gate_bias)):
+                        need(name, inner)
+                    need(expert.down, output.width, inner)
+                    if expert.down_bias is not None:
+                        need(expert.down_bias, output.width)
             case _:
                 pass
     return found
 
 
-def _of_experts(op: Experts) -> list[Need]:
-    found = []
-    for expert in op.experts:
-        inwards = [(expert.up, expert.up_bias)] + ([(expert.gate, expert.gate_bias)] if expert.gate is not None else [])
-        for weight, bias in inwards:
-            found.append(Need(weight, (op.inner, op.x.width)))
-            found += [Need(bias, (op.inner,))] if bias is not None else []
-        found.append(Need(expert.down, (op.output.width, op.inner)))
-        found += [Need(expert.down_bias, (op.output.width,))] if expert.down_bias is not None else []
-    return found
+def look_up(weights: Mapping[str, Tensor], name: str, wanted: Sequence[Wanted]) -> Tensor:
+    """The weight, which may be made in this very moment: keep what comes, ask once. Raises ModelError when it is
+    missing or of another shape."""
+    tensor = weights.get(name)
+    if tensor is None:
+        raise ModelError(f"The checkpoint has no weight {name!r}, which its architecture needs.")
+    check_shape(name, tensor.shape, wanted)
+    return tensor
 
 
-def check_weights(program: Program, weights: Mapping[str, Tensor]) -> None:
-    """Raises ModelError naming the first weight that is missing or of the wrong shape."""
-    for need in needs(program):
-        tensor = weights.get(need.weight)
-        if tensor is None:
-            raise ModelError(f"The checkpoint has no weight {need.weight!r}, which its architecture needs.")
-        fits = len(tensor.shape) == len(need.shape) and all(
-            wanted is None or wanted == got for wanted, got in zip(need.shape, tensor.shape, strict=True)
-        )
-        if not fits:
-            wanted = ", ".join("any" if size is None else str(size) for size in need.shape)
-            raise ModelError(f"The weight {need.weight!r} has shape {list(tensor.shape)}; expected [{wanted}].")
+def check_shape(name: str, shape: Shape, wanted: Sequence[Wanted]) -> None:
+    """Raises ModelError when `shape` is not what every use wants."""
+    for want in wanted:
+        if len(shape) != len(want) or any(w not in (None, got) for w, got in zip(want, shape, strict=True)):
+            expected = ", ".join("any" if size is None else str(size) for size in want)
+            raise ModelError(f"The weight {name!r} has shape {list(shape)}; expected [{expected}].")
+
+
+def check_operations(program: Program, shapes: Mapping[str, Shape]) -> None:
+    """Raises ModelError when the weights of a product do not make its output, or a router cannot choose as it is told.
+    `shapes`: of every weight."""
     for instruction in program.instructions:
         if isinstance(instruction, Linear):
-            _check_linear(instruction, weights)
+            _check_product(instruction, shapes)
         elif isinstance(instruction, Route):
             _check_route(instruction)
 
 
-def _check_linear(linear: Linear, weights: Mapping[str, Tensor]) -> None:
-    features = [weights[name].shape[0] for name in linear.weights]
+def _check_product(linear: Linear, shapes: Mapping[str, Shape]) -> None:
+    features = [shapes[name][0] for name in linear.weights]
     if sum(features) != linear.output.width:
         raise ModelError(
             f"The weights {', '.join(linear.weights)} make {sum(features)} output features; "
             f"expected {linear.output.width}."
         )
     for weight, bias, width in zip(linear.weights, linear.biases, features, strict=False):
-        if bias is not None and weights[bias].shape != (width,):
-            raise ModelError(f"The bias {bias!r} has shape {list(weights[bias].shape)}; {weight!r} needs [{width}].")
+        if bias is not None and shapes[bias] != (width,):
+            raise ModelError(f"The bias {bias!r} has shape {list(shapes[bias])}; {weight!r} needs [{width}].")
 
 
 def _check_route(route: Route) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
-from tokenworks.kernels.check import check_weights, needs
+from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
+from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import (
     Activate,
@@ -61,10 +61,12 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> "ReferenceExecutable":
-        check_weights(program, weights)
-        names = {need.weight for need in needs(program)}
-        return ReferenceExecutable(program, {name: dequantise(weights[name]) for name in names}, limits)
+    def compile(
+        self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
+    ) -> "ReferenceExecutable":
+        numbers = {name: dequantise(look_up(weights, name, wanted)) for name, wanted in needs(program).items()}
+        check_operations(program, {name: array.shape for name, array in numbers.items()})
+        return ReferenceExecutable(program, numbers, limits)
 
 
 class ReferenceExecutable:
@@ -84,8 +86,12 @@ class ReferenceExecutable:
         self._parts = list(zip([0, *pauses], [*pauses, len(program.instructions)], strict=True))
         self._buffers: dict[int, Float32] = {}
         self.parts = len(self._parts)
+        self.from_packed_file = False
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
         self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
+
+    def keep_packed(self) -> None:
+        """It packs nothing."""
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         if not part:

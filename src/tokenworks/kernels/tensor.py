@@ -1,6 +1,6 @@
 """A weight as it lies in its file: bytes and a number format. Backends pack it; nobody blows it up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,3 +19,16 @@ class Tensor:
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
     row_scales: npt.NDArray[np.float32] | None = None
+
+    def rows(self, first: int, count: int) -> "Tensor":
+        """Some rows of the outermost dimension: a view."""
+        if count == self.shape[0]:
+            return self
+        row_bytes = self.data.nbytes // self.shape[0]
+        scales = self.row_scales
+        return replace(
+            self,
+            shape=(count, *self.shape[1:]),
+            data=self.data[first * row_bytes : (first + count) * row_bytes],
+            row_scales=None if scales is None else scales[first : first + count],
+        )

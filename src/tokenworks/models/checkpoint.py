@@ -25,7 +25,7 @@ from tokenworks.models.fields import Fields
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
-from tokenworks.models.quantised import StackedBlocks, open_quantised
+from tokenworks.models.quantised import PackedTensor, StackedBlocks, open_quantised
 from tokenworks.models.safetensors import open_safetensors
 from tokenworks.models.stacked import Found, unstack
 from tokenworks.models.vision.config import VisionConfig
@@ -181,10 +181,12 @@ class _Weights(Mapping[str, Tensor]):
         place = self.places[name]
         stored = self.found[place.name]
         assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
+        transposed = place.name in self.names.transposed
+        if isinstance(stored, Tensor | PackedTensor) and not transposed:
+            stored = stored.rows(place.first_row, self.shapes[name][0])
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
-        if place.name in self.names.transposed:
+        if transposed:
             return _float32(name, dequantise(tensor).T)
-        tensor = _rows(tensor, place.first_row, self.shapes[name][0])
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
         if len(tensor.shape) == 1:
@@ -211,20 +213,6 @@ def rotary_heads(config: ModelConfig, name: str) -> int:
     if not isinstance(mixer, Attention):
         return 0
     return mixer.heads if leaf[0] == "q" else mixer.kv_heads
-
-
-def _rows(tensor: Tensor, first: int, count: int) -> Tensor:
-    """Some rows of a tensor: a view."""
-    if count == tensor.shape[0]:
-        return tensor
-    row_bytes = tensor.data.nbytes // tensor.shape[0]
-    scales = tensor.row_scales
-    return replace(
-        tensor,
-        shape=(count, *tensor.shape[1:]),
-        data=tensor.data[first * row_bytes : (first + count) * row_bytes],
-        row_scales=None if scales is None else scales[first : first + count],
-    )
 
 
 def _halves(tensor: Tensor, heads: int) -> Tensor:

@@ -15,7 +15,7 @@ What they say about activations does not bind us: ours are quantised by the kern
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,16 @@ class PackedTensor:
     """The third factor of NVFP4."""
     whole_divides: bool = False
 
+    def rows(self, first: int, count: int) -> "PackedTensor":
+        """Some rows: views."""
+        if count == self.shape[0]:
+            return self
+        per_row = self.scale.shape[:1] == self.shape[:1]
+        scale = self.scale.rows(first, count) if per_row else self.scale
+        return replace(self, shape=(count, self.shape[1]), codes=self.codes.rows(first, count), scale=scale)
+
     def tensor(self) -> Tensor:
+        """Made anew at each call."""
         rows, columns = self.shape
         if self.format in _ROW_FORMATS:
             scales = np.array(np.broadcast_to(dequantise(self.scale).ravel(), rows))

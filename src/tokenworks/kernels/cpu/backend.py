@@ -1,13 +1,11 @@
 """The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor in executor.cpp."""
 
-import math
-import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
-from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
-from tokenworks.kernels.check import check_weights, needs
+from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, Product, Store, make_plan
+from tokenworks.kernels.cpu.weights import Loader
 from tokenworks.kernels.program import (
     Activate,
     Add,
@@ -33,10 +31,6 @@ from tokenworks.kernels.program import (
     Value,
 )
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.protocol.errors import ModelError
-
-PACK_BATCH_BYTES = 32 * 1024 * 1024
-"""Weights packed between two releases of file pages: bounds what lies in memory twice."""
 
 
 class CpuBackend:
@@ -54,20 +48,24 @@ class CpuBackend:
         """A better set that this machine has but that is left unused, and why: "amx: present, but ..."."""
         return _cpu.isa_trouble()
 
-    def compile(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> "CpuExecutable":
-        check_weights(program, weights)
-        return CpuExecutable(program, weights, limits)
+    def compile(
+        self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
+    ) -> "CpuExecutable":
+        return CpuExecutable(program, weights, limits, place)
 
 
 class CpuExecutable:
     """A model ready to run: weights packed, buffers and cache reserved (memory is taken as it is touched)."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor], limits: Limits) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None
+    ) -> None:
         self._executor = _cpu.Executor(limits.threads)
         self._plan = make_plan(program, limits)
         self._result = program.result
         self._limits = limits
-        matrices, vectors = _load(self._executor, program, weights)
+        self._loader = Loader(self._executor, program, weights, place)
+        matrices, vectors = self._loader.load()
         self._executor.allocate(
             self._plan.arena_floats,
             max(limits.step_tokens, limits.logit_rows, limits.sequences),
@@ -84,6 +82,10 @@ class CpuExecutable:
         self.parts = 1 + sum(isinstance(planned.call, Pause) for planned in self._plan.calls)
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
+        self.from_packed_file = self._loader.from_file
+
+    def keep_packed(self) -> None:
+        self._loader.keep()
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         rows = {
@@ -128,53 +130,6 @@ class CpuExecutable:
 
 def _place(plan: Plan, value: Value) -> tuple[int, int]:
     return plan.buffer_offsets[value.buffer] + value.offset, value.stride
-
-
-def _load(
-    executor: _cpu.Executor, program: Program, weights: Mapping[str, Tensor]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Packs every weight once: numbers of matrices and of vectors, by name. Gives the file's pages back as it goes."""
-    tables = {i.table for i in program.instructions if isinstance(i, Embed)}
-    tables |= {name for i in program.instructions if isinstance(i, Linear) for name in i.weights}
-    tables |= {name for i in program.instructions if isinstance(i, Experts) for e in i.experts for name in e.weights}
-    names = list(dict.fromkeys(need.weight for need in needs(program)))
-    try:
-        vectors = {name: executor.vector(_raw(name, weights[name])) for name in names if name not in tables}
-        matrices: dict[str, int] = {}
-        for batch in _batches({name: weights[name] for name in names if name in tables}):
-            numbers = executor.pack([_raw(name, tensor) for name, tensor in batch.items()])
-            matrices.update(zip(batch, numbers, strict=True))
-            _release_pages(batch.values())
-    except ValueError as error:
-        raise ModelError(f"This checkpoint cannot run on the CPU backend: {error}.") from None
-    return matrices, vectors
-
-
-def _raw(name: str, tensor: Tensor) -> "_cpu.Raw":
-    return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data, tensor.row_scales
-
-
-def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    batch: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        batch[name] = tensor
-        if sum(each.data.nbytes for each in batch.values()) >= PACK_BATCH_BYTES:
-            yield batch
-            batch = {}
-    yield batch
-
-
-def _release_pages(tensors: Iterable[Tensor]) -> None:
-    """Drops packed tensors' file pages from this process; they stay in the system's file cache."""
-    for mapping in {id(m): m for tensor in tensors if (m := _mapping_of(tensor.data)) is not None}.values():
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _mapping_of(array: object) -> mmap.mmap | None:
-    """The mapped file that an array is a view of, if it is one."""
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
-    return array
 
 
 class _Writer:

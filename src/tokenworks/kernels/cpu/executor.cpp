@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <tuple>
 
@@ -46,12 +47,11 @@ PackedMatrix shape_of(const RawWeight& weight, FileFormat format) {
 
 }  // namespace
 
-std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
+Packed Executor::pack(const std::vector<RawWeight>& weights) {
     struct Task {
         size_t weight;
         int begin, end;  // panels
     };
-    std::vector<int> numbers;
     std::vector<FileFormat> formats;
     std::vector<PackedMatrix> shapes;
     std::vector<Task> tasks;
@@ -67,8 +67,6 @@ std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
         shapes[w].data = data;
         data += shapes[w].bytes();
         for (int p = 0; p < shapes[w].panels(); p += 16) tasks.push_back({w, p, std::min(p + 16, shapes[w].panels())});
-        numbers.push_back(static_cast<int>(matrices_.size()));
-        matrices_.push_back(shapes[w]);
     }
     team_.run([&](Share& share) {
         for (size_t t; (t = static_cast<size_t>(share.take())) < tasks.size();) {
@@ -78,9 +76,32 @@ std::vector<int> Executor::pack(const std::vector<RawWeight>& weights) {
                            shapes[task.weight], p);
         }
     });
-    weights_.push_back(std::move(region));
-    weight_bytes_ += bytes;
-    return numbers;
+    return {std::move(shapes), std::move(region)};
+}
+
+std::vector<uint64_t> Executor::checksums(const std::vector<std::pair<const uint8_t*, size_t>>& pieces) {
+    std::vector<uint64_t> sums(pieces.size());
+    team_.run([&](Share& share) {
+        for (size_t i; (i = static_cast<size_t>(share.take())) < pieces.size();)
+            sums[i] = checksum(pieces[i].first, pieces[i].second);
+    });
+    return sums;
+}
+
+Region Executor::copy(const uint8_t* data, size_t bytes) {
+    constexpr size_t piece = size_t{2} << 20;
+    Region region(bytes, true);
+    team_.run([&](Share& share) {
+        for (size_t at; (at = static_cast<size_t>(share.take()) * piece) < bytes;)
+            std::memcpy(region.data() + at, data + at, std::min(piece, bytes - at));
+    });
+    return region;
+}
+
+int Executor::use(const PackedMatrix& matrix) {
+    matrices_.push_back(matrix);
+    weight_bytes_ += matrix.bytes();
+    return static_cast<int>(matrices_.size()) - 1;
 }
 
 int Executor::vector(const RawWeight& weight) {

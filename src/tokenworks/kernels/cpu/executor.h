@@ -30,6 +30,11 @@ struct RawWeight {
     const float* row_scales;  // [out_features] or null
 };
 
+struct Packed {
+    std::vector<PackedMatrix> matrices;
+    Region memory;  // of their data
+};
+
 // kernels/backend.py: StepBatch.
 struct Step {
     int tokens, sequences, selected;
@@ -74,10 +79,13 @@ class Executor {
   public:
     explicit Executor(int threads) : team_(threads) {}
 
-    // Weights. Both copy what they need; throw std::invalid_argument, with the
-    // weight's name, on an unknown format or a wrong size.
-    std::vector<int> pack(const std::vector<RawWeight>& weights);  // matrix numbers
-    int vector(const RawWeight& weight);                           // vector number; decoded to float32
+    // Packs weights into new memory, in their order. Throws std::invalid_argument, with the weight's name, on an
+    // unknown format or a wrong size.
+    Packed pack(const std::vector<RawWeight>& weights);
+    std::vector<uint64_t> checksums(const std::vector<std::pair<const uint8_t*, size_t>>& pieces);
+    Region copy(const uint8_t* data, size_t bytes);  // to large pages, where the system has them
+    int use(const PackedMatrix& matrix);  // matrix number; its data must stay where they are
+    int vector(const RawWeight& weight);  // vector number; a copy, decoded to float32; throws as pack does
 
     // Buffers and cache, before any instruction.
     void allocate(int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int merged,
@@ -134,7 +142,6 @@ class Executor {
 
     const Kernels& kernels_ = kernels();
     Team team_;
-    std::vector<Region> weights_;
     std::deque<PackedMatrix> matrices_;
     std::deque<std::vector<float>> vectors_;
     int64_t weight_bytes_ = 0;

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -31,6 +32,35 @@ Region& Region::operator=(Region&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
+}
+
+// Fletcher's sums (1982), of 64-bit words and eight side by side: of the words, and of those sums, which knows their order.
+uint64_t checksum(const uint8_t* data, size_t bytes) {
+    constexpr int lanes = 8;
+    uint64_t sums[lanes] = {}, sums_of_sums[lanes] = {};
+    const auto add = [&](const uint8_t* from) {
+        for (int i = 0; i < lanes; i++) {
+            uint64_t word;
+            std::memcpy(&word, from + i * sizeof word, sizeof word);
+            sums[i] += word;
+            sums_of_sums[i] += sums[i];
+        }
+    };
+    constexpr size_t line = lanes * sizeof(uint64_t);
+    size_t at = 0;
+    for (; at + line <= bytes; at += line) add(data + at);
+    if (at < bytes) {
+        uint8_t last[line] = {};
+        std::memcpy(last, data + at, bytes - at);
+        add(last);
+    }
+    constexpr uint64_t odd = 0x9e3779b97f4a7c15;
+    uint64_t result = bytes;
+    for (int i = 0; i < lanes; i++) {
+        result = (result ^ sums[i]) * odd;
+        result = (result ^ sums_of_sums[i] ^ result >> 32) * odd;
+    }
+    return result;
 }
 
 }  // namespace tokenworks::cpu

@@ -30,6 +30,58 @@ RawWeight raw(const Raw& weight) {
     return {name, format, out_features, in_features, data.data(), data.size(), row_scales ? row_scales->data() : nullptr};
 }
 
+// What kernels/cpu/packed_file.py keeps of a PackedMatrix: layout, output and input features, scale, scaled rows.
+using Facts = std::tuple<std::string, int64_t, int64_t, float, bool>;
+
+PackedMatrix matrix(const Facts& facts) { return std::apply(matrix_of, facts); }
+
+using OwnedBytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+nb::capsule owner_of(Region&& region) {
+    return nb::capsule(new Region(std::move(region)), [](void* p) noexcept { delete static_cast<Region*>(p); });
+}
+
+auto pack(Executor& executor, const std::vector<Raw>& weights) {
+    std::vector<RawWeight> raws;
+    for (const Raw& weight : weights) raws.push_back(raw(weight));
+    Packed packed;
+    {
+        nb::gil_scoped_release unlocked;
+        packed = executor.pack(raws);
+    }
+    const nb::capsule owner = owner_of(std::move(packed.memory));
+    std::vector<std::pair<Facts, OwnedBytes>> result;
+    for (const PackedMatrix& m : packed.matrices)
+        result.push_back({{row_of(m.layout).name, m.out_features, m.in_features, m.scale, m.row_scaled},
+                          {m.data, {static_cast<size_t>(m.bytes())}, owner}});
+    return result;
+}
+
+auto checksums(Executor& executor, const std::vector<Bytes>& arrays) {
+    std::vector<std::pair<const uint8_t*, size_t>> pieces;
+    for (const Bytes& array : arrays) pieces.emplace_back(array.data(), array.size());
+    nb::gil_scoped_release unlocked;
+    return executor.checksums(pieces);
+}
+
+OwnedBytes copy(Executor& executor, Bytes data) {
+    Region region;
+    {
+        nb::gil_scoped_release unlocked;
+        region = executor.copy(data.data(), data.size());
+    }
+    uint8_t* const copied = region.data();
+    return {copied, {data.size()}, owner_of(std::move(region))};
+}
+
+int use(Executor& executor, const Facts& facts, Bytes data) {
+    PackedMatrix used = matrix(facts);
+    if (data.size() != static_cast<size_t>(used.bytes()) || reinterpret_cast<uintptr_t>(data.data()) % 64)
+        throw std::invalid_argument("a packed matrix of the wrong size or at an odd place");
+    used.data = const_cast<uint8_t*>(data.data());  // which nobody writes
+    return executor.use(used);
+}
+
 // A new numpy array that owns its numbers.
 template <typename T, typename... Sizes>
 auto array(T*& data, Sizes... sizes) {
@@ -157,15 +209,16 @@ NB_MODULE(_cpu, m) {
     m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512, amx or neon.");
     m.def("isa_trouble", [] { return kernels().trouble; }, "A better set that is there but left unused, and why.");
 
+    m.def("checksum", [](Bytes data) { return checksum(data.data(), data.size()); },
+          nb::call_guard<nb::gil_scoped_release>(), "As Executor.checksums, by the calling thread alone.");
+    m.def("packed_bytes", [](const Facts& facts) { return matrix(facts).bytes(); }, "Of a matrix's data.");
+
     nb::class_<Executor>(m, "Executor")
         .def(nb::init<int>(), "threads"_a)
-        .def("pack",
-             [](Executor& executor, const std::vector<Raw>& weights) {
-                 std::vector<RawWeight> raws;
-                 for (const Raw& weight : weights) raws.push_back(raw(weight));
-                 nb::gil_scoped_release unlocked;
-                 return executor.pack(raws);
-             })
+        .def("pack", &pack)
+        .def("checksums", &checksums)
+        .def("copy", &copy)
+        .def("use", &use, nb::keep_alive<1, 3>())
         .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
         .def("allocate",
              [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,

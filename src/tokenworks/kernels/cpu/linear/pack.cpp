@@ -276,6 +276,15 @@ float read_scale(Scales kind, const uint8_t* scales, int64_t i) {
     return 1.0f;
 }
 
+PackedMatrix shaped(Layout layout, int64_t out_features, int64_t in_features, float scale, bool row_scaled) {
+    const LayoutRow& row = row_of(layout);
+    const int element_bytes = row.codes == Codes::f8 ? 1 : row.codes == Codes::f32 ? 4 : 2;
+    const int64_t bytes =
+        row.block ? in_features / 32 * group_bytes(layout) : in_features * panel_width * element_bytes;
+    const int64_t panel_bytes = (bytes + 63) / 64 * 64 + (row_scaled ? 64 : 0);
+    return {layout, out_features, in_features, scale, row_scaled, panel_bytes, nullptr};
+}
+
 }  // namespace
 
 FileFormat file_format(const std::string& name) {
@@ -317,15 +326,28 @@ PackedMatrix packed_shape(FileFormat format, int64_t out_features, int64_t in_fe
     file_bytes(format, in_features);
     if (layout.block && in_features % 32)
         throw std::invalid_argument("rows of " + std::to_string(in_features) + " are not whole groups of 32 inputs");
-    PackedMatrix matrix{row.layout, out_features, in_features, layout.factor, false, 0, nullptr};
+    float scale = layout.factor;
+    bool row_scaled = false;
     if (row_scales) {
-        matrix.row_scaled = std::any_of(row_scales, row_scales + out_features, [&](float s) { return s != *row_scales; });
-        if (!matrix.row_scaled && out_features) matrix.scale *= *row_scales;
+        row_scaled = std::any_of(row_scales, row_scales + out_features, [&](float s) { return s != *row_scales; });
+        if (!row_scaled && out_features) scale *= *row_scales;
     }
-    const int64_t bytes = layout.block ? in_features / 32 * group_bytes(row.layout)
-                                       : in_features * panel_width * row.bytes;
-    matrix.panel_bytes = (bytes + 63) / 64 * 64 + (matrix.row_scaled ? 64 : 0);
-    return matrix;
+    return shaped(row.layout, out_features, in_features, scale, row_scaled);
+}
+
+PackedMatrix matrix_of(const std::string& layout, int64_t out_features, int64_t in_features, float scale,
+                       bool row_scaled) {
+    constexpr int64_t most = int64_t{1} << 31;  // so that no product of sizes overflows
+    for (int i = 0; i < layout_count; i++) {
+        if (layout != layout_rows[i].name) continue;
+        if (out_features < 0 || in_features < 0 || out_features > most || in_features > most)
+            throw std::invalid_argument("a matrix of " + std::to_string(out_features) + " x " +
+                                        std::to_string(in_features));
+        if (layout_rows[i].block && in_features % 32)
+            throw std::invalid_argument("rows of " + std::to_string(in_features) + " in layout " + layout);
+        return shaped(static_cast<Layout>(i), out_features, in_features, scale, row_scaled);
+    }
+    throw std::invalid_argument("layout " + layout + " is unknown");
 }
 
 void pack_panel(FileFormat format, const uint8_t* source, const float* row_scales, const PackedMatrix& matrix,

@@ -45,6 +45,7 @@ enum class Scales { none, f16, e4m3, e8m0 };
 enum class Layout { q4, q4_min, mxfp4, nvfp4, q8, q8_min, q8_16, i8, f8, f16, bf16, f32 };
 
 struct LayoutRow {
+    const char* name;  // in the file of packed weights (kernels/cpu/packed_file.py)
     Codes codes;
     int block;  // input features that share a scale; 0: weights are multiplied with floats, not with quantised inputs
     Scales scales;
@@ -54,12 +55,12 @@ struct LayoutRow {
 
 // In the order of Layout.
 constexpr LayoutRow layout_rows[] = {
-    {Codes::u4, 32, Scales::f16, false, 1.0f},     {Codes::u4, 32, Scales::f16, true, 1.0f},
-    {Codes::e2m1, 32, Scales::e8m0, false, 0.5f},  {Codes::e2m1, 16, Scales::e4m3, false, 128.0f},
-    {Codes::i8, 32, Scales::f16, false, 1.0f},     {Codes::i8, 32, Scales::f16, true, 1.0f},
-    {Codes::i8, 16, Scales::f16, false, 1.0f},     {Codes::i8, 32, Scales::none, false, 1.0f},
-    {Codes::f8, 0, Scales::none, false, 256.0f},   {Codes::f16, 0, Scales::none, false, 1.0f},
-    {Codes::bf16, 0, Scales::none, false, 1.0f},   {Codes::f32, 0, Scales::none, false, 1.0f},
+    {"q4", Codes::u4, 32, Scales::f16, false, 1.0f},       {"q4_min", Codes::u4, 32, Scales::f16, true, 1.0f},
+    {"mxfp4", Codes::e2m1, 32, Scales::e8m0, false, 0.5f}, {"nvfp4", Codes::e2m1, 16, Scales::e4m3, false, 128.0f},
+    {"q8", Codes::i8, 32, Scales::f16, false, 1.0f},       {"q8_min", Codes::i8, 32, Scales::f16, true, 1.0f},
+    {"q8_16", Codes::i8, 16, Scales::f16, false, 1.0f},    {"i8", Codes::i8, 32, Scales::none, false, 1.0f},
+    {"f8", Codes::f8, 0, Scales::none, false, 256.0f},     {"f16", Codes::f16, 0, Scales::none, false, 1.0f},
+    {"bf16", Codes::bf16, 0, Scales::none, false, 1.0f},   {"f32", Codes::f32, 0, Scales::none, false, 1.0f},
 };
 constexpr int layout_count = sizeof(layout_rows) / sizeof(layout_rows[0]);
 
@@ -93,7 +94,12 @@ struct PackedMatrix {
     }
 };
 
-// Everything but the data. row_scales: [out_features] or null; equal ones become PackedMatrix::scale. Throws
+// Everything but the data, by the layout's name. Throws std::invalid_argument for an unknown layout or sizes that it cannot
+// have.
+PackedMatrix matrix_of(const std::string& layout, int64_t out_features, int64_t in_features, float scale,
+                       bool row_scaled);
+
+// The same of a weight in a file format. row_scales: [out_features] or null; equal ones become PackedMatrix::scale. Throws
 // std::invalid_argument if rows are not a whole number of blocks.
 PackedMatrix packed_shape(FileFormat format, int64_t out_features, int64_t in_features, const float* row_scales);
 
