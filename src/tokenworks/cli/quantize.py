@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{made.path}: {', '.join(f'{n} weights in {s}' for s, n in counts.items())}, {how}, {size(made.size_bytes)}."
     )
-    print(f"\nTry it:\n\n  tokenworks chat {made.path}")
+    print(f"\nTry it:\n\n  tokenworks {'chat' if made.generates else 'serve'} {made.path}")
     return 0
 
 

@@ -42,6 +42,8 @@ class Written:
     """Format by canonical weight name."""
     calibration_tokens: int
     resumed: bool
+    generates: bool
+    """Text; an encoder does not."""
 
 
 def quantise_model(
@@ -97,6 +99,7 @@ def quantise_model(
         {name: weight.scheme for name, weight in quantised.items()},
         0 if tokens is None else tokens.size,
         work.resumed,
+        checkpoint.config.kind == "generate",
     )
 
 
