@@ -1,5 +1,6 @@
 """Models that see, against transformers: what their processors make of pictures, logits of prompts with pictures."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from small_checkpoints import log_softmax
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from vision_checkpoints import FAMILIES, drawing, our_vision_logits, write_vision_model
 
 from tokenworks.kernels.backend import Backend
@@ -32,7 +35,11 @@ def theirs(family: str, folder: Path, images: list[Image.Image]) -> dict[str, to
         case "idefics3":
             processor = Idefics3ImageProcessorPil.from_pretrained(folder)
             return dict(processor([images], return_tensors="pt"))
-    raise AssertionError(family)
+        case "gemma3":
+            settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+            return dict(Gemma3ImageProcessorPil(**settings)(images, return_tensors="pt"))
+        case _:
+            return dict(Qwen2VLImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt"))
 
 
 def prompt_of(folder: Path, images: list[Image.Image]) -> tuple[list[int], list[Picture]]:
@@ -67,12 +74,13 @@ def test_pixels_are_those_of_the_reference_processor(family: str, size: tuple[in
         patches = step.batch.inputs[:, : vision.patch_width].reshape(len(step.order), vision.merge**2, -1)
         in_order = np.empty_like(patches)
         in_order[step.order] = patches
-        expected = want[0, number]
-        side = vision.patch * vision.merge
-        squares = expected.reshape(3, picture.rows, vision.merge, vision.patch, picture.columns, vision.merge, -1)
-        assert expected.shape == (3, picture.rows * side, picture.columns * side)
-        squares = squares.transpose(1, 4, 2, 5, 0, 3, 6)[..., None, :, :, :]
-        np.testing.assert_array_equal(in_order.ravel(), np.broadcast_to(squares, squares.shape).ravel())
+        expected = want[0, number] if family == "idefics3" else want if "qwen" in family else want[number]
+        if "qwen" not in family:  # which cuts its pictures itself
+            side = vision.patch * vision.merge
+            assert expected.shape == (3, picture.rows * side, picture.columns * side)
+            squares = expected.reshape(3, picture.rows, vision.merge, vision.patch, picture.columns, vision.merge, -1)
+            expected = squares.transpose(1, 4, 2, 5, 0, 3, 6)
+        np.testing.assert_array_equal(in_order.ravel(), expected.ravel())
 
 
 @torch.no_grad()
@@ -84,6 +92,14 @@ def test_logits_are_those_of_transformers(family: str, backend: Backend, tmp_pat
     ids, pictures = prompt_of(tmp_path, images)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     given = theirs(family, tmp_path, images)
+    of_picture = torch.zeros(1, len(ids), dtype=torch.int64)
+    for picture in pictures:
+        of_picture[0, picture.at : picture.end] = 1
+    match family:
+        case "gemma3":
+            given = {"pixel_values": given["pixel_values"], "token_type_ids": of_picture}
+        case "qwen2_5_vl" | "qwen3_vl":
+            given["mm_token_type_ids"] = of_picture
     want = log_softmax(model.eval()(input_ids=torch.tensor([ids]), **given).logits[0].numpy())
     assert np.ptp(want, axis=-1).min() > 1, "weights so small that nothing is tested"
     got = log_softmax(our_vision_logits(tmp_path, ids, pictures, backend))
@@ -91,5 +107,6 @@ def test_logits_are_those_of_transformers(family: str, backend: Backend, tmp_pat
     turned = msgspec.structs.replace(pictures[0], pixels=pictures[0].pixels[::-1])
     other = log_softmax(our_vision_logits(tmp_path, ids, [turned, *pictures[1:]], backend))
     assert np.abs(other - want).max() > 0.1, "the pictures do not matter"
-    cuts = [pictures[0].at + 1, pictures[-1].at + 2]
+    first, last = pictures[0], pictures[-1]
+    cuts = [first.at - 1, first.end] if family == "gemma3" else [first.at + 1, last.at + 2]  # which sees ahead
     np.testing.assert_array_equal(log_softmax(our_vision_logits(tmp_path, ids, pictures, backend, cuts)), got)

@@ -11,7 +11,17 @@ import torch
 from PIL import Image, ImageDraw
 from small_checkpoints import Float32, randomise
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from tokenworks.kernels.backend import Backend, Limits, StepBatch
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
@@ -74,7 +84,70 @@ def _write_idefics3(folder: Path) -> PreTrainedModel:
     return Idefics3ForConditionalGeneration(config)
 
 
-_WRITERS = {"idefics3": _write_idefics3}
+def _write_gemma3(folder: Path) -> PreTrainedModel:
+    special = ["<image_soft_token>", "<start_of_image>", "<end_of_image>"]
+    ids = _write_tokenizer(folder, special, "<start_of_image>")
+    settings = {"size": {"height": 24, "width": 24}, "resample": 2, "image_processor_type": "Gemma3ImageProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    vision = {
+        "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 24,
+        "patch_size": 4,
+    }  # fmt: skip
+    text = {**_TEXT, "vocab_size": len(ids), "num_hidden_layers": 3, "sliding_window": 6, "query_pre_attn_scalar": 8}
+    text |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "tie_word_embeddings": False}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text,
+            vision_config=vision,
+            mm_tokens_per_image=9,
+            image_token_id=ids["<image_soft_token>"],
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def _qwen_files(folder: Path, **settings: Any) -> dict[str, Any]:
+    """Writes tokenizer and processor; the config's part that both generations share."""
+    special = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
+    ids = _write_tokenizer(folder, special, "<|vision_start|><|image_pad|><|vision_end|>")
+    settings = {"patch_size": 4, "merge_size": 2, "image_processor_type": "Qwen2VLImageProcessor", **settings}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "text_config": {**_TEXT, "vocab_size": len(ids)},
+        "vision_config": {
+            "hidden_size": 24, "intermediate_size": 36, "depth": 4, "num_heads": 3, "patch_size": 4,
+            "out_hidden_size": 40,
+        },
+    }  # fmt: skip
+
+
+def _write_qwen2_5_vl(folder: Path) -> PreTrainedModel:
+    config = _qwen_files(folder, min_pixels=200, max_pixels=1500)
+    config["vision_config"] |= {"window_size": 16, "fullatt_block_indexes": [1, 3]}
+    config["text_config"] |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [2, 1, 1]}
+    }
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+
+
+def _write_qwen3_vl(folder: Path) -> PreTrainedModel:
+    config = _qwen_files(folder, size={"shortest_edge": 200, "longest_edge": 1500}, image_mean=[0.5] * 3)
+    config["vision_config"] |= {"num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
+    rope = {"rope_type": "default", "rope_theta": 50.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    config["text_config"] |= {"rope_parameters": rope}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
+
+
+_WRITERS = {
+    "idefics3": _write_idefics3,
+    "gemma3": _write_gemma3,
+    "qwen2_5_vl": _write_qwen2_5_vl,
+    "qwen3_vl": _write_qwen3_vl,
+}
 FAMILIES = list(_WRITERS)
 
 

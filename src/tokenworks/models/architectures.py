@@ -1,7 +1,19 @@
 """The table of architectures, by what their files call them. A new one is a file in models/families/, or a few lines in
 one, and a row here."""
 
-from tokenworks.models.families import bert, gemma, gpt_oss, idefics3, llama, mixtral, olmo, qwen, qwen_moe
+from tokenworks.models.families import (
+    bert,
+    gemma,
+    gemma_vision,
+    gpt_oss,
+    idefics3,
+    llama,
+    mixtral,
+    olmo,
+    qwen,
+    qwen_moe,
+    qwen_vision,
+)
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
@@ -21,6 +33,9 @@ HF_ARCHITECTURES = {
     "qwen2_moe": qwen_moe.QWEN2_MOE,
     "qwen3_moe": qwen_moe.QWEN3_MOE,
     "gemma3_text": gemma.GEMMA3,
+    "gemma3": gemma_vision.GEMMA3_VISION,
+    "qwen2_5_vl": qwen_vision.QWEN2_5_VL,
+    "qwen3_vl": qwen_vision.QWEN3_VL,
     "idefics3": idefics3.IDEFICS3,
     "smolvlm": idefics3.IDEFICS3,
     "bert": bert.BERT,

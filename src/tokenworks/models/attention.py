@@ -19,6 +19,8 @@ class Attention:
     """Which of the model's rotary encodings turns q and k; "": none does."""
     turned: int
     """How many columns of a head it turns."""
+    axes: tuple[int, ...] = ()
+    """For each pair of those, along which axis its position runs (M-RoPE); empty: there is one position only."""
     turned_scale: float = 1.0
     """These are multiplied by it."""
     window: int = 0
@@ -43,8 +45,8 @@ class Attention:
             k = b.rmsnorm(k, name + "k_norm", self.qk_norm_epsilon, group=kv_width if self.qk_norm_whole else size)
         if self.rope:
             frequencies = "rope." + self.rope
-            q = b.rope(q, size, frequencies, turned=self.turned, scale=self.turned_scale)
-            k = b.rope(k, size, frequencies, turned=self.turned, scale=self.turned_scale)
+            q = b.rope(q, size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
+            k = b.rope(k, size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
         return b.attend(
             q,
             k,

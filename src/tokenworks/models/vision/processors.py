@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenworks.models.fields import Fields
 from tokenworks.models.json_file import read_json
-from tokenworks.models.vision.settings import picture_settings, required
+from tokenworks.models.vision.settings import picture_settings, pixel_range, required
+from tokenworks.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LARGEST_SIDE = 4096
+_LONGEST_SHAPE = 200
+"""Times as long as wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class _Idefics3:
     mark = placeholder = "<image>"
 
     def __init__(self, f: Fields, settings: Fields) -> None:
-        self._filter = _filter(settings, lanczos=True)
+        self._filter = _filter(settings, 1)
         self._longest = required(settings, "size").integer("longest_edge")
         self._tile = required(settings, "max_image_size").integer("longest_edge")
         self._splits = settings.flag("do_image_splitting", True)
@@ -126,6 +129,61 @@ class _Idefics3:
         return self.placeholder * self._side**2
 
 
+class _Gemma3:
+    """A picture is shown as a square, whatever its shape. (Pan and scan, which shows parts of it too, is off.)"""
+
+    mark, placeholder = "<start_of_image>", "<image_soft_token>"
+
+    def __init__(self, f: Fields, settings: Fields) -> None:
+        settings.refuse("do_pan_and_scan", (False,), "pan and scan is not supported")
+        self._filter = _filter(settings, 2)
+        size = required(settings, "size")
+        self._size = size.integer("width"), size.integer("height")
+        self._side = math.isqrt(f.integer("mm_tokens_per_image", 256))
+
+    def show(self, image: "Image") -> Shown:
+        from PIL.Image import Resampling
+
+        pixels = bytes(image.resize(self._size, Resampling(self._filter)).tobytes())
+        words = f"\n\n{self.mark}{self.placeholder * self._side**2}<end_of_image>\n\n"
+        return Shown(words, (Tile(*self._size, self._side, self._side, pixels),))
+
+
+class _Qwen:
+    """A picture keeps its shape, rounded to whole merged patches, within a range of sizes."""
+
+    mark = placeholder = "<|image_pad|>"
+
+    def __init__(self, f: Fields, settings: Fields) -> None:
+        self._filter = _filter(settings, 3)
+        v = required(f, "vision_config")
+        patch = settings.integer("patch_size", v.integer("patch_size", 14))
+        self._unit = patch * settings.integer("merge_size", v.integer("spatial_merge_size", 2))
+        self._fewest, self._most = pixel_range(settings)
+
+    def show(self, image: "Image") -> Shown:
+        from PIL.Image import Resampling
+
+        width, height = self._size(image.width, image.height)
+        pixels = bytes(image.resize((width, height), Resampling(self._filter)).tobytes())
+        rows, columns = height // self._unit, width // self._unit
+        return Shown(self.placeholder * (rows * columns), (Tile(width, height, rows, columns, pixels),))
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        if max(width, height) > _LONGEST_SHAPE * min(width, height):
+            raise InvalidRequest(f"the picture's sides are {width} x {height}: one is too long for the other")
+        unit = self._unit
+        wide, high = round(width / unit) * unit, round(height / unit) * unit
+        if wide * high > self._most:
+            shrink = math.sqrt(height * width / self._most)
+            wide = max(unit, math.floor(width / shrink / unit) * unit)
+            high = max(unit, math.floor(height / shrink / unit) * unit)
+        elif wide * high < self._fewest:
+            grow = math.sqrt(self._fewest / (height * width))
+            wide, high = math.ceil(width * grow / unit) * unit, math.ceil(height * grow / unit) * unit
+        return wide, high
+
+
 def _even(length: int) -> int:
     return max(1, length + length % 2)
 
@@ -134,9 +192,9 @@ def _up(length: int, unit: int) -> int:
     return math.ceil(length / unit) * unit
 
 
-def _filter(settings: Fields, *, lanczos: bool = False) -> int:
+def _filter(settings: Fields, default: int) -> int:
     """Pillow's number of the resampling filter: 1 Lanczos, 2 bilinear, 3 bicubic."""
-    value = settings.table.get("resample", 1 if lanczos else 2)
+    value = settings.table.get("resample", default)
     if value not in (0, 1, 2, 3):
         raise settings.wrong("resample", "one of Pillow's filters, 0 to 3")
     return int(value)
@@ -145,5 +203,8 @@ def _filter(settings: Fields, *, lanczos: bool = False) -> int:
 _PROCESSORS: dict[str, Callable[[Fields, Fields], Processor]] = {
     "idefics3": _Idefics3,
     "smolvlm": _Idefics3,
+    "gemma3": _Gemma3,
+    "qwen2_5_vl": _Qwen,
+    "qwen3_vl": _Qwen,
 }
 """By config.json's model_type."""

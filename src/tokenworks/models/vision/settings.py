@@ -6,7 +6,10 @@ from tokenworks.models.fields import Fields
 from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
-_HALVES = (0.5, 0.5, 0.5)
+Channels = tuple[float, float, float]
+HALVES: tuple[Channels, Channels] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP: tuple[Channels, Channels] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""Mean and standard deviation of pixels, by channel: SigLIP's and CLIP's."""
 
 
 def picture_settings(folder: Path) -> Fields:
@@ -22,12 +25,20 @@ def picture_settings(folder: Path) -> Fields:
 
 
 def normalisation(
-    f: Fields, default: tuple[float, float, float] = _HALVES
+    f: Fields, mean: Channels = HALVES[0], std: Channels = HALVES[1]
 ) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
-    """(factor, mean, standard deviation) of pixel values, the latter for each channel."""
+    """(factor, mean, standard deviation) of pixel values, the latter for each channel. `mean`, `std`: defaults."""
     for step in ("do_resize", "do_rescale", "do_normalize"):
         f.refuse(step, (True,), "pictures must be resized, rescaled and normalised")
-    return f.number("rescale_factor", 1 / 255), _channels(f, "image_mean", default), _channels(f, "image_std", default)
+    return f.number("rescale_factor", 1 / 255), _channels(f, "image_mean", mean), _channels(f, "image_std", std)
+
+
+def pixel_range(f: Fields) -> tuple[int, int]:
+    """The fewest and most pixels of a picture of any shape."""
+    size = f.section("size")
+    shortest = size.integer("shortest_edge", 56 * 56) if size else 56 * 56
+    longest = size.integer("longest_edge", 28 * 28 * 1280) if size else 28 * 28 * 1280
+    return f.integer("min_pixels", shortest), f.integer("max_pixels", longest)
 
 
 def _channels(f: Fields, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
