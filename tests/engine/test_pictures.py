@@ -1,13 +1,16 @@
 """Prompts with pictures through the engine: the same tokens alone, together, with a prefix hit, after preemption, in
 chunks of any size; texts go on while pictures are encoded."""
 
+import json
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from small_model import Reply, ask, run
-from vision_checkpoints import FAMILIES, drawing, write_vision_model
+from transformers import AutoModelForImageTextToText
+from vision_checkpoints import FAMILIES, drawing, prompt_of, reference_inputs, write_vision_model
 
 from tokenworks.config import EngineSettings
 from tokenworks.engine.engine import Engine
@@ -73,6 +76,37 @@ def test_equal_pictures_hit_the_prefix_cache_and_others_miss(model: Path) -> Non
     other = run(engine, question(model, "other", [5]))["other"]
     assert other.cached_tokens == 4  # what is before the picture: 7 tokens
     assert other.tokens == run(engine_of(model), question(model, "other", [5]))["other"].tokens != tokens
+
+
+@torch.no_grad()
+def test_greedy_continuations_are_those_of_transformers(model: Path) -> None:
+    family, images = json.loads((model / "config.json").read_text())["model_type"], [drawing(50, 20, 1), drawing(9, 40)]
+    ids, pictures = prompt_of(model, images)
+    request = ask("one", ids, max_tokens=64, ignore_eos=True)
+    request = msgspec.structs.replace(request, pictures=tuple(pictures))
+    made = run(engine_of(model, step_tokens=32), request)["one"].tokens
+    assert len(made) == 64
+    assert len(set(made)) > 3
+    # One pass over all of it shows what the reference would have chosen at every place.
+    whole = [*ids, *made]
+    reference = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    logits = reference(
+        input_ids=torch.tensor([whole]), **reference_inputs(family, model, images, whole, pictures)
+    ).logits
+    assert logits[0, len(ids) - 1 : -1].argmax(dim=-1).tolist() == made
+
+
+def test_a_hit_that_ends_within_a_picture(model: Path) -> None:
+    """The block in which it ends goes on differently."""
+    engine, one = engine_of(model, block_tokens=10), question(model, "one", [1], (20, 20))
+    picture = one.pictures[-1]
+    cut = picture.end - picture.end % 10
+    assert picture.at < cut < picture.end
+    other = msgspec.structs.replace(one, request_id="other", prompt_ids=(*one.prompt_ids[: picture.end], *TEXT[20:30]))
+    run(engine, one)
+    reply = run(engine, other)["other"]
+    assert reply.cached_tokens == cut
+    assert reply.tokens == run(engine_of(model), other)["other"].tokens
 
 
 def test_after_preemption(model: Path) -> None:

@@ -1,7 +1,7 @@
 """Models that see, against transformers: what their processors make of pictures, logits of prompts with pictures."""
 
+import io
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -10,53 +10,29 @@ import pytest
 import torch
 from PIL import Image
 from small_checkpoints import log_softmax
-from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from vision_checkpoints import FAMILIES, drawing, our_vision_logits, write_vision_model
+from transformers.image_transforms import convert_to_rgb
+from vision_checkpoints import (
+    FAMILIES,
+    drawing,
+    file_of,
+    our_vision_logits,
+    prompt_of,
+    reference_inputs,
+    reference_pixels,
+    write_vision_model,
+)
 
 from tokenworks.kernels.backend import Backend
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.vision.picture import open_picture
 from tokenworks.models.vision.pixels import Pixels
-from tokenworks.models.vision.processors import open_processor
-from tokenworks.protocol.messages import Picture
+from tokenworks.protocol.errors import ModelError
 
 BACKENDS = [ReferenceBackend(), CpuBackend()]
 SIZES = [(24, 24), (10, 11), (90, 31), (37, 100), (300, 7)]
-
-
-def theirs(family: str, folder: Path, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-    """What transformers' own processor gives its model."""
-    match family:
-        case "idefics3":
-            processor = Idefics3ImageProcessorPil.from_pretrained(folder)
-            return dict(processor([images], return_tensors="pt"))
-        case "gemma3":
-            settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-            return dict(Gemma3ImageProcessorPil(**settings)(images, return_tensors="pt"))
-        case _:
-            return dict(Qwen2VLImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt"))
-
-
-def prompt_of(folder: Path, images: list[Image.Image]) -> tuple[list[int], list[Picture]]:
-    processor = open_processor(folder)
-    assert processor is not None
-    shown = [processor.show(image) for image in images]
-    text = "Look:" + " and ".join(each.words for each in shown) + " what is it?"
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = tokenizer.encode(text).ids
-    places = [i for i, token in enumerate(ids) if token == tokenizer.token_to_id(processor.placeholder)]
-    pictures, at = [], 0
-    for tile in (tile for each in shown for tile in each.tiles):
-        digest = sha256(tile.pixels).digest()
-        pictures.append(Picture(places[at], tile.rows, tile.columns, tile.width, tile.height, tile.pixels, digest))
-        at += tile.rows * tile.columns
-    assert at == len(places)
-    return ids, pictures
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -64,7 +40,7 @@ def prompt_of(folder: Path, images: list[Image.Image]) -> tuple[list[int], list[
 def test_pixels_are_those_of_the_reference_processor(family: str, size: tuple[int, int], tmp_path: Path) -> None:
     write_vision_model(family, tmp_path)
     image = drawing(*size)
-    want = theirs(family, tmp_path, [image])["pixel_values"].numpy()
+    want = reference_pixels(family, tmp_path, [image])["pixel_values"].numpy()
     _, pictures = prompt_of(tmp_path, [image])
     vision = open_checkpoint(tmp_path).config.vision  # type: ignore[union-attr]
     assert vision is not None
@@ -91,15 +67,7 @@ def test_logits_are_those_of_transformers(family: str, backend: Backend, tmp_pat
     images = [drawing(90, 31, 1), drawing(20, 23, 2)]
     ids, pictures = prompt_of(tmp_path, images)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
-    given = theirs(family, tmp_path, images)
-    of_picture = torch.zeros(1, len(ids), dtype=torch.int64)
-    for picture in pictures:
-        of_picture[0, picture.at : picture.end] = 1
-    match family:
-        case "gemma3":
-            given = {"pixel_values": given["pixel_values"], "token_type_ids": of_picture}
-        case "qwen2_5_vl" | "qwen3_vl":
-            given["mm_token_type_ids"] = of_picture
+    given = reference_inputs(family, tmp_path, images, ids, pictures)
     want = log_softmax(model.eval()(input_ids=torch.tensor([ids]), **given).logits[0].numpy())
     assert np.ptp(want, axis=-1).min() > 1, "weights so small that nothing is tested"
     got = log_softmax(our_vision_logits(tmp_path, ids, pictures, backend))
@@ -110,3 +78,41 @@ def test_logits_are_those_of_transformers(family: str, backend: Backend, tmp_pat
     first, last = pictures[0], pictures[-1]
     cuts = [first.at - 1, first.end] if family == "gemma3" else [first.at + 1, last.at + 2]  # which sees ahead
     np.testing.assert_array_equal(log_softmax(our_vision_logits(tmp_path, ids, pictures, backend, cuts)), got)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_files_are_opened_as_the_reference_does(mode: str) -> None:
+    image = drawing(31, 17)
+    image.putalpha(drawing(31, 17, 1).convert("L"))
+    data = file_of(image.convert(mode))
+    want = convert_to_rgb(Image.open(io.BytesIO(data)), return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(open_picture(data, "messages")), want)
+
+
+def test_a_picture_lies_as_its_camera_was_held() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    opened = open_picture(file_of(drawing(31, 17), exif=exif), "messages")
+    np.testing.assert_array_equal(np.asarray(opened), np.rot90(np.asarray(drawing(31, 17)), -1))
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "change", "complaint"),
+    [
+        ("gemma3", "processor_config.json", {"image_processor": None}, "preprocessor_config.json"),
+        ("idefics3", "preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
+        ("idefics3", "preprocessor_config.json", {"image_mean": [1, 2]}, "image_mean"),
+        ("idefics3", "preprocessor_config.json", {"max_image_size": {"longest_edge": 25}}, "max_image_size"),
+        ("gemma3", "config.json", {"mm_tokens_per_image": 7}, "mm_tokens_per_image is 7"),
+        ("gemma3", "processor_config.json", {"image_processor": {"size": {"height": 8, "width": 8}}}, "size"),
+        ("qwen3_vl", "config.json", {"vision_config": None}, "vision_config is missing"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    family: str, file: str, change: dict[str, object], complaint: str, tmp_path: Path
+) -> None:
+    write_vision_model(family, tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=complaint):
+        open_checkpoint(tmp_path)

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tokenworks.kernels.backend import Backend, Limits, StepBatch
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.vision.pixels import Pixels
 from tokenworks.models.vision.positions import along_axes
+from tokenworks.models.vision.processors import open_processor
 from tokenworks.protocol.messages import Picture
 
 _LETTERS = [chr(c) for c in range(32, 127)] + ["\n"]
@@ -178,6 +183,53 @@ def file_of(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **how)
     return out.getvalue()
+
+
+def prompt_of(folder: Path, images: Sequence[Image.Image]) -> tuple[list[int], list[Picture]]:
+    """Token ids of a prompt that shows the images, and what a worker is told of them."""
+    processor = open_processor(folder)
+    assert processor is not None
+    shown = [processor.show(image) for image in images]
+    text = "Look:" + " and ".join(each.words for each in shown) + " what is it?"
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(text).ids
+    places = [i for i, token in enumerate(ids) if token == tokenizer.token_to_id(processor.placeholder)]
+    pictures, at = [], 0
+    for tile in (tile for each in shown for tile in each.tiles):
+        digest = sha256(tile.pixels).digest()
+        pictures.append(Picture(places[at], tile.rows, tile.columns, tile.width, tile.height, tile.pixels, digest))
+        at += tile.rows * tile.columns
+    assert at == len(places)
+    return ids, pictures
+
+
+def reference_pixels(family: str, folder: Path, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """What transformers' own processor makes of the images."""
+    images = list(images)
+    match family:
+        case "idefics3":
+            return dict(Idefics3ImageProcessorPil.from_pretrained(folder)([images], return_tensors="pt"))
+        case "gemma3":
+            settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+            return dict(Gemma3ImageProcessorPil(**settings)(images, return_tensors="pt"))
+        case _:
+            return dict(Qwen2VLImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt"))
+
+
+def reference_inputs(
+    family: str, folder: Path, images: Sequence[Image.Image], ids: Sequence[int], pictures: Sequence[Picture]
+) -> dict[str, torch.Tensor]:
+    """What transformers' model is given beside a prompt's token ids."""
+    given = reference_pixels(family, folder, images)
+    of_picture = torch.zeros(1, len(ids), dtype=torch.int64)
+    for picture in pictures:
+        of_picture[0, picture.at : picture.end] = 1
+    match family:
+        case "gemma3":
+            return {"pixel_values": given["pixel_values"], "token_type_ids": of_picture}
+        case "qwen2_5_vl" | "qwen3_vl":
+            return {**given, "mm_token_type_ids": of_picture}
+    return given
 
 
 def features_of(checkpoint: Checkpoint, backend: Backend, picture: Picture) -> Float32:
