@@ -14,13 +14,14 @@ import openai
 import pytest
 from PIL import Image
 from running_factory import Factory, start
-from vision_checkpoints import drawing, file_of, write_vision_model
+from vision_checkpoints import FAMILIES, drawing, file_of, write_vision_model
 
 from tokenworks.gateway.fetch import Fetcher
 from tokenworks.protocol.errors import InvalidRequest
 
 SCRIPT = Path(__file__).with_name("vision_factory.py")
 DRAWING = drawing(50, 20, 1)
+SEER = "idefics3"
 
 
 def data_url(data: bytes, kind: str = "png") -> str:
@@ -56,23 +57,24 @@ def web() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
-    """Serves "seer", and fetches pictures from one host."""
-    folder = tmp_path_factory.mktemp("seeing")
-    write_vision_model("idefics3", folder)
-    factory = start(SCRIPT, folder, tmp_path_factory.mktemp("data"))
+    """Serves a model of each family, and fetches pictures from one host."""
+    folders = [tmp_path_factory.mktemp(family, numbered=False) for family in FAMILIES]
+    for folder in folders:
+        write_vision_model(folder.name, folder)
+    factory = start(SCRIPT, tmp_path_factory.mktemp("data"), *folders)
     yield factory
     factory.process.send_signal(signal.SIGTERM)
     assert factory.process.wait(20) == 0
 
 
 def ask(
-    client: openai.OpenAI, *parts: str, text: str = "What is it?", **how: object
+    client: openai.OpenAI, *parts: str, text: str = "What is it?", model: str = SEER, **how: object
 ) -> openai.types.chat.ChatCompletion:
     """Parts are URLs of images; the text comes last."""
     content = [{"type": "image_url", "image_url": {"url": url}} for url in parts]
     content.append({"type": "text", "text": text})
     return client.chat.completions.create(  # type: ignore[call-overload,no-any-return]
-        model="seer", messages=[{"role": "user", "content": content}], **{"max_tokens": 8, "temperature": 0, **how}
+        model=model, messages=[{"role": "user", "content": content}], **{"max_tokens": 8, "temperature": 0, **how}
     )
 
 
@@ -80,7 +82,7 @@ def test_an_image_is_seen_and_counted(client: openai.OpenAI) -> None:
     url = data_url(file_of(DRAWING))
     first = ask(client, url)
     text_only = client.chat.completions.create(
-        model="seer", messages=[{"role": "user", "content": "What is it?"}], max_tokens=8, temperature=0
+        model=SEER, messages=[{"role": "user", "content": "What is it?"}], max_tokens=8, temperature=0
     )
     # 50 x 20 is shown as 70 x 28, in tiles of 24: 3 x 2 and the whole, each of 3 x 3 tokens, and the words around them.
     assert first.usage is not None
@@ -120,7 +122,7 @@ def test_every_file_format_and_every_api(
     source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(file_of(DRAWING)).decode()}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
     message = claude.messages.create(
-        model="seer",
+        model=SEER,
         max_tokens=8,
         extra_body={"temperature": 0},
         messages=[{"role": "user", "content": content}],  # type: ignore[typeddict-item]
@@ -129,7 +131,7 @@ def test_every_file_format_and_every_api(
     assert said.usage is not None
     usage = message.usage
     assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == said.usage.prompt_tokens
-    counted = claude.messages.count_tokens(model="seer", messages=[{"role": "user", "content": content}])  # type: ignore[typeddict-item]
+    counted = claude.messages.count_tokens(model=SEER, messages=[{"role": "user", "content": content}])  # type: ignore[typeddict-item]
     assert counted.input_tokens == said.usage.prompt_tokens
 
     parts = [
@@ -137,20 +139,20 @@ def test_every_file_format_and_every_api(
         {"type": "input_text", "text": "What is it?"},
     ]
     response = client.responses.create(
-        model="seer",
+        model=SEER,
         max_output_tokens=16,
         temperature=0,
         input=[{"role": "user", "content": parts}],  # type: ignore[list-item,misc]
     )
     assert response.output_text.startswith(said.choices[0].message.content or "?")
     further = client.responses.create(
-        model="seer", max_output_tokens=16, temperature=0, input="And?", previous_response_id=response.id
+        model=SEER, max_output_tokens=16, temperature=0, input="And?", previous_response_id=response.id
     )
     assert further.usage is not None
     assert further.usage.input_tokens_details.cached_tokens > 48  # the stored conversation shows the image again
 
     messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(file_of(DRAWING))}}]}]
-    tokens = http.post("/tokenize", json={"model": "seer", "messages": messages}).json()
+    tokens = http.post("/tokenize", json={"model": SEER, "messages": messages}).json()
     assert tokens["tokens"].count(0) == 7 * 9
 
 
@@ -216,7 +218,7 @@ def test_images_from_the_web(client: openai.OpenAI, claude: anthropic.Anthropic,
     source = {"type": "url", "url": f"{web}/a.png"}
     content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
     message = claude.messages.create(
-        model="seer",
+        model=SEER,
         max_tokens=8,
         extra_body={"temperature": 0},
         messages=[{"role": "user", "content": content}],  # type: ignore[typeddict-item]
@@ -250,6 +252,27 @@ async def test_no_host_leads_into_the_private_network(host: str) -> None:
         await Fetcher((), 1000).get(f"http://{host}:1/a.png", "messages")
 
 
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    # A square of 3 x 3 in a frame and empty lines; 48 x 16 pixels in squares of 8, between two words.
+    [("gemma3", 9 + 2 + 4), ("qwen2_5_vl", 6 * 2 + 2), ("qwen3_vl", 6 * 2 + 2)],
+)
+def test_every_family(client: openai.OpenAI, family: str, tokens: int) -> None:
+    url, other = data_url(file_of(DRAWING)), data_url(file_of(drawing(50, 20, 2)))
+    seen, plain = ask(client, url, model=family), ask(client, model=family)
+    assert seen.usage is not None
+    assert plain.usage is not None
+    assert seen.usage.prompt_tokens - plain.usage.prompt_tokens == tokens
+    assert ask(client, url, model=family).choices == seen.choices
+    assert ask(client, other, model=family).choices != seen.choices
+    streamed = "".join(
+        chunk.choices[0].delta.content or ""
+        for chunk in ask(client, url, other, model=family, stream=True)
+        if chunk.choices  # type: ignore[attr-defined]
+    )
+    assert streamed == ask(client, url, other, model=family).choices[0].message.content
+
+
 def test_an_image_survives_its_worker(factory: Factory, client: openai.OpenAI) -> None:
     url = data_url(file_of(drawing(60, 60, 4)))
     whole = ask(client, url, max_tokens=300, extra_body={"ignore_eos": True}).choices[0].message.content
@@ -258,5 +281,6 @@ def test_an_image_survives_its_worker(factory: Factory, client: openai.OpenAI) -
     for chunk in stream:
         pieces.append(chunk.choices[0].delta.content or "" if chunk.choices else "")  # type: ignore[attr-defined]
         if len(pieces) == 10:
-            factory.workers()[0].kill()
+            for worker in factory.workers():
+                worker.kill()
     assert "".join(pieces) == whole

@@ -1,4 +1,4 @@
-"""A factory with a model that sees: python vision_factory.py MODEL DATA."""
+"""A factory with models that see: python vision_factory.py DATA MODEL ..., each named as its folder."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,11 @@ from tokenworks.gateway.server import serve
 
 
 def main() -> None:
-    model, data = sys.argv[1:]
+    data, *folders = sys.argv[1:]
     engine = EngineSettings(context_tokens=768, cache_mb=8, threads=1, sequences=8)
     settings = ServerSettings(port=0, max_body_mb=1, picture_hosts=("127.0.0.1",))
-    serve([PoolModel("seer", WorkerSettings(path=model, engine=engine))], settings, Path(data), announce)
+    models = [PoolModel(Path(folder).name, WorkerSettings(path=folder, engine=engine)) for folder in folders]
+    serve(models, settings, Path(data), announce)
 
 
 if __name__ == "__main__":
