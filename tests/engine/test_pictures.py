@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def engine_of(model: Path, **settings: object) -> Engine:
     how = {"block_tokens": 4, "cache_mb": 1, "threads": 1, "cache_dtype": "float32", **settings}
-    engine, _ = load(WorkerSettings(path=str(model), engine=EngineSettings(**how)), {})  # type: ignore[arg-type]
+    engine, *_ = load(WorkerSettings(path=str(model), engine=EngineSettings(**how)), {})  # type: ignore[arg-type]
     assert isinstance(engine, Engine)
     return engine
 

@@ -9,8 +9,9 @@ from typing import Literal
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
+from tokenworks.models.config import DecoderConfig
 from tokenworks.models.tokenizer import load_tokenizer
-from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.protocol.errors import InvalidRequest, ModelError
 from tokenworks.quant.calibrate import Progress, quantise
 from tokenworks.quant.checkpoints.folder import FolderLayout, write_folder
 from tokenworks.quant.checkpoints.gguf import write_gguf
@@ -65,6 +66,8 @@ def quantise_model(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidRequest(f"{out} is there already: remove it, or choose another --out.")
     checkpoint = open_checkpoint(source)
+    if isinstance(checkpoint.config, DecoderConfig) and checkpoint.config.vision is not None:
+        raise ModelError(f"{source}: models that see pictures cannot be quantised here yet.")
     program = checkpoint.program()
     choices = recipe.of(program)
     if all(choice == "keep" for choice in choices.values()):
