@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_models import LINEARS, folder_bytes, numbers, write_model, write_text
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from tokenworks.cli import main
 from tokenworks.kernels.formats import dequantise
@@ -56,8 +58,38 @@ def test_the_folder_holds_the_rounded_numbers_bit_for_bit(
     assert list(made.quantised.values()) == [to] * LINEARS
     original, found = numbers(model), numbers(made.path)
     for name, before in original.items():
-        expected = round_to_nearest(to, before).dequantise() if name in made.quantised else before
+        layer, _, leaf = name.rpartition(".")
+        together = next((group for group in (("q", "k", "v"), ("gate", "up")) if leaf in group), (leaf,))
+        peak = max(float(np.abs(original[f"{layer}.{each}"]).max()) for each in together) if layer else 0.0
+        expected = round_to_nearest(to, before, peak=peak).dequantise() if name in made.quantised else before
         np.testing.assert_array_equal(found[name].view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_weights_of_one_product_share_nvfp4s_scale(model: Path, text: Path, tmp_path: Path, calibrated: bool) -> None:
+    """vLLM and others join q, k, v and gate, up, and keep one second-level scale for them."""
+    made = _quantise(model, tmp_path / "out", "nvfp4", texts=[text] if calibrated else [])
+    tensors = open_checkpoint(made.path).tensors
+    for leaves in (("q", "k", "v"), ("gate", "up")):
+        scales = [tensors[f"layers.1.{leaf}"].row_scales for leaf in leaves]
+        assert len({float(each[0]) for each in scales if each is not None}) == 1
+
+
+@pytest.mark.parametrize("to", ["nvfp4", "int8"])
+def test_weights_that_share_a_tensor_are_written_as_one(to: SchemeName, tmp_path: Path) -> None:
+    config = Phi3Config(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "phi3")
+    made = _quantise(tmp_path / "phi3", tmp_path / "out", to)
+    original, found = numbers(tmp_path / "phi3"), numbers(made.path)
+    assert set(found) == set(original)
+    assert {"layers.0.k", "layers.1.up"} < made.quantised.keys()
+    for name in made.quantised:
+        spread = np.abs(found[name] - original[name]).max() / np.abs(original[name]).max()
+        assert 0 < spread < (0.2 if to == "nvfp4" else 0.005)
 
 
 @pytest.mark.parametrize("stop_at", [1, 9, LINEARS - 1])
@@ -122,6 +154,15 @@ def test_a_quantised_model_can_be_quantised_again(model: Path, tmp_path: Path) -
     weight = open_checkpoint(once.path).tensors["layers.0.q"]
     expected = round_to_nearest("nvfp4", dequantise(weight)).dequantise()
     np.testing.assert_array_equal(numbers(twice.path)["layers.0.q"], expected)
+
+
+def test_a_width_that_no_kernel_runs_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, head_dim=16,
+                         num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "odd")
+    with pytest.raises(InvalidRequest, match=r"layers\.0\.down has 96 columns; nvfp4 is run in multiples of 64"):
+        _quantise(tmp_path / "odd", tmp_path / "out")
+    assert _quantise(tmp_path / "odd", tmp_path / "out", "mxfp4").quantised
 
 
 def test_mistakes_are_told_with_their_cure(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

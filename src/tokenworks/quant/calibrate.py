@@ -8,7 +8,7 @@ the residual stream also take back what they can of the error that has gathered 
 rounded to nearest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,12 +70,13 @@ class _Job:
     memory: Memory
     progress: Callable[[int, str], None]
     done: dict[str, Quantised] = field(default_factory=dict)
+    _peaks: dict[str, float] = field(default_factory=dict)
 
     def round(self, name: str) -> None:
         """One weight, by itself."""
         scheme = self.choices[name]
         assert scheme != "keep"
-        self._finish(name, lambda: round_to_nearest(scheme, dequantise(self.weights[name])))
+        self._finish(name, lambda: round_to_nearest(scheme, dequantise(self.weights[name]), peak=self._peak(name)))
 
     def calibrate(self, windows: Int32, wanted: list[str]) -> None:
         """All others of `wanted`, in the program's order."""
@@ -114,19 +115,31 @@ class _Job:
             text = curvature(h)
             towards_aim = _regression(h, x, aim - x)
             against_drift = None if drift is None else _regression(h, x, drift)
+            fresh = {name: dequantise(self.weights[name]) for name in linear.weights if self.choices[name] != "keep"}
+            for name, weight in fresh.items():
+                fresh[name] = weight + weight @ towards_aim
+                if against_drift is not None:
+                    fresh[name] += against_drift
+            peak = _largest(fresh.values())
             for name in missing:
                 scheme = self.choices[name]
                 assert scheme != "keep"
-                weight = dequantise(self.weights[name])
-                weight = weight + weight @ towards_aim
-                if against_drift is not None:
-                    weight = weight + against_drift
-                self._finish(name, lambda scheme=scheme, weight=weight: compensate(scheme, weight, text))  # type: ignore[misc]
+                self._finish(name, lambda scheme=scheme, name=name: compensate(scheme, fresh[name], text, peak=peak))  # type: ignore[misc]
         matrices = [
             self.done[name].dequantise() if name in self.done else dequantise(self.weights[name])
             for name in linear.weights
         ]
         return linear_output(x, matrices, linear, self.weights)
+
+    def _peak(self, name: str) -> float:
+        """The largest number of the weights that run as one product with this one. They are to have one NVFP4 scale:
+        engines that join their tensors have room for no more, and some files join them already."""
+        if name not in self._peaks:
+            runs = (step.weights for step in self.program.instructions if isinstance(step, Linear))
+            together = next((names for names in runs if name in names), (name,))
+            chosen = [each for each in together if self.choices.get(each, "keep") != "keep"]
+            self._peaks |= dict.fromkeys(together, _largest(dequantise(self.weights[each]) for each in chosen))
+        return self._peaks[name]
 
     def _finish(self, name: str, make: Callable[[], Quantised]) -> None:
         self.progress(len(self.done), name)
@@ -136,6 +149,10 @@ class _Job:
             self.memory.keep_weight(name, kept)
         self.done[name] = kept
         self.progress(len(self.done), name)
+
+
+def _largest(weights: Iterable[Float32]) -> float:
+    return max(float(np.abs(weight).max()) for weight in weights)
 
 
 def _drift(linear: Linear, exact: Forward, quantised: Forward) -> Float32 | None:

@@ -32,12 +32,17 @@ _ROW_COLUMNS = 32
 
 
 def round_to_nearest(
-    scheme: SchemeName, weight: Float32, importance: Float32 | None = None, *, search: bool = True
+    scheme: SchemeName,
+    weight: Float32,
+    importance: Float32 | None = None,
+    *,
+    peak: float = 0.0,
+    search: bool = True,
 ) -> Quantised:
     """`weight` is [out_features, in_features]; `importance` [in_features] weighs errors in the choice of scales (mean
     squares of inputs), all alike if None. Without `search`, scales map the largest numbers to the grid's largest."""
     weigh = np.ones(weight.shape[1], np.float32) if importance is None else importance
-    rows = row_scales(scheme, weight, weigh)
+    rows = row_scales(scheme, weight, weigh, peak)
     scaled = weight / rows[:, None]
     if not BLOCK[scheme]:
         return Quantised(scheme, encode(scheme, scaled), None, rows)
@@ -81,9 +86,9 @@ def curvature(h: Float64) -> Curvature:
     )
 
 
-def compensate(scheme: SchemeName, weight: Float32, text: Curvature) -> Quantised:
-    """Rounds `weight` [out_features, in_features] column by column."""
-    rows = row_scales(scheme, weight, text.diagonal)
+def compensate(scheme: SchemeName, weight: Float32, text: Curvature, *, peak: float = 0.0) -> Quantised:
+    """Rounds `weight` [out_features, in_features] column by column. `peak` is that of `row_scales`."""
+    rows = row_scales(scheme, weight, text.diagonal, peak)
     block = BLOCK[scheme] or _ROW_COLUMNS
     # Columns are worked on as rows of the transposed matrix: contiguous in memory.
     left = np.ascontiguousarray((weight / rows[:, None]).T)

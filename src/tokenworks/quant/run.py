@@ -31,6 +31,9 @@ SENSITIVITY_WINDOWS, SENSITIVITY_TOKENS = 8, 64
 BLOCK_SCHEMES = ("nvfp4", "mxfp4")
 """Those of 4 bits."""
 
+_COLUMNS = {"nvfp4": 64, "mxfp4": 32}
+"""What a weight's columns must be a multiple of, for the kernels (models/quantised.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -72,6 +75,13 @@ def quantise_model(
     choices = recipe.of(program)
     if all(choice == "keep" for choice in choices.values()):
         raise InvalidRequest("The recipe keeps every weight as it is: there is nothing to quantise.")
+    for name, choice in choices.items():
+        columns, unit = checkpoint.tensors[name].shape[-1], _COLUMNS.get(choice, 1)
+        if columns % unit:
+            raise InvalidRequest(
+                f"{name} has {columns} columns; {choice} is run in multiples of {unit}. Keep it, or give it int8, by a "
+                "recipe."
+            )
     tokens = None
     if texts:
         length = min(CALIBRATION_TOKENS, checkpoint.config.context_tokens)

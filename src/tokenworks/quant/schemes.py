@@ -90,13 +90,16 @@ def _e4m3_codes(x: Float32) -> Bytes:
     return np.asarray(codes.astype(np.uint8) | np.where((x < 0) & (codes > 0), np.uint8(128), np.uint8(0)))
 
 
-def row_scales(scheme: SchemeName, weight: Float32, importance: Float32) -> Float32:
-    """[out_features]: what multiplies each row; `importance` [in_features] weighs the columns' squared errors."""
+def row_scales(scheme: SchemeName, weight: Float32, importance: Float32, peak: float = 0.0) -> Float32:
+    """[out_features]: what multiplies each row; `importance` [in_features] weighs the columns' squared errors.
+
+    `peak`: NVFP4's scale has room for a number as large, if no number of the weight is larger.
+    """
     largest = np.abs(weight).max(axis=1)
     match scheme:
         case "nvfp4":
             # Block scales up to 448 of it, for the largest number mapped to 4 (the largest scale that is tried).
-            whole = float(largest.max()) / (4.0 * _E4M3_MAX)
+            whole = max(float(largest.max()), peak) / (4.0 * _E4M3_MAX)
             exponent = np.ceil(np.log2(whole)) if whole > 0 else 0.0
             return np.full(len(weight), np.exp2(exponent), np.float32)
         case "mxfp4":

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from tokenworks.models.checkpoint import Checkpoint
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
+from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.checkpoints import compressed_tensors, modelopt
 from tokenworks.quant.checkpoints.gguf_source import config_of_gguf, write_gguf_tokenizer
 from tokenworks.quant.checkpoints.safetensors import Stored, write_safetensors
@@ -41,17 +42,20 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     schemes: dict[str, SchemeName] = {}
     kept: list[str] = []
     stored = compressed_tensors.stored if layout == "compressed-tensors" else modelopt.stored
-    for canonical, tensor in source.tensors.items():
-        if canonical.startswith("rope."):  # follows from the config
-            continue
-        name = names.of(canonical)
+    for name, parts in _by_tensor(source, names).items():
         module = name.removesuffix(".weight")
-        if canonical in quantised:
-            tensors |= stored(module, quantised[canonical])
-            schemes[module] = quantised[canonical].scheme
+        chosen = [quantised[part] for part in parts if part in quantised]
+        if chosen:
+            if len(chosen) < len(parts):
+                raise InvalidRequest(f"{', '.join(parts)} are one tensor in a folder, {name}: give all one format.")
+            whole = _joined(name, chosen)
+            tensors |= stored(module, whole)
+            schemes[module] = whole.scheme
         else:
-            tensors[name] = _kept(canonical, tensor, names)
-            if len(tensor.shape) == 2:
+            pieces = [_kept(part, source.tensors[part], names) for part in parts]
+            shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+            tensors[name] = Stored(pieces[0].dtype, shape, np.concatenate([piece.data.ravel() for piece in pieces]))
+            if len(shape) == 2:
                 kept.append(module)
     if table.get("tie_word_embeddings", False) and "lm_head" not in kept and names.of("embed") in tensors:
         kept.append("lm_head")
@@ -67,6 +71,28 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
         _copy_others(source.path, folder)
     else:
         write_gguf_tokenizer(source.path, folder)
+
+
+def _by_tensor(source: Checkpoint, names: FileNames) -> dict[str, list[str]]:
+    """For each tensor of the folder, the weights that lie in it, in order."""
+    parts: dict[str, list[str]] = {}
+    for canonical in source.tensors:
+        if not canonical.startswith("rope."):  # follows from the config
+            parts.setdefault(names.of(canonical), []).append(canonical)
+    return parts
+
+
+def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
+    """Rows under rows."""
+    if len({part.scheme for part in parts}) > 1:
+        raise InvalidRequest(f"{name} is one tensor in a folder: its weights need one format.")
+    blocks = [part.block_scales for part in parts if part.block_scales is not None]
+    return Quantised(
+        parts[0].scheme,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate(blocks) if blocks else None,
+        np.concatenate([part.row_scales for part in parts]),
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
