@@ -16,7 +16,7 @@ from linear import best_s, float_limit_flop_per_s, memory_limit_bytes_per_s
 
 from tokenworks.kernels.backend import CacheType, Limits, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.program import CacheLayer, ProgramBuilder
+from tokenworks.kernels.program import KvLayer, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import token_bytes
 
@@ -78,7 +78,7 @@ def main() -> None:
             seconds = best_s(lambda run=run, batch=batch: run(batch)) / LAYERS
             seen = sequences * tokens * (position + (tokens + 1) / 2)
             flops = seen * heads * head_size * 4 / seconds
-            size = sequences * (position + tokens) * token_bytes([CacheLayer(kv_heads, head_size, 0)], cache) / seconds
+            size = sequences * (position + tokens) * token_bytes([KvLayer(kv_heads, head_size, 0)], cache) / seconds
             print(
                 f"{name:8} {tokens:6} {position:6} {sequences:5} {seconds * 1e3:11.3f} {flops / 1e9:8.1f} "
                 f"{flops / floats:6.0%} {size / 1e9:6.1f} {size / memory:6.0%}"

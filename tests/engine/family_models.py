@@ -1,5 +1,6 @@
 """Small models with random weights, one for each kind of part that layers are made of. Another part: a row here."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,10 +9,13 @@ from tokenworks.engine.engine import Engine
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.kvcache.layout import state_bytes
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
+from tokenworks.models.delta import DeltaNet
 from tokenworks.models.experts import Mixture
+from tokenworks.models.mamba import Mamba2
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.rope import Rope
@@ -21,7 +25,11 @@ _ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="glob
 _MLP = Mlp(width=96, activation="silu")
 
 
-def _decoder(*layers: tuple[Mixer, FeedForward]) -> DecoderConfig:
+_MAMBA = Mamba2(heads=6, head_size=16, groups=2, state_size=20, kernel=4, norm_epsilon=1e-5, biased=frozenset({"conv"}))
+_DELTA = DeltaNet(heads=4, key_heads=2, key_size=20, value_size=16, kernel=3, norm_epsilon=1e-5)
+
+
+def _decoder(*layers: tuple[Mixer | None, FeedForward | None]) -> DecoderConfig:
     return DecoderConfig(
         architecture="small",
         vocabulary=VOCABULARY,
@@ -35,6 +43,14 @@ def _decoder(*layers: tuple[Mixer, FeedForward]) -> DecoderConfig:
 
 
 MODELS = {
+    "Mamba-2": _decoder((_MAMBA, None), (_MAMBA, _MLP)),
+    "Mamba-2 and attention": _decoder(
+        (_MAMBA, None),
+        (None, Mlp(width=96, activation="relu2", gated=False)),
+        (replace(_ATTENTION, rope=""), None),
+        (_MAMBA, _MLP),
+    ),
+    "delta nets and gated attention": _decoder((_DELTA, _MLP), (replace(_ATTENTION, gated=True), _MLP), (_DELTA, None)),
     "experts": _decoder(
         *[(_ATTENTION, Mixture(experts=6, width=32, top_k=2, activation="silu", normalise=True))] * 2,
     ),
@@ -71,6 +87,8 @@ def _model(name: str) -> tuple[Program, dict[str, Tensor]]:
         values = (
             1 + 0.1 * values if len(shape) == 1 else values * (1.0 if weight == "embed" else 2.5 / shape[-1] ** 0.5)
         )
+        if weight.endswith("decay"):
+            values = -0.1 * np.abs(values)  # a long memory
         weights[weight] = _float32(weight, values.astype(np.float32))
     for rope, how in config.ropes.items():
         weights[f"rope.{rope}"] = _float32(f"rope.{rope}", how.inverse_frequencies(CONTEXT_TOKENS))
@@ -81,8 +99,10 @@ def _float32(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, "F32", values.shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
-def engine_of(name: str, backend: Backend, sizes: Limits) -> Engine:
+def engine_of(name: str, backend: Backend, sizes: Limits, context_tokens: int = CONTEXT_TOKENS) -> Engine:
     program, weights = _model(name)
+    if state_bytes(program.cache_layers) and not sizes.state_slots:
+        sizes = replace(sizes, state_slots=20)
 
     def no_tokenizer() -> str:
         raise AssertionError("no grammar was asked for")
@@ -91,7 +111,7 @@ def engine_of(name: str, backend: Backend, sizes: Limits) -> Engine:
         backend.compile(program, weights, sizes),
         sizes,
         eos_token_ids=frozenset({EOS}),
-        context_tokens=CONTEXT_TOKENS,
+        context_tokens=context_tokens,
         vocabulary=VOCABULARY,
         tokenizer_json=no_tokenizer,
     )

@@ -1,8 +1,11 @@
 """A stand-in for a model that remembers what was written to each cache slot, and checks it whenever it is read."""
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
+
+UInt64 = npt.NDArray[np.uint64]
 
 VOCABULARY = 32
 EOS = 0
@@ -42,6 +45,9 @@ class RememberingExecutable:
         self.limits = limits
         self.tokens = np.full((limits.blocks, limits.block_tokens), -1, np.int64)
         self.hashes = np.zeros((limits.blocks, limits.block_tokens), np.uint64)
+        # Recurrent states: how many tokens a slot's state has seen, and their hash.
+        self.seen = np.full(limits.state_slots, -1, np.int64)
+        self.states = np.zeros(limits.state_slots, np.uint64)
         self.written = 0
 
     def run(self, batch: StepBatch) -> Float32:
@@ -78,10 +84,44 @@ class RememberingExecutable:
             assert (self.hashes[at] == expected).all(), "a sequence reads what another one wrote"
             count = starts[s + 1] - starts[s]
             row_hashes[starts[s] : starts[s + 1]] = expected[end - count :]
+        if limits.state_slots:
+            row_hashes = self.carry_states(batch)
+        assert (batch.states is None) == (limits.state_slots == 0)
         logits = np.zeros((len(batch.logit_rows), VOCABULARY), np.float32)
         for r, row in enumerate(batch.logit_rows):
             logits[r, next_token(row_hashes[row], int(batch.tokens[row]))] = 1
         return logits
+
+    def carry_states(self, batch: StepBatch) -> UInt64:
+        """Every row's hash, from the states alone."""
+        states = batch.states
+        assert states is not None
+        writings = dict(zip(states.rows.tolist(), states.slots.tolist(), strict=True))
+        assert len(set(writings.values())) == len(writings), "two states in one slot"
+        assert sorted(writings) == states.rows.tolist()
+        read = states.begin.tolist()
+        hashes = np.zeros(len(batch.tokens), np.uint64)
+        written: dict[int, tuple[int, int]] = {}
+        for s, begin in enumerate(read):
+            first, last = batch.row_starts[s : s + 2].tolist()
+            position, value = int(batch.positions[first]), 0
+            if position:
+                assert self.seen[begin] == position, "a state of other tokens"
+                value = int(self.states[begin])
+            else:
+                assert begin == -1
+            assert last - 1 in writings
+            for row in range(first, last):
+                value = (value + (int(batch.tokens[row]) + 1) * int(POWERS[position])) % 2**64
+                position += 1
+                hashes[row] = value
+                if row in writings:
+                    slot = writings[row]
+                    assert read.count(slot) == (slot == begin and row == last - 1), "written while another one reads it"
+                    written[slot] = position, value
+        for slot, (position, value) in written.items():
+            self.seen[slot], self.states[slot] = position, value
+        return hashes
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         del how

@@ -35,6 +35,8 @@ def test_the_same_whatever_else_happens(name: str, backend: Backend) -> None:
         assert {name: reply.tokens for name, reply in replies.items()} == expected, sizes
         again = run(engine, REQUESTS[1])["sampled"]
         assert again.tokens == expected["sampled"]
-        assert again.cached_tokens > 0
-        preemptions.append(engine.step(0.0).stats.preemptions_total)
+        stats = engine.step(0.0).stats
+        # A state is found at its snapshots only, and these are gone with their block when blocks are short.
+        assert again.cached_tokens > 0 or (stats.state_slots_total and sizes.blocks == 18)
+        preemptions.append(stats.preemptions_total)
     assert preemptions[1] > 0

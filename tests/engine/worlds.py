@@ -80,7 +80,8 @@ def check_accounts(engine: Engine, limits: Limits) -> None:
 class World:
     """Random arrivals and cancellations; every ending is written down."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, state_slots: Sequence[int] = (0,)) -> None:
+        """`state_slots`: one of these numbers it has."""
         draw = self.draw = random.Random(seed)
         size = draw.choice([1, 2, 4, 16])
         self.limits = Limits(
@@ -91,6 +92,7 @@ class World:
             block_tokens=size,
             cache_dtype="float32",
             threads=1,
+            state_slots=random.Random(seed).choice(state_slots),
         )
         self.context_tokens = draw.choice([60, 200, 1000])
         self.engine, self.model = engine_for(self.limits, self.context_tokens)

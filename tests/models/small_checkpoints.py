@@ -19,24 +19,29 @@ from transformers import (
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
+    Mamba2Config,
     MinistralConfig,
     MistralConfig,
     MixtralConfig,
     ModernBertConfig,
+    NemotronHConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     RobertaConfig,
     SmolLM3Config,
     XLMRobertaConfig,
 )
 
-from tokenworks.kernels.backend import Backend, Int32, Limits, StepBatch
+from tokenworks.kernels.backend import Backend, Int32, Limits, StateBatch, StepBatch
 from tokenworks.models.checkpoint import open_checkpoint
 
 Float32 = npt.NDArray[np.float32]
@@ -71,7 +76,60 @@ _GPT_OSS = _SMALL | {
         "original_max_position_embeddings": 32,
     },
 }
+_MAMBA2 = {"vocab_size": 101, "hidden_size": 24, "num_heads": 6, "head_dim": 8, "num_hidden_layers": 3}
+_NEMOTRON_H = {k: v for k, v in _SMALL.items() if k not in ("num_hidden_layers", "rms_norm_eps")} | {
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 11,
+    "n_groups": 2,
+    "time_step_min": 1e-9,  # see families/mamba.py
+}
+_DELTA = _SMALL | {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 5,
+    "linear_value_head_dim": 7,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e2, "partial_rotary_factor": 0.5},
+}
+_EXPERTS = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 12,
+}
 DECODERS: dict[str, Any] = {
+    "qwen3-next": Qwen3NextConfig(**_DELTA, **_EXPERTS, mlp_only_layers=[1], attention_bias=True),
+    "qwen3-5": Qwen3_5TextConfig(**_DELTA, linear_conv_kernel_dim=3),
+    "qwen3-5-moe": Qwen3_5MoeTextConfig(**{k: v for k, v in _DELTA.items() if k != "intermediate_size"}, **_EXPERTS),
+    "mamba2": Mamba2Config(**_MAMBA2, state_size=10, n_groups=3),
+    "mamba2-biased-tied": Mamba2Config(
+        **_MAMBA2,
+        state_size=17,
+        n_groups=1,
+        conv_kernel=2,
+        use_bias=True,
+        use_conv_bias=False,
+        time_step_limit=(0.3, 1.2),
+        tie_word_embeddings=True,
+    ),
+    "nemotron-h": NemotronHConfig(
+        **_NEMOTRON_H, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"]
+    ),
+    "nemotron-3": NemotronHConfig(
+        **_NEMOTRON_H,
+        layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=20,
+        moe_shared_expert_intermediate_size=12,
+        routed_scaling_factor=2.5,
+        n_group=3,
+        topk_group=2,
+    ),
+    "nemotron-h-biased": NemotronHConfig(
+        **_NEMOTRON_H, hybrid_override_pattern="*M-", use_bias=True, mlp_bias=True, conv_kernel=5
+    ),
     "llama": LlamaConfig(**_SMALL),
     "llama-tied-biased": LlamaConfig(**_SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     "llama-linear-rope": LlamaConfig(
@@ -281,7 +339,7 @@ def our_logits(
     checkpoint = open_checkpoint(path, context_tokens)
     count, step = len(ids), chunk_tokens or len(ids)
     blocks = -(-count // BLOCK_TOKENS)
-    limits = Limits(step, 1, step, blocks, BLOCK_TOKENS, "float32", 2)
+    limits = Limits(step, 1, step, blocks, BLOCK_TOKENS, "float32", 2, state_slots=2)
     model = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
     # Blocks in falling order, so that a table that is not followed shows.
     table = np.arange(blocks, dtype=np.int32)[::-1].copy()[None]
@@ -297,7 +355,7 @@ def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> l
     """`count` tokens after the prompt, likeliest first; KV cache in float32."""
     checkpoint = open_checkpoint(path)
     blocks = -(-(len(prompt) + count) // BLOCK_TOKENS)
-    limits = Limits(len(prompt), 1, len(prompt), blocks, BLOCK_TOKENS, "float32", 2)
+    limits = Limits(len(prompt), 1, len(prompt), blocks, BLOCK_TOKENS, "float32", 2, state_slots=2)
     model = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
     table = np.arange(blocks, dtype=np.int32)[None]
     ids, done = list(prompt), 0
@@ -311,7 +369,10 @@ def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> l
 
 def _batch(tokens: Int32, start: int, table: Int32, logit_rows: Int32) -> StepBatch:
     positions = np.arange(start, start + len(tokens), dtype=np.int32)
-    return StepBatch(tokens, positions, np.array([0, len(tokens)], np.int32), table, logit_rows)
+    # Recurrent states, for those that have any: from one slot into the other.
+    begin, row = np.array([start % 2 if start else -1], np.int32), np.array([len(tokens) - 1], np.int32)
+    states = StateBatch(begin, row, np.array([(start + len(tokens)) % 2], np.int32))
+    return StepBatch(tokens, positions, np.array([0, len(tokens)], np.int32), table, logit_rows, states=states)
 
 
 def log_softmax(logits: Float32) -> npt.NDArray[np.float64]:

@@ -44,7 +44,8 @@ class Engine:
         """Called with the requests that are started on, before anything of theirs is computed."""
         self._vocabulary = vocabulary
         self._step_tokens = limits.step_tokens
-        self._speculator = Speculator(limits.step_tokens, draft) if speculate else None
+        # A guess that proves wrong would leave a recurrent state that has seen it: such models run none.
+        self._speculator = Speculator(limits.step_tokens, draft) if speculate and not limits.state_slots else None
         self._scheduler = Scheduler(
             limits,
             eos_token_ids=eos_token_ids,

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.engine.sequence import Sequence
+from tokenworks.engine.states import Writings
 from tokenworks.protocol.messages import Picture, TokenLogprobs
 
 
@@ -25,6 +26,8 @@ class Piece(NamedTuple):
     draft: tuple[int, ...] = ()
     """Guesses of the tokens that follow the sequence's last one: they run behind it in this piece. Each one's logits
     give another token if it and all before it are what was sampled. None of them ends the sequence."""
+    writings: Writings = ()
+    """Where the sequence's recurrent state is written, in models that have one."""
 
 
 @dataclass(frozen=True, slots=True)

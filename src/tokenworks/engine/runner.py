@@ -5,7 +5,7 @@ import numpy as np
 from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sampler import Sampler
-from tokenworks.kernels.backend import Executable, Float32, StepBatch
+from tokenworks.kernels.backend import Executable, Float32, StateBatch, StepBatch
 from tokenworks.protocol.messages import TokenLogprobs
 
 
@@ -17,7 +17,7 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
     logit_rows: list[int] = []
     slots: list[int] = []
     longest = 0
-    for sequence, start, end, logits_from, _, draft in plan.pieces:
+    for sequence, start, end, logits_from, _, draft, _ in plan.pieces:
         if end - start == 1:
             tokens.append(sequence.tokens[start])
             positions.append(start)
@@ -37,7 +37,18 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
         row_starts=np.array(row_starts, np.int32),
         block_tables=np.ascontiguousarray(plan.block_tables[slots, : -(-longest // block_tokens)]),
         logit_rows=np.array(logit_rows, np.int32),
+        states=_states(plan, row_starts) if plan.pieces[0].writings else None,
     )
+
+
+def _states(plan: StepPlan, row_starts: list[int]) -> StateBatch:
+    rows, slots = [], []
+    for piece, first in zip(plan.pieces, row_starts, strict=False):
+        for tokens, slot in piece.writings:
+            rows.append(first + tokens - piece.start - 1)
+            slots.append(slot)
+    begin = [piece.sequence.state_begin for piece in plan.pieces]
+    return StateBatch(np.array(begin, np.int32), np.array(rows, np.int32), np.array(slots, np.int32))
 
 
 class Runner:

@@ -32,6 +32,7 @@ from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
+from tokenworks.engine.states import States
 from tokenworks.kernels.backend import Limits
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, Picture, TokenChunk
 
@@ -58,9 +59,13 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self._context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         # Any running sequence may decode, so each must be sure of a token and a row of logits in every step.
-        slots = min(limits.sequences, limits.step_tokens, limits.logit_rows)
+        slots = min(limits.sequences, limits.step_tokens, limits.logit_rows, limits.state_slots or limits.sequences)
         self._slots = slots
+        self._states = States(limits.state_slots, limits.block_tokens) if limits.state_slots else None
         self._space = CacheSpace(limits.blocks, limits.block_tokens, slots, self._context_tokens)
+        if self._states is not None:
+            forgotten = self._states.snapshots.drop
+            self._space = CacheSpace(limits.blocks, limits.block_tokens, slots, self._context_tokens, forgotten)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -112,7 +117,7 @@ class Scheduler:
         prefills: list[Sequence] = []
         admitted: list[Sequence] = []
         preempted: list[Sequence] = []
-        size = self._limits.block_tokens
+        size, states = self._limits.block_tokens, self._states
         for sequence in tuple(self._running):
             if sequence.state is State.PREFILL:
                 prefills.append(sequence)
@@ -121,7 +126,8 @@ class Scheduler:
                 if start == sequence.blocks * size and not self._make_room(sequence, start + 1, preempted):
                     continue
                 sequence.in_step = True
-                pieces.append(Piece(sequence, start, start + 1, start, True))
+                writings = states.writings(sequence, start + 1) if states is not None else ()
+                pieces.append(Piece(sequence, start, start + 1, start, True, (), writings))
         tokens = len(pieces)
         rows = self._limits.logit_rows - tokens
         for sequence in prefills:
@@ -159,12 +165,14 @@ class Scheduler:
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
         """Takes in what the step made; returns what to tell the callers, in no particular order between requests."""
         events, self._events = self._events, []
-        size = self._limits.block_tokens
+        size, states = self._limits.block_tokens, self._states
         tokens = iter(result.tokens)
         for index, piece in enumerate(plan.pieces):
-            sequence, _, end, _, samples, draft = piece
+            sequence, _, end, _, samples, draft, writings = piece
             sequence.in_step = False
             made = next(tokens) if samples else []
+            if states is not None and (sequence.cancelled or index in result.failed):
+                states.discard(sequence, writings)
             if sequence.cancelled:
                 self._end(sequence, Finish.CANCELLED)
                 continue
@@ -183,6 +191,8 @@ class Scheduler:
                 self._speculator.made(sequence, len(draft), len(made))
             if sequence.computed >= (len(sequence.nodes) + 1) * size:
                 self._space.share(sequence)
+            if states is not None:
+                states.keep(sequence, writings)
             if index in result.prompt_logprobs:
                 sequence.prompt_logprobs += result.prompt_logprobs[index]
             if samples:
@@ -196,13 +206,16 @@ class Scheduler:
         return events
 
     def stats(self) -> EngineStats:
-        pool, tree = self._space.pool, self._space.tree
+        pool, tree, states = self._space.pool, self._space.tree, self._states
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting),
             kv_blocks_used=pool.total - pool.free - tree.idle,
             kv_blocks_cached=tree.idle,
             kv_blocks_total=pool.total,
+            state_slots_used=states.used if states else 0,
+            state_slots_cached=states.cached if states else 0,
+            state_slots_total=states.snapshots.pool.total if states else 0,
             prompt_tokens_total=self._prompt_tokens,
             prefix_hit_tokens_total=self._hit_tokens,
             output_tokens_total=self._output_tokens,
@@ -220,7 +233,9 @@ class Scheduler:
         for index, sequence in enumerate(self._waiting[: self._slots]):
             if not sequence.prompt_logprobs_due:  # these need the logits of every prompt token: all of them must run
                 self._space.look_up(sequence)
-            if self._space.comes_soon(sequence):
+                if self._states is not None:
+                    self._states.look_up(sequence)
+            if self._comes_soon(sequence):
                 continue
             # Those who run may each need a block soon, and prefills have room promised for the rest of their tokens.
             promised = sum(
@@ -229,10 +244,18 @@ class Scheduler:
             )
             if self._space.shortage(sequence) + promised > 0 and self._running:
                 return None
+            if self._states is not None and not self._states.admit(sequence):
+                return None
             del self._waiting[index]
             self._start(sequence)
             return sequence
         return None
+
+    def _comes_soon(self, sequence: Sequence) -> bool:
+        """What a waiting sequence would have to compute first is being computed for another one."""
+        if self._states is None or sequence.prompt_logprobs_due:
+            return self._space.comes_soon(sequence)
+        return self._states.comes_soon(sequence, self._running)
 
     def _start(self, sequence: Sequence) -> None:
         sequence.become(State.PREFILL)
@@ -266,7 +289,9 @@ class Scheduler:
         samples = end == length
         logits_from = start if sequence.prompt_logprobs_due else end - samples
         sequence.in_step = True
-        pieces.append(Piece(sequence, start, end, logits_from, samples))
+        states = self._states
+        writings = states.writings(sequence, end) if states is not None else ()
+        pieces.append(Piece(sequence, start, end, logits_from, samples, (), writings))
         return tokens + end - start, rows - (end - logits_from)
 
     def _runnable(self, sequence: Sequence, start: int, end: int) -> int:
@@ -351,6 +376,8 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         """A running sequence gives up its slot and blocks."""
+        if self._states is not None:
+            self._states.release(sequence)
         self._space.release(sequence)
         if self._speculator is not None:
             self._speculator.left(sequence)

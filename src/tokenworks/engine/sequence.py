@@ -68,7 +68,9 @@ class Sequence(Tenant):
         "cancelled",
         "ends",
         "first_chunk_due",
+        "fork",
         "in_step",
+        "last_snapshot",
         "longest",
         "lookup",
         "min_tokens",
@@ -78,6 +80,8 @@ class Sequence(Tenant):
         "rank",
         "request",
         "state",
+        "state_begin",
+        "state_slot",
     )
 
     def __init__(self, request: Generate, rank: Rank, eos_token_ids: frozenset[int], context_tokens: int) -> None:
@@ -98,6 +102,12 @@ class Sequence(Tenant):
         """Tokens that end it with STOP."""
         self.min_tokens = sampling.min_tokens
         self.state = State.WAITING
+        self.state_slot = self.state_begin = -1
+        """Slots of its own recurrent state, and of the one that it goes on from (engine/states.py)."""
+        self.fork = 0
+        """So many of its tokens begin like something in the tree."""
+        self.last_snapshot: Node | None = None
+        """Of its output: replaced by the next one."""
         self.in_step = False
         """It is in a plan that is not committed yet."""
         self.cancelled = False

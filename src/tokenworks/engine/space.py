@@ -1,5 +1,7 @@
 """Who has which cache blocks: slots, block tables and shared prefixes. Pure; the scheduler decides when."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from tokenworks.engine.sequence import Sequence, Tenant
@@ -14,10 +16,18 @@ class CacheSpace:
     while the sequence runs and after.
     """
 
-    def __init__(self, blocks: int, block_tokens: int, slots: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        block_tokens: int,
+        slots: int,
+        context_tokens: int,
+        forgotten: Callable[[Node], None] = lambda node: None,
+    ) -> None:
+        """`forgotten` is told each node that leaves the tree."""
         self.block_tokens = block_tokens
         self.pool = BlockPool(blocks)
-        self.tree = PrefixTree(self.pool, block_tokens)
+        self.tree = PrefixTree(self.pool, block_tokens, forgotten)
         self.tables = np.full((slots, min(blocks, -(-context_tokens // block_tokens))), -1, np.int32)
         self._free_slots = list(range(slots - 1, -1, -1))
         self._filling: dict[tuple[Node, Key], Tenant] = {}

@@ -12,7 +12,7 @@ from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
-from tokenworks.kvcache.layout import blocks_that_fit
+from tokenworks.kvcache.layout import cache_that_fits, state_bytes
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
@@ -44,7 +44,7 @@ def load(
     checkpoint = open_checkpoint(path, settings.engine.context_tokens)
     config = checkpoint.config
     program = checkpoint.program()
-    drafting = _open_draft(settings, config)
+    drafting = _open_draft(settings, config, program)
     limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
     place = place_of(path, settings.engine.packed_mb)
@@ -100,14 +100,18 @@ def load(
     return engine, ready, keep
 
 
-def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | None:
-    """The draft model, where one is wanted and can be used."""
+def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program) -> Checkpoint | None:
+    """The draft model, where one is wanted and can be used: a recurrent state could not take a wrong guess back."""
     if settings.draft_path is None or config.kind != "generate" or not settings.engine.speculation:
+        return None
+    if state_bytes(program.cache_layers):
         return None
     draft_path = Path(settings.draft_path)
     checkpoint = open_checkpoint(draft_path, settings.engine.context_tokens)
     if checkpoint.config.kind != "generate":
         raise ModelError(f"{draft_path} cannot draft: it is an encoder and makes no text.")
+    if state_bytes(checkpoint.program().cache_layers):
+        raise ModelError(f"{draft_path} cannot draft: it has a recurrent state, which keeps guesses that were wrong.")
     from tokenworks.models.vocabulary import check_same_vocabulary  # the tokenizer's library is loaded only if needed
 
     check_same_vocabulary(Path(settings.path), draft_path)
@@ -141,21 +145,22 @@ def _picture_encoder(
 def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
     """The cache's memory is for all programs; each has as many blocks of it as the others."""
     wanted = settings.engine
-    layers = [layer for program in programs for layer in program.cache_layers]
+    layers = tuple(layer for program in programs for layer in program.cache_layers)
     step_tokens = wanted.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)
     elif config.vision is not None and config.vision.sees_ahead:  # a picture's tokens have to, beside texts
         step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + wanted.sequences)
-    blocks = blocks_that_fit(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens)
+    cache = cache_that_fits(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens, wanted.sequences)
     return Limits(
         step_tokens=step_tokens,
         sequences=wanted.sequences,
         logit_rows=wanted.sequences,
-        blocks=blocks,
+        blocks=cache.blocks,
         block_tokens=wanted.block_tokens,
         cache_dtype=wanted.cache_dtype,
         threads=wanted.threads or cores_allowed(),
+        state_slots=cache.state_slots,
     )
 
 

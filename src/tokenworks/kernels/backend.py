@@ -42,6 +42,24 @@ class Limits:
     block_tokens: int
     cache_dtype: CacheType
     threads: int
+    state_slots: int = 0
+    """Places for a sequence's recurrent state, all layers of it; 0 where the program keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateBatch:
+    """Where the sequences of a step find their recurrent state, and where it is written. All int32, C-contiguous.
+
+    S sequences, C writings. A slot that is written is in no other place here, but that a sequence may write its last
+    state over the one that it began with.
+    """
+
+    begin: Int32
+    """[S] slot of the state before the sequence's first row; -1: it has none yet (zeros)."""
+    rows: Int32
+    """[C] rows, strictly ascending, the last one of each sequence among them: ..."""
+    slots: Int32
+    """[C] ... the state after that row is written to this slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,8 @@ class StepBatch:
     """[T, width] the rows of an encoder's Input."""
     window_starts: Int32 | None = None
     """[W + 1] window w has rows window_starts[w] .. window_starts[w + 1]."""
+    states: StateBatch | None = None
+    """For programs that keep recurrent states."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
-from tokenworks.kernels.program import Attend, Embed, Experts, LayerNorm, Linear, Program, RmsNorm, Rope, Route
+from tokenworks.kernels.program import (
+    Attend,
+    DeltaRule,
+    Embed,
+    Experts,
+    LayerNorm,
+    Linear,
+    Program,
+    RmsNorm,
+    Rope,
+    Route,
+    SelectiveScan,
+    ShortConvolution,
+)
+from tokenworks.kernels.recurrent import weights_of
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
@@ -25,8 +39,8 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
         match instruction:
             case Embed(output=output, table=table):
                 need(table, None, output.width)
-            case RmsNorm(weight=weight, group=group):
-                need(weight, group)
+            case RmsNorm(x=x, weight=weight, group=group, wide=wide):
+                need(weight, x.width if wide else group)
             case LayerNorm(x=x, weight=weight, bias=bias):
                 for name in filter(None, (weight, bias)):
                     need(name, x.width)
@@ -51,6 +65,13 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
                     need(expert.down, output.width, inner)
                     if expert.down_bias is not None:
                         need(expert.down_bias, output.width)
+            case ShortConvolution(x=x, weight=weight, bias=bias, kernel=kernel):
+                need(weight, x.width, kernel)
+                for name in filter(None, (bias,)):
+                    need(name, x.width)
+            case SelectiveScan(heads=heads) | DeltaRule(heads=heads):
+                for name in weights_of(instruction):
+                    need(name, heads)
             case _:
                 pass
     return found

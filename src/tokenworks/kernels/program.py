@@ -13,6 +13,10 @@ from typing import Literal
 from tokenworks.kernels.mixture import Expert as Expert
 from tokenworks.kernels.mixture import Experts as Experts
 from tokenworks.kernels.mixture import Route as Route
+from tokenworks.kernels.recurrent import DeltaRule as DeltaRule
+from tokenworks.kernels.recurrent import Recurrent as Recurrent
+from tokenworks.kernels.recurrent import SelectiveScan as SelectiveScan
+from tokenworks.kernels.recurrent import ShortConvolution as ShortConvolution
 from tokenworks.kernels.value import Activation as Activation
 from tokenworks.kernels.value import Value as Value
 
@@ -35,7 +39,8 @@ class Embed:
 class RmsNorm:
     """Each group of `group` columns: x / sqrt(mean(x²) + epsilon) * weight (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    `group` is the whole width, or the head size for per-head norms (QK-norm). `weight` has `group` elements.
+    `group` is the whole width, or the head size for per-head norms (QK-norm). `weight` has `group` elements, the same
+    for all groups, or if it is `wide` one for each column of x.
     """
 
     output: Value
@@ -43,6 +48,7 @@ class RmsNorm:
     weight: str
     epsilon: float
     group: int
+    wide: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +246,7 @@ Instruction = (
     | Linear
     | Rope
     | Attend
+    | Recurrent
     | Gate
     | Activate
     | Add
@@ -254,12 +261,23 @@ Instruction = (
 
 
 @dataclass(frozen=True, slots=True)
-class CacheLayer:
-    """What one attention layer keeps between steps: K and V of every token."""
+class KvLayer:
+    """Kept between steps: K and V of every token."""
 
     kv_heads: int
     head_size: int
     window: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayer:
+    """Kept between steps: so many float32 numbers of each sequence, however long it is."""
+
+    floats: int
+
+
+CacheLayer = KvLayer | StateLayer
+"""What one instruction keeps between steps: Program.cache_layers, numbered as its `cache_layer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,9 +328,13 @@ class ProgramBuilder:
         self._instructions.append(Embed(out, table, index, scale))
         return out
 
-    def rmsnorm(self, x: Value, weight: str, epsilon: float, *, group: int | None = None) -> Value:
+    def _keep(self, layer: CacheLayer) -> int:
+        self._cache_layers.append(layer)
+        return len(self._cache_layers) - 1
+
+    def rmsnorm(self, x: Value, weight: str, epsilon: float, *, group: int | None = None, wide: bool = False) -> Value:
         out = self._new(x.width)
-        self._instructions.append(RmsNorm(out, x, weight, epsilon, group or x.width))
+        self._instructions.append(RmsNorm(out, x, weight, epsilon, group or x.width, wide))
         return out
 
     def layernorm(self, x: Value, weight: str, bias: str | None, epsilon: float) -> Value:
@@ -364,13 +386,57 @@ class ProgramBuilder:
         sinks: str | None = None,
     ) -> Value:
         """Each cached call takes the next cache layer."""
-        layer = None
-        if cached:
-            layer = len(self._cache_layers)
-            self._cache_layers.append(CacheLayer(kv_heads, head_size, window))
+        layer = self._keep(KvLayer(kv_heads, head_size, window)) if cached else None
         out = self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
         self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks))
+        return out
+
+    def short_convolution(self, x: Value, weight: str, bias: str | None, kernel: int) -> Value:
+        out = self._new(x.width)
+        layer = self._keep(StateLayer((kernel - 1) * x.width))
+        self._instructions.append(ShortConvolution(out, x, layer, weight, bias, kernel))
+        return out
+
+    def selective_scan(
+        self,
+        x: Value,
+        b: Value,
+        c: Value,
+        steps: Value,
+        *,
+        decay: str,
+        step_bias: str,
+        skip: str,
+        heads: int,
+        groups: int,
+        step_range: tuple[float, float],
+    ) -> Value:
+        out = self._new(x.width)
+        head_size, state_size = x.width // heads, b.width // groups
+        layer = self._keep(StateLayer(x.width * state_size))
+        names, shape = (decay, step_bias, skip), (heads, head_size, groups, state_size)
+        self._instructions.append(SelectiveScan(out, x, b, c, steps, layer, *names, *shape, *step_range))
+        return out
+
+    def delta_rule(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        steps: Value,
+        rates: Value,
+        *,
+        decay: str,
+        step_bias: str,
+        heads: int,
+        key_heads: int,
+    ) -> Value:
+        out = self._new(v.width)
+        key_size, value_size = k.width // key_heads, v.width // heads
+        layer = self._keep(StateLayer(heads * key_size * value_size))
+        shape = (heads, key_heads, key_size, value_size)
+        self._instructions.append(DeltaRule(out, q, k, v, steps, rates, layer, decay, step_bias, *shape))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation, *, limit: float = 0.0, offset: float = 0.0) -> Value:

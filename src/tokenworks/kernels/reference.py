@@ -22,26 +22,33 @@ from tokenworks.kernels.program import (
     Activation,
     Add,
     Attend,
+    DeltaRule,
     Embed,
     Experts,
     Gate,
     Inject,
     Input,
+    KvLayer,
     LayerNorm,
     Linear,
     Merge,
     Pause,
     Pool,
     Program,
+    Recurrent,
     RmsNorm,
     Rope,
     Route,
     Scale,
     ScaleRows,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Softcap,
     Value,
 )
+from tokenworks.kernels.recurrence import advance
+from tokenworks.kernels.recurrent import inputs_of, weights_of
 from tokenworks.kernels.tensor import Tensor
 
 Float64 = npt.NDArray[np.float64]
@@ -70,16 +77,21 @@ class ReferenceBackend:
 
 
 class ReferenceExecutable:
-    """A model and its cache: K and V of a layer are [blocks, block_tokens, kv_heads, head_size]."""
+    """A model and its cache: K and V of a layer are [blocks, block_tokens, kv_heads, head_size], states
+    [state_slots, floats]; by number of the cache layer."""
 
     def __init__(self, program: Program, weights: Mapping[str, Float32], limits: Limits) -> None:
         self._program = program
         self._weights = weights
-        self._caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = []
-        for layer in program.cache_layers:
-            shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
-            dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
-            self._caches.append((np.zeros(shape, dtype), np.zeros(shape, dtype)))
+        self._caches: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
+        self._states: dict[int, Float32] = {}
+        for number, layer in enumerate(program.cache_layers):
+            if isinstance(layer, KvLayer):
+                shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
+                dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
+                self._caches[number] = (np.zeros(shape, dtype), np.zeros(shape, dtype))
+            else:
+                self._states[number] = np.zeros((limits.state_slots, layer.floats), np.float32)
         self._rounded = limits.cache_dtype == "int8"
         self._uses = {op: np.zeros(op.count, np.int64) for op in program.instructions if isinstance(op, Experts)}
         pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
@@ -88,7 +100,8 @@ class ReferenceExecutable:
         self.parts = len(self._parts)
         self.from_packed_file = False
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
-        self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches)
+        self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches.values())
+        self.cache_bytes += sum(states.nbytes for states in self._states.values())
 
     def keep_packed(self) -> None:
         """It packs nothing."""
@@ -96,7 +109,7 @@ class ReferenceExecutable:
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         if not part:
             self._buffers = {}
-        step = _Step(batch, self._weights, self._caches, self._rounded, self._buffers)
+        step = _Step(batch, self._weights, self._caches, self._states, self._rounded, self._buffers)
         begin, end = self._parts[part] if part is not None else (0, len(self._program.instructions))
         for instruction in self._program.instructions[begin:end]:
             if isinstance(instruction, Experts):
@@ -161,7 +174,8 @@ class _Step:
 
     batch: StepBatch
     weights: Mapping[str, Float32]
-    caches: list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
+    caches: Mapping[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
+    states: Mapping[int, Float32]
     cache_in_bytes: bool
     buffers: dict[int, Float32]
 
@@ -216,7 +230,8 @@ def _embed(step: _Step, op: Embed) -> Float64:
 def _rmsnorm(step: _Step, op: RmsNorm) -> Float64:
     x = step.load(op.x)
     groups = x.reshape(len(x), op.x.width // op.group, op.group)
-    scaled = groups / np.sqrt((groups**2).mean(axis=2, keepdims=True) + op.epsilon) * step.weight(op.weight)
+    weight = step.weight(op.weight).reshape(-1, op.group)
+    scaled = groups / np.sqrt((groups**2).mean(axis=2, keepdims=True) + op.epsilon) * weight
     return np.asarray(scaled.reshape(x.shape), np.float64)
 
 
@@ -336,6 +351,8 @@ def activation(kind: Activation, x: Float64) -> Float64:
             return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))), np.float64)
         case "gelu":
             return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))), np.float64)
+        case "relu2":  # arXiv 2109.08668
+            return np.maximum(x, 0.0) ** 2
         case "gelu_quick":
             return x * sigmoid(1.702 * x)
         case "sigmoid":
@@ -345,6 +362,25 @@ def activation(kind: Activation, x: Float64) -> Float64:
 def sigmoid(x: Float64) -> Float64:
     e = np.exp(-np.abs(x))
     return np.asarray(np.where(x < 0, e, 1.0) / (1.0 + e), np.float64)
+
+
+def _recurrent(step: _Step, op: Recurrent) -> Float64:
+    batch, states = step.batch, step.batch.states
+    assert states is not None, "a program with recurrent layers needs StepBatch.states"
+    values = [step.load(value) for value in inputs_of(op)]
+    weights = [step.weight(name) for name in weights_of(op)]
+    kept = step.states[op.cache_layer].astype(np.float64)  # a copy: what is read is as it was before the step
+    writings = iter(zip(states.rows.tolist(), states.slots.tolist(), strict=True))
+    outputs: list[Float64] = []
+    for (start, stop), begin in zip(_sequences(batch), states.begin.tolist(), strict=True):
+        state = kept[begin] if begin >= 0 else np.zeros(kept.shape[1])
+        while start < stop:
+            row, slot = next(writings)
+            made, state = advance(op, [value[start : row + 1] for value in values], weights, state)
+            outputs.append(made)
+            step.states[op.cache_layer][slot] = state
+            start = row + 1
+    return np.concatenate(outputs)
 
 
 def _gate(step: _Step, op: Gate) -> Float64:
@@ -443,6 +479,9 @@ _COMPUTE: dict[type, Callable[..., Float64]] = {
     Linear: _linear,
     Rope: _rope,
     Attend: _attend,
+    ShortConvolution: _recurrent,
+    SelectiveScan: _recurrent,
+    DeltaRule: _recurrent,
     Gate: _gate,
     Activate: _activate,
     Add: _add,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_quick", "sigmoid"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_quick", "relu2", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True)

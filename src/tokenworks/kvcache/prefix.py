@@ -7,7 +7,7 @@ given up, the least recently used first, so that what remains is always whole pr
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenworks.kvcache.blocks import BlockPool
 
@@ -32,7 +32,11 @@ class Node:
 class PrefixTree:
     """`idle` counts the blocks that `evict` could free."""
 
-    def __init__(self, pool: BlockPool, block_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, block_tokens: int, forgotten: Callable[[Node], None] = lambda node: None
+    ) -> None:
+        """`forgotten` is told each node that leaves the tree."""
+        self._forgotten = forgotten
         self._pool = pool
         self._block_tokens = block_tokens
         self.root = Node(None, (), -1)
@@ -110,6 +114,7 @@ class PrefixTree:
             assert parent is not None
             del parent.children[node.key]
             node.in_tree = False
+            self._forgotten(node)
             self._pool.release(node.block)
             self.idle -= 1
             count -= 1

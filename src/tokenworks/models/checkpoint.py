@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import Program
@@ -152,7 +153,8 @@ def _places(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 def _check_tensor(path: Path, name: str, tensor: Found | None, shape: tuple[int, ...]) -> None:
     if tensor is None:
         raise ModelError(f"{path}: tensor {name!r} is missing.")
-    if tensor.shape != shape:
+    # A convolution of each column by itself is stored as one of [columns, 1, kernel].
+    if tuple(size for size in tensor.shape if size > 1) != tuple(size for size in shape if size > 1):
         raise ModelError(
             f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}; "
             f"by the model's config it should have {list(shape)}."
@@ -181,19 +183,24 @@ class _Weights(Mapping[str, Tensor]):
         place = self.places[name]
         stored = self.found[place.name]
         assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
-        transposed = place.name in self.names.transposed
-        if isinstance(stored, Tensor | PackedTensor) and not transposed:
+        transposed, rows = place.name in self.names.transposed, self.names.rows_of(name)
+        if isinstance(stored, Tensor | PackedTensor) and not transposed and rows is None:
             stored = stored.rows(place.first_row, self.shapes[name][0])
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         if transposed:
             return _float32(name, dequantise(tensor).T)
+        if rows is not None:
+            assert isinstance(self.config, DecoderConfig)
+            tensor = _gathered(tensor, rows(self.config.layers[_layer_of(name)].mixer))
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
+        if change := self.names.change_of(name):
+            return _float32(name, change(dequantise(tensor).reshape(self.shapes[name])))
         if len(tensor.shape) == 1:
             offset = self.names.norm_offset if name.endswith("norm") else 0.0
             if offset or tensor.format != "F32":
                 return _float32(name, dequantise(tensor) + np.float32(offset))
-        return replace(tensor, name=name)
+        return replace(tensor, name=name, shape=self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         yield from self.places
@@ -201,6 +208,10 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.places) + len(self.computed)
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".")[1])
 
 
 def rotary_heads(config: ModelConfig, name: str) -> int:
@@ -213,6 +224,13 @@ def rotary_heads(config: ModelConfig, name: str) -> int:
     if not isinstance(mixer, Attention):
         return 0
     return mixer.heads if leaf[0] == "q" else mixer.kv_heads
+
+
+def _gathered(tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    """Some rows of a tensor, in this order. They move whole, so any format will do."""
+    data = tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
+    scales = None if tensor.row_scales is None else tensor.row_scales[rows]
+    return replace(tensor, shape=(len(rows), *tensor.shape[1:]), data=data, row_scales=scales)
 
 
 def _halves(tensor: Tensor, heads: int) -> Tensor:

@@ -14,10 +14,10 @@ MAX_LAYERS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer of a decoder."""
+    """One layer of a decoder; it may lack one of the two."""
 
-    mixer: Mixer
-    feed_forward: FeedForward
+    mixer: Mixer | None
+    feed_forward: FeedForward | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

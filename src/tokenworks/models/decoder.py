@@ -17,15 +17,18 @@ def decoder_program(config: DecoderConfig) -> Program:
     deep = 0
     if config.vision is not None:
         x, deep = b.inject(x, 0, "replace"), len(config.vision.deep)
+    last_mixer = max(number for number, layer in enumerate(config.layers) if layer.mixer is not None)
     for number, layer in enumerate(config.layers):
         name = f"layers.{number}."
-        mixed = layer.mixer.mix(b, name, _norm(b, config, name + "attention_norm", x))
-        if number == len(config.layers) - 1:
-            # Behind the last mixer no row looks at another: only those whose logits are wanted go on.
-            x, mixed = b.select_rows(x), b.select_rows(mixed)
-        x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, config.width))
-        made = layer.feed_forward.write(b, name, _norm(b, config, name + "mlp_norm", x))
-        x = _join(b, config, name + "mlp_post_norm", x, made)
+        if layer.mixer is not None:
+            mixed = layer.mixer.mix(b, name, _norm(b, config, name + "attention_norm", x))
+            if number == last_mixer:
+                # Behind the last mixer no row looks at another: only those whose logits are wanted go on.
+                x, mixed = b.select_rows(x), b.select_rows(mixed)
+            x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, config.width))
+        if layer.feed_forward is not None:
+            made = layer.feed_forward.write(b, name, _norm(b, config, name + "mlp_norm", x))
+            x = _join(b, config, name + "mlp_post_norm", x, made)
         if number < deep:
             x = b.inject(x, (1 + number) * config.width, "add")
     x = b.rmsnorm(x, "norm", config.norm_epsilon)
@@ -49,10 +52,10 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
     shapes: Shapes = {"embed": (config.vocabulary, config.width), "norm": (config.width,)}
     if not config.tied_head:
         shapes["head"] = (config.vocabulary, config.width)
-    before, behind = ("attention_norm", "mlp_norm"), ("attention_post_norm", "mlp_post_norm")
-    norms = {"before": before, "behind": behind, "around": before + behind}[config.norms]
+    norms = {"before": ("norm",), "behind": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
     for number, layer in enumerate(config.layers):
-        parts = layer.mixer.shapes(config.width) | layer.feed_forward.shapes(config.width)
-        parts |= dict.fromkeys(norms, (config.width,))
-        shapes |= {f"layers.{number}.{name}": shape for name, shape in parts.items()}
+        for kind, part in (("attention", layer.mixer), ("mlp", layer.feed_forward)):
+            if part is not None:
+                parts = part.shapes(config.width) | {f"{kind}_{norm}": (config.width,) for norm in norms}
+                shapes |= {f"layers.{number}.{name}": shape for name, shape in parts.items()}
     return shapes

@@ -7,10 +7,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.backend import Float32
 from tokenworks.models.config import ModelConfig
 from tokenworks.models.fields import Fields
 from tokenworks.models.gguf import GgufFile
+from tokenworks.models.parts import Mixer
 from tokenworks.models.stacked import Stack
+
+Rows = Callable[[Mixer | None], npt.NDArray[np.int64]]
+"""From a layer's mixer to numbers of rows."""
 
 LAYER = "layers.{}."
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -38,6 +46,10 @@ class FileNames:
     """Of weights that begin further down in their tensor, by canonical name."""
     interleaved_rotary: bool = False
     """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
+    changed: Mapping[str, Callable[[Float32], Float32]] = field(default_factory=dict)
+    """What becomes of a vector that is stored in another form, by canonical name."""
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    """Which rows of its tensor a weight has, in order, by canonical name; in place of consecutive ones."""
 
     kernels: frozenset[str] = frozenset()
     """Names in the file of convolutions [out, ...] that are seen as linear maps [out, in]."""
@@ -57,6 +69,12 @@ class FileNames:
 
     def of(self, canonical: str) -> str:
         return self.names[_NUMBER.sub("{}", canonical)].format(*_NUMBER.findall(canonical))
+
+    def change_of(self, canonical: str) -> Callable[[Float32], Float32] | None:
+        return self.changed.get(_NUMBER.sub("{}", canonical))
+
+    def rows_of(self, canonical: str) -> Rows | None:
+        return self.rows.get(_NUMBER.sub("{}", canonical))
 
 
 @dataclass(frozen=True, slots=True)

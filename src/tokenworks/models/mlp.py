@@ -1,4 +1,5 @@
-"""The gated feed-forward network (GLU variants, arXiv 2002.05202): down(activation(gate(x)) * up(x))."""
+"""The gated feed-forward network (GLU variants, arXiv 2002.05202): down(activation(gate(x)) * up(x)); or one without
+gate: down(activation(up(x)))."""
 
 from dataclasses import dataclass
 
@@ -15,12 +16,16 @@ class Mlp:
     activation: Activation
     biased: frozenset[str] = frozenset()
     """Which of gate, up, down have a bias."""
+    gated: bool = True
 
     def write(self, b: ProgramBuilder, name: str, x: Value) -> Value:
+        if not self.gated:
+            up = b.activate(linear(b, name, x, ("up",), self.width, self.biased), self.activation)
+            return linear(b, name, up, ("down",), x.width, self.biased)
         both = linear(b, name, x, ("gate", "up"), 2 * self.width, self.biased)
         gated = b.gate(both.columns(0, self.width), both.columns(self.width, self.width), self.activation)
         return linear(b, name, gated, ("down",), x.width, self.biased)
 
     def shapes(self, width: int) -> Shapes:
         maps = {"gate": (self.width, width), "up": (self.width, width), "down": (width, self.width)}
-        return shapes_of(maps, self.biased)
+        return shapes_of(maps if self.gated else {m: maps[m] for m in ("up", "down")}, self.biased)

@@ -141,6 +141,12 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_blocks_cached: int = 0
     """Blocks only the prefix cache holds: given up when needed."""
     kv_blocks_total: int = 0
+    state_slots_used: int = 0
+    """Slots of recurrent states that running sequences hold: their own, and snapshots they go on from."""
+    state_slots_cached: int = 0
+    """Snapshots only the prefix cache holds: given up when needed."""
+    state_slots_total: int = 0
+    """0 for models without recurrent states."""
     prompt_tokens_total: int = 0
     prefix_hit_tokens_total: int = 0
     output_tokens_total: int = 0

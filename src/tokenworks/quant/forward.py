@@ -19,6 +19,7 @@ from tokenworks.kernels.program import (
     Activation,
     Add,
     Attend,
+    DeltaRule,
     Embed,
     Expert,
     Experts,
@@ -32,15 +33,21 @@ from tokenworks.kernels.program import (
     Pause,
     Pool,
     Program,
+    Recurrent,
     RmsNorm,
     Rope,
     Route,
     Scale,
     ScaleRows,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Softcap,
+    StateLayer,
     Value,
 )
+from tokenworks.kernels.recurrence import advance
+from tokenworks.kernels.recurrent import inputs_of, weights_of
 from tokenworks.kernels.reference import LEAST_SUM, choose_experts
 from tokenworks.kernels.tensor import Tensor
 
@@ -100,6 +107,8 @@ class Forward:
                 return product(instruction, self.input(x))
             case Embed():
                 return self._embed(instruction)
+            case ShortConvolution() | SelectiveScan() | DeltaRule():
+                return self._recurrent(instruction)
             case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
                 return _by_rows(lambda rows: _rmsnorm(rows, self._vector(weight), epsilon, group), self.input(x))
             case LayerNorm(x=x):
@@ -209,6 +218,18 @@ class Forward:
             out[rows] += weights[rows, places][:, None] * product(outwards, inner)
         return out
 
+    def _recurrent(self, op: Recurrent) -> Float32:
+        values = [self.input(value) for value in inputs_of(op)]
+        weights = [self._vector(name).astype(np.float64) for name in weights_of(op)]
+        layer = self.program.cache_layers[op.cache_layer]
+        assert isinstance(layer, StateLayer)
+        length = self.tokens.shape[1]
+        out = np.empty((len(values[0]), op.output.width), np.float32)
+        for start in range(0, len(out), length):
+            rows = [value[start : start + length].astype(np.float64) for value in values]
+            out[start : start + length] = advance(op, rows, weights, np.zeros(layer.floats))[0]
+        return out
+
     def _pool(self, op: Pool) -> Float32:
         rows = self.input(op.x).reshape(*self.tokens.shape, -1)
         pooled = rows.mean(axis=1) if op.how == "mean" else rows[:, 0]
@@ -245,6 +266,8 @@ def activation(kind: Activation, x: Float32) -> Float32:
         case "gelu_tanh":
             inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
             return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), np.float32)
+        case "relu2":
+            return np.maximum(x, np.float32(0)) ** 2
         case "gelu":
             return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5)))), np.float32)
         case "gelu_quick":
@@ -288,6 +311,7 @@ def _by_rows(compute: Callable[..., Float32], *inputs: Float32) -> Float32:
 
 def _rmsnorm(x: Float32, weight: Float32, epsilon: float, group: int) -> Float32:
     groups = x.reshape(len(x), -1, group)
+    weight = weight.reshape(-1, group)
     mean = np.einsum("rgi,rgi->rg", groups, groups)[:, :, None] / np.float32(group)
     return np.asarray(groups / np.sqrt(mean + np.float32(epsilon)) * weight, np.float32).reshape(x.shape)
 

@@ -170,6 +170,7 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
 
     stats = {reading.name: reading.stats for reading in readings}
     paged = {name: s for name, s in stats.items() if s.kv_blocks_total}
+    stateful = {name: s for name, s in stats.items() if s.state_slots_total}
     return (
         gauge("worker_up", "1 when the worker is ready.", {r.name: float(r.phase == "ready") for r in readings}),
         counter("worker_restarts", "Starts after a death.", {r.name: r.restarts for r in readings}),
@@ -185,6 +186,16 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
             "kv_cache_cached_ratio",
             "Part of the KV cache that only the prefix cache holds.",
             {n: s.kv_blocks_cached / s.kv_blocks_total for n, s in paged.items()},
+        ),
+        gauge(
+            "state_slots_used_ratio",
+            "Part of the slots for recurrent states that running sequences hold.",
+            {n: s.state_slots_used / s.state_slots_total for n, s in stateful.items()},
+        ),
+        gauge(
+            "state_slots_cached_ratio",
+            "Part of the slots for recurrent states that are snapshots of the prefix cache.",
+            {n: s.state_slots_cached / s.state_slots_total for n, s in stateful.items()},
         ),
         counter(
             "prompt_tokens",

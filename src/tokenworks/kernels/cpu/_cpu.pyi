@@ -30,6 +30,7 @@ class Activation(Enum):
     gelu_tanh = 1
     gelu = 2
     gelu_quick = 3
+    relu2 = 4
     sigmoid = 4
 
 class CacheType(Enum):
@@ -59,6 +60,8 @@ class Executor:
         cache_type: CacheType,
         merged: int,
         layers: list[tuple[int, int]],
+        state_slots: int,
+        states: list[int],
     ) -> None: ...
     def barrier(self) -> None: ...
     def pause(self) -> None: ...
@@ -67,7 +70,7 @@ class Executor:
     def merge(self, output: Place, x: Place, width: int, count: int, mean: bool, /) -> None: ...
     def embed(self, rows: Rows, output: Place, matrix: int, width: int, index: Index, scale: float, /) -> None: ...
     def rmsnorm(
-        self, rows: Rows, output: Place, x: Place, width: int, group: int, weight: int, epsilon: float, /
+        self, rows: Rows, output: Place, x: Place, width: int, group: int, weight: int, wide: bool, epsilon: float, /
     ) -> None: ...
     def layernorm(
         self, rows: Rows, output: Place, x: Place, width: int, weight: int, bias: int, epsilon: float, /
@@ -102,6 +105,45 @@ class Executor:
         softcap: float,
         windows: bool,
         sinks: int,
+        /,
+    ) -> None: ...
+    def short_convolution(
+        self, output: Place, x: Place, state: int, width: int, kernel: int, weight: int, bias: int, /
+    ) -> None: ...
+    def selective_scan(
+        self,
+        output: Place,
+        x: Place,
+        b: Place,
+        c: Place,
+        steps: Place,
+        state: int,
+        decay: int,
+        step_bias: int,
+        skip: int,
+        heads: int,
+        head_size: int,
+        groups: int,
+        state_size: int,
+        least_step: float,
+        most_step: float,
+        /,
+    ) -> None: ...
+    def delta_rule(
+        self,
+        output: Place,
+        q: Place,
+        k: Place,
+        v: Place,
+        steps: Place,
+        rates: Place,
+        state: int,
+        decay: int,
+        step_bias: int,
+        heads: int,
+        key_heads: int,
+        key_size: int,
+        value_size: int,
         /,
     ) -> None: ...
     def gate(
@@ -169,6 +211,9 @@ class Executor:
         ends: npt.NDArray[np.int32] | None,
         inputs: npt.NDArray[np.float32] | None,
         window_starts: npt.NDArray[np.int32] | None,
+        state_begin: npt.NDArray[np.int32] | None,
+        state_rows: npt.NDArray[np.int32] | None,
+        state_slots: npt.NDArray[np.int32] | None,
         part: int,
         /,
     ) -> None: ...

@@ -1,6 +1,6 @@
 """The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor in executor.cpp."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
@@ -10,24 +10,31 @@ from tokenworks.kernels.program import (
     Activate,
     Add,
     Attend,
+    CacheLayer,
+    DeltaRule,
     Embed,
     Experts,
     Gate,
     Inject,
     Input,
+    KvLayer,
     LayerNorm,
     Linear,
     Merge,
     Pause,
     Pool,
     Program,
+    Recurrent,
     RmsNorm,
     Rope,
     Route,
     Scale,
     ScaleRows,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Softcap,
+    StateLayer,
     Value,
 )
 from tokenworks.kernels.tensor import Tensor
@@ -74,9 +81,11 @@ class CpuExecutable:
             limits.block_tokens,
             _cpu.CacheType[limits.cache_dtype],
             self._plan.merged,
-            [(layer.kv_heads, layer.head_size) for layer in program.cache_layers],
+            [(layer.kv_heads, layer.head_size) for layer in program.cache_layers if isinstance(layer, KvLayer)],
+            limits.state_slots,
+            [layer.floats for layer in program.cache_layers if isinstance(layer, StateLayer)],
         )
-        writer = _Writer(self._executor, self._plan, matrices, vectors)
+        writer = _Writer(self._executor, self._plan, matrices, vectors, _among_their_kind(program.cache_layers))
         for planned in self._plan.calls:
             writer.write(planned)
         self.parts = 1 + sum(isinstance(planned.call, Pause) for planned in self._plan.calls)
@@ -100,6 +109,7 @@ class CpuExecutable:
             or rows["sequences"] > self._limits.sequences
         ):
             raise ValueError(f"A step of {rows} is larger than the limits it was compiled for: {self._limits}.")
+        states = batch.states
         self._executor.run(
             batch.tokens,
             batch.positions,
@@ -112,6 +122,9 @@ class CpuExecutable:
             batch.ends,
             batch.inputs,
             batch.window_starts,
+            None if states is None else states.begin,
+            None if states is None else states.rows,
+            None if states is None else states.slots,
             -1 if part is None else part,
         )
         return self._executor.values(
@@ -132,13 +145,25 @@ def _place(plan: Plan, value: Value) -> tuple[int, int]:
     return plan.buffer_offsets[value.buffer] + value.offset, value.stride
 
 
+def _among_their_kind(layers: tuple[CacheLayer, ...]) -> list[int]:
+    """Each cache layer's number among those of its kind: the executor counts them apart."""
+    return [sum(type(other) is type(layer) for other in layers[:number]) for number, layer in enumerate(layers)]
+
+
 class _Writer:
     """Tells the executor the plan's calls."""
 
     def __init__(
-        self, executor: _cpu.Executor, plan: Plan, matrices: Mapping[str, int], vectors: Mapping[str, int]
+        self,
+        executor: _cpu.Executor,
+        plan: Plan,
+        matrices: Mapping[str, int],
+        vectors: Mapping[str, int],
+        layers: Sequence[int],
     ) -> None:
+        """`layers`: the executor's number of each cache layer."""
         self._executor, self._plan, self._matrices, self._vectors = executor, plan, matrices, vectors
+        self._layers = layers
 
     def write(self, planned: PlannedCall) -> None:
         if planned.barrier:
@@ -159,7 +184,8 @@ class _Writer:
             case Embed(output=out):
                 to.embed(rows, at(out), self._matrices[call.table], out.width, _cpu.Index[call.index], call.scale)
             case RmsNorm(output=out):
-                to.rmsnorm(rows, at(out), at(call.x), out.width, call.group, vectors[call.weight], call.epsilon)
+                weight = vectors[call.weight]
+                to.rmsnorm(rows, at(out), at(call.x), out.width, call.group, weight, call.wide, call.epsilon)
             case LayerNorm(output=out):
                 weight, bias = vectors[call.weight], -1 if call.bias is None else vectors[call.bias]
                 to.layernorm(rows, at(out), at(call.x), out.width, weight, bias, call.epsilon)
@@ -180,13 +206,15 @@ class _Writer:
                 to.rope(rows, at(out), out.width, *shape_of_head, frequencies, call.scale, list(call.axes))
             case Store(attend=attend):
                 assert attend.cache_layer is not None
-                to.store(at(attend.k), at(attend.v), attend.cache_layer)
+                to.store(at(attend.k), at(attend.v), self._layers[attend.cache_layer])
             case Attend(output=out):
-                layer = -1 if call.cache_layer is None else call.cache_layer
+                layer = -1 if call.cache_layer is None else self._layers[call.cache_layer]
                 shape = (call.heads, call.kv_heads, call.head_size)
                 rows_of = (at(out), at(call.q), at(call.k), at(call.v))
                 sinks = -1 if call.sinks is None else vectors[call.sinks]
                 to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks)
+            case ShortConvolution() | SelectiveScan() | DeltaRule():
+                self._write_recurrent(call, self._layers[call.cache_layer])
             case Gate(output=out):
                 how = (_cpu.Activation[call.activation], call.limit, call.offset)
                 to.gate(rows, at(out), at(call.gate), at(call.up), out.width, *how)
@@ -251,6 +279,22 @@ class _Writer:
                 for e in call.experts
             ],
         )
+
+    def _write_recurrent(self, call: Recurrent, state: int) -> None:
+        to, at, vectors, out = self._executor, self._at, self._vectors, self._at(call.output)
+        match call:
+            case ShortConvolution():
+                bias = -1 if call.bias is None else vectors[call.bias]
+                to.short_convolution(out, at(call.x), state, call.x.width, call.kernel, vectors[call.weight], bias)
+            case SelectiveScan():
+                values = at(call.x), at(call.b), at(call.c), at(call.steps)
+                weights = vectors[call.decay], vectors[call.step_bias], vectors[call.skip]
+                shape = call.heads, call.head_size, call.groups, call.state_size
+                to.selective_scan(out, *values, state, *weights, *shape, call.least_step, call.most_step)
+            case DeltaRule():
+                inputs = at(call.q), at(call.k), at(call.v), at(call.steps), at(call.rates)
+                sizes = call.heads, call.key_heads, call.key_size, call.value_size
+                to.delta_rule(out, *inputs, state, vectors[call.decay], vectors[call.step_bias], *sizes)
 
     def _at(self, value: Value) -> tuple[int, int]:
         return _place(self._plan, value)

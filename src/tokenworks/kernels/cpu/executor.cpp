@@ -136,6 +136,11 @@ void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t pre
         block_bytes_ += 2 * to_line(tokenworks::cpu::cache_bytes(cache.type, kv_heads, head_size, cache.block_tokens));
     }
     cache_ = Region(static_cast<size_t>(block_bytes_ * cache.blocks), false);
+    for (const int64_t floats : cache.states) {
+        state_offsets_.push_back(slot_floats_);
+        slot_floats_ += to_line(floats * int64_t{sizeof(float)}) / int64_t{sizeof(float)};
+    }
+    states_ = Region(static_cast<size_t>(slot_floats_ * cache.state_slots) * sizeof(float), false);
 }
 
 Cache Executor::cache_of(int layer) const {
@@ -204,8 +209,8 @@ void Executor::embed(Rows rows, Place output, int matrix, int width, Index index
     });
 }
 
-void Executor::rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon) {
-    const RmsNormArgs args{0, at(output), at(x), width, group, vectors_[static_cast<size_t>(weight)].data(), epsilon};
+void Executor::rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide, float epsilon) {
+    const RmsNormArgs args{0, at(output), at(x), width, group, values(weight), wide, epsilon};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RmsNormArgs now = args;
         now.rows = step.rows(rows);
@@ -403,6 +408,7 @@ void Executor::check(const Step& step) const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) throw std::invalid_argument(what);
     };
+    if (!state_offsets_.empty()) require(step.state_begin, "a model with recurrent layers needs states");
     require(step.row_starts[0] == 0 && step.row_starts[step.sequences] == step.tokens,
             "row_starts must go from 0 to the number of tokens");
     for (int t = 0; t < step.tokens; t++) {
@@ -452,6 +458,7 @@ void Executor::run(Step step, int part) {
     if (part < -1 || part >= parts) throw std::invalid_argument("there is no such part");
     const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];
     const size_t end = part < 0 || part + 1 == parts ? calls_.size() : part_starts_[static_cast<size_t>(part) + 1];
+    if (!state_offsets_.empty()) find_writings(step);
     team_.run([&](Share& share) {
         for (size_t i = begin; i < end; i++) calls_[i](step, share);
     });

@@ -52,6 +52,8 @@ struct Step {
     const int32_t* window_starts = nullptr;  // [windows + 1]
     int windows = 0;
     int merged = 1;  // tokens of a merged row
+    const int32_t *state_begin = nullptr, *state_rows = nullptr, *state_slots = nullptr;
+    int state_writings = 0;
 
     int rows(Rows kind) const {
         switch (kind) {
@@ -68,6 +70,8 @@ struct CacheShape {
     int blocks, block_tokens;
     CacheType type;
     std::vector<std::pair<int, int>> layers;  // kv_heads, head_size
+    int state_slots;
+    std::vector<int64_t> states;  // floats of each layer that keeps a state
 };
 
 // One expert by the numbers of its matrices and of their biases, -1 where there is none; `number` is the router's.
@@ -98,8 +102,8 @@ class Executor {
     void inject(Place x, int width, int offset, bool replace);
     void merge(Place output, Place x, int width, int count, bool mean);
     void embed(Rows rows, Place output, int matrix, int width, Index index, float scale);
-    void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, float epsilon);
     void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);  // bias -1: none
+    void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide, float epsilon);
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
@@ -110,6 +114,12 @@ class Executor {
                 int window, float softcap, bool windows, int sinks);  // vector number, or -1
     void scale(Rows rows, Place output, Place x, int width, float factor);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
+    // state: number of the layer among those that keep a state; weights are vector numbers, bias -1 for none.
+    void short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias);
+    void selective_scan(Place output, Place x, Place b, Place c, Place steps, int state, int decay, int step_bias, int skip,
+                        int heads, int head_size, int groups, int state_size, float least_step, float most_step);
+    void delta_rule(Place output, Place q, Place k, Place v, Place steps, Place rates, int state, int decay, int step_bias,
+                    int heads, int key_heads, int key_size, int value_size);
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
     void scale_rows(Rows rows, Place output, Place x, Place by, int width);
@@ -128,9 +138,9 @@ class Executor {
 
     float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
     int64_t weight_bytes() const { return weight_bytes_; }
-    int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size()); }
     // Rows that each expert has had so far: of every `experts` instruction in order, by the router's number.
     std::vector<std::vector<int64_t>> expert_uses() const;
+    int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size() + states_.size()); }
     bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
 
   private:
@@ -139,19 +149,25 @@ class Executor {
     Columns at(Place place) const { return {arena() + place.first, place.second}; }
     Cache cache_of(int layer) const;
     void check(const Step& step) const;
+    void find_writings(const Step& step);
+    States states(const States& layer, const Step& step) const;
+    const float* values(int vector) const { return vectors_[static_cast<size_t>(vector)].data(); }
 
     const Kernels& kernels_ = kernels();
     Team team_;
     std::deque<PackedMatrix> matrices_;
     std::deque<std::vector<float>> vectors_;
     int64_t weight_bytes_ = 0;
-    Region arena_, prepared_, cache_, attend_scratch_, sample_scratch_;
+    Region arena_, prepared_, cache_, states_, attend_scratch_, sample_scratch_;
     int64_t step_rows_ = 0;  // the most
     Prepared prepared_input_{};
     CacheShape cache_shape_{};
     int64_t block_bytes_ = 0;
     std::vector<int64_t> layer_offsets_;  // of K within a block; V follows
     int64_t token_limit_ = INT64_MAX, position_limit_ = INT64_MAX, axis_limit_ = INT64_MAX;
+    int64_t slot_floats_ = 0;             // a slot of states_ has all layers of one state
+    std::vector<int64_t> state_offsets_;  // floats, of a layer within a slot
+    std::vector<int32_t> write_starts_;   // of the step that runs
     std::deque<std::vector<Segment>> segments_;
     std::deque<std::vector<int32_t>> axes_;
     int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step

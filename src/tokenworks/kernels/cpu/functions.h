@@ -65,6 +65,23 @@ INLINE Floats sigmoid(Floats x) {
     return (x < Floats{} ? e : all(1.0f)) / (1.0f + e);
 }
 
+// log(1 + e^x); for x > 0 it is x + log(1 + e^-x). log(1 + u) = 2 artanh(u / (2 + u)).
+INLINE Floats softplus(Floats x) {
+    const Floats u = exponential(-magnitude(x));
+    const Floats s = u / (2.0f + u), z = s * s;
+    Floats p = multiply_add(z, all(2.817465726e-1f), all(2.796141883e-1f));
+    p = multiply_add(p, z, all(4.002485372e-1f));
+    p = multiply_add(p, z, all(6.666631594e-1f));
+    p = multiply_add(p, z, all(2.0f));
+    return multiply_add(p, s, larger(x, Floats{}));
+}
+
+// max(x, 0)² (arXiv 2109.08668).
+INLINE Floats relu2(Floats x) {
+    const Floats positive = larger(x, Floats{});
+    return positive * positive;
+}
+
 INLINE Floats silu(Floats x) { return x * sigmoid(x); }
 
 // Another one, by a sigmoid.

@@ -24,7 +24,7 @@ struct Columns {
     float* row(int64_t r) const { return data + r * stride; }
 };
 
-enum class Activation { silu, gelu_tanh, gelu, gelu_quick, sigmoid };
+enum class Activation { silu, gelu_tanh, gelu, gelu_quick, relu2, sigmoid };
 
 struct PackedMatrix;  // linear/packed.h; weights, [out_features, in_features]
 
@@ -77,7 +77,8 @@ struct RmsNormArgs {
     Columns output, x;  // may be the same columns
     int width;          // a multiple of group
     int group;
-    const float* weight;  // [group]
+    const float* weight;  // [group], or if wide [width]
+    bool wide;
     float epsilon;
 };
 
@@ -131,6 +132,45 @@ struct AttendArgs {
     int table_width;
     float* scratch;    // attend_floats of attend/scratch.h
     int64_t partials;  // attend_partials
+};
+
+// One layer's recurrent states, and which of them a step reads and writes (kernels/backend.py: StateBatch).
+struct States {
+    float* data;
+    int64_t slot_stride;          // floats
+    const int32_t* row_starts;    // [sequences + 1]
+    const int32_t* begin;         // [sequences] slot; -1: zeros
+    const int32_t* write_starts;  // [sequences + 1] sequence s writes write_starts[s] .. write_starts[s + 1]
+    const int32_t *rows, *slots;  // of each writing; a sequence's last one is at its last row
+    int sequences;
+
+    float* slot(int32_t number) const { return data + number * slot_stride; }
+};
+
+// State: the last kernel - 1 rows of x, [kernel - 1, width].
+struct ShortConvolutionArgs {
+    Columns output, x;
+    States states;
+    int width, kernel;
+    const float* weight;  // [kernel, width]
+    const float* bias;    // [width] or null
+};
+
+// State: [heads, state_size, head_size].
+struct SelectiveScanArgs {
+    Columns output, x, b, c, steps;
+    States states;
+    const float *decay, *step_bias, *skip;  // [heads]
+    int heads, head_size, groups, state_size;
+    float least_step, most_step;
+};
+
+// State: [heads, key_size, value_size].
+struct DeltaRuleArgs {
+    Columns output, q, k, v, steps, rates;
+    States states;
+    const float *decay, *step_bias;  // [heads]
+    int heads, key_heads, key_size, value_size;
 };
 
 // Row-wise.
@@ -263,6 +303,10 @@ struct Kernels {
     void (*rope)(const RopeArgs&, Share&);
     void (*store)(const AttendArgs&, Share&);   // row-wise: writes the step's K and V to the cache
     void (*attend)(const AttendArgs&, Share&);  // after store and a barrier; may call share.barrier() itself
+    // These begin after a barrier: tokens are taken one after the other, by whatever thread has that head or column.
+    void (*short_convolution)(const ShortConvolutionArgs&, Share&);
+    void (*selective_scan)(const SelectiveScanArgs&, Share&);
+    void (*delta_rule)(const DeltaRuleArgs&, Share&);
     void (*gate)(const GateArgs&, Share&);
     void (*activate)(const ActivateArgs&, Share&);
     void (*add)(const AddArgs&, Share&);
@@ -299,6 +343,7 @@ TOKENWORKS_FILL(features)     // input, inject, merge
 TOKENWORKS_FILL(norm)
 TOKENWORKS_FILL(rope)
 TOKENWORKS_FILL(attend)
+TOKENWORKS_FILL(recurrent)    // short_convolution, selective_scan, delta_rule
 TOKENWORKS_FILL(gate)         // gate, activate, softcap: functions of an element
 TOKENWORKS_FILL(elementwise)  // add, scale, scale_rows
 TOKENWORKS_FILL(experts)      // route, combine

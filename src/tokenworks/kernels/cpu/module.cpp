@@ -96,7 +96,8 @@ void require(bool holds, const char* what) {
 
 void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTable block_tables, Ints logit_rows,
          std::optional<FloatTable> features, std::optional<Ints> feature_rows, std::optional<IntTable> axes,
-         std::optional<Ints> ends, std::optional<FloatTable> inputs, std::optional<Ints> window_starts, int part) {
+         std::optional<Ints> ends, std::optional<FloatTable> inputs, std::optional<Ints> window_starts,
+         std::optional<Ints> state_begin, std::optional<Ints> state_rows, std::optional<Ints> state_slots, int part) {
     require(row_starts.size() >= 1, "row_starts has no entries");
     const size_t sequences = row_starts.size() - 1;
     require(positions.size() == tokens.size(), "tokens and positions differ in length");
@@ -108,6 +109,9 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
     require(!ends || ends->size() == tokens.size(), "ends needs an entry for each token");
     require(!inputs || inputs->shape(0) == tokens.size(), "inputs need a row for each token");
     require(!window_starts || window_starts->size() >= 1, "window_starts has no entries");
+    require(!state_begin || (state_begin->size() == sequences && state_rows && state_slots &&
+                             state_rows->size() == state_slots->size()),
+            "states need a beginning for each sequence and a slot for each row");
     Step step{static_cast<int>(tokens.size()),
                     static_cast<int>(sequences),
                     static_cast<int>(logit_rows.size()),
@@ -131,6 +135,12 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
     if (inputs) {
         step.inputs = inputs->data();
         step.input_width = static_cast<int>(inputs->shape(1));
+    }
+    if (state_begin) {
+        step.state_begin = state_begin->data();
+        step.state_rows = state_rows->data();
+        step.state_slots = state_slots->data();
+        step.state_writings = static_cast<int>(state_rows->size());
     }
     if (window_starts) {
         step.window_starts = window_starts->data();
@@ -199,6 +209,7 @@ NB_MODULE(_cpu, m) {
         .value("gelu_tanh", Activation::gelu_tanh)
         .value("gelu", Activation::gelu)
         .value("gelu_quick", Activation::gelu_quick)
+        .value("relu2", Activation::relu2)
         .value("sigmoid", Activation::sigmoid);
 
     nb::enum_<CacheType>(m, "CacheType")
@@ -222,12 +233,13 @@ NB_MODULE(_cpu, m) {
         .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
         .def("allocate",
              [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,
-                int block_tokens, CacheType type, int merged, const std::vector<std::pair<int, int>>& layers) {
-                 const CacheShape cache{blocks, block_tokens, type, layers};
+                int block_tokens, CacheType type, int merged, const std::vector<std::pair<int, int>>& layers,
+                int state_slots, const std::vector<int64_t>& states) {
+                 const CacheShape cache{blocks, block_tokens, type, layers, state_slots, states};
                  executor.allocate(arena_floats, prepared_rows, prepared_width, merged, cache);
              },
              "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "cache_type"_a,
-             "merged"_a, "layers"_a)
+             "merged"_a, "layers"_a, "state_slots"_a, "states"_a)
         .def("barrier", &Executor::barrier)
         .def("pause", &Executor::pause)
         .def("input", &Executor::input)
@@ -246,6 +258,9 @@ NB_MODULE(_cpu, m) {
         .def("rope", &Executor::rope)
         .def("store", &Executor::store)
         .def("attend", &Executor::attend)
+        .def("short_convolution", &Executor::short_convolution)
+        .def("selective_scan", &Executor::selective_scan)
+        .def("delta_rule", &Executor::delta_rule)
         .def("gate", &Executor::gate)
         .def("activate", &Executor::activate)
         .def("add", &Executor::add)
@@ -278,7 +293,8 @@ NB_MODULE(_cpu, m) {
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)
         .def("run", &run, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
-             nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg())
+             nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+             nb::arg().none(), nb::arg())
         .def("values",
              // Rows of a buffer as they are after a run; a view.
              [](nb::handle self, Place place, size_t rows, size_t width) {

@@ -12,6 +12,7 @@ from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.program import (
     Add,
     Attend,
+    DeltaRule,
     Embed,
     Experts,
     Gate,
@@ -22,10 +23,14 @@ from tokenworks.kernels.program import (
     Pause,
     Pool,
     Program,
+    Recurrent,
     ScaleRows,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Value,
 )
+from tokenworks.kernels.recurrent import inputs_of
 
 RowKind = Literal["tokens", "selected", "sequences", "merged"]
 """What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step, each of the
@@ -107,6 +112,8 @@ def reads(call: Call) -> tuple[Value, ...]:
             return (q, k, v)
         case Store(attend=attend):
             return (attend.k, attend.v)
+        case ShortConvolution() | SelectiveScan() | DeltaRule():
+            return inputs_of(call)
         case Gate(gate=gate, up=up):
             return (gate, up)
         case Add(a=a, b=b):
@@ -187,7 +194,7 @@ def _sum_to_take_over(calls: list[Call], a: Value, b: Value, uses: Counter[int])
 
 
 def _row_wise(call: Call) -> bool:
-    return not isinstance(call, Product | Attend | Experts | Pause)
+    return not isinstance(call, Product | Attend | Experts | Recurrent | Pause)
 
 
 def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall]:

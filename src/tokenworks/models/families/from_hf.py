@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "relu2": "relu2",
 }
 
 
@@ -120,15 +121,17 @@ def windows(f: Fields, slides: Sequence[bool], default: int | None = None) -> li
     return [window if each else 0 for each in slides]
 
 
-def only_rope(f: Fields, size: int | None = None, base: float = 1e4) -> Rope:
+def only_rope(f: Fields, size: int | None = None, base: float = 1e4, share: float = 1.0) -> Rope:
     """Of a model with one rotary encoding."""
     section = f.section("rope_parameters") or f.section("rope_scaling")
-    return rope(f, section, head_size(f) if size is None else size, f.number("rope_theta", base))
+    return rope(f, section, head_size(f) if size is None else size, f.number("rope_theta", base), share)
 
 
-def rope(f: Fields, section: Fields | None, size: int, base: float) -> Rope:
-    """Of heads of `size`, from {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8, ...}; older files say "type"."""
-    share = (section or f).number("partial_rotary_factor", f.number("partial_rotary_factor", 1.0))
+def rope(f: Fields, section: Fields | None, size: int, base: float, share: float = 1.0) -> Rope:
+    """Of heads of `size`, from {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8, ...}; older files say "type".
+
+    `share` of a head is turned where the file does not say how much."""
+    share = (section or f).number("partial_rotary_factor", f.number("partial_rotary_factor", share))
     turned = int(size * share)
     if not 0 < turned <= size or turned % 2:
         raise f.wrong("partial_rotary_factor", f"a share of the head size ({size}) that gives an even number")

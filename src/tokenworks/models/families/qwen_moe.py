@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_gguf, from_hf, mixtures, qwen
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
@@ -20,7 +19,7 @@ def _qwen2(f: Fields) -> DecoderConfig:
     part = mixtures.mixture(f, normalise=f.flag("norm_topk_prob", False), shared=shared, shared_gated=True)
     rope = from_hf.only_rope(f)
     mixers = [from_hf.attention(f, rope, biased=biased, window=window) for window in qwen.windows(f)]
-    return from_hf.decoder(f, "qwen2_moe", mixers, _layers(f, part), {"global": rope})
+    return from_hf.decoder(f, "qwen2_moe", mixers, layers(f, part), {"global": rope})
 
 
 def _qwen3(f: Fields) -> DecoderConfig:
@@ -31,10 +30,10 @@ def _qwen3(f: Fields) -> DecoderConfig:
     mixers = [replace(attention, window=window) for window in windows]
     experts = f.integer("num_experts" if f.has("num_experts") else "num_local_experts", maximum=MOST_EXPERTS)
     part = mixtures.mixture(f, experts=experts, normalise=f.flag("norm_topk_prob", False))
-    return from_hf.decoder(f, "qwen3_moe", mixers, _layers(f, part), {"global": rope})
+    return from_hf.decoder(f, "qwen3_moe", mixers, layers(f, part), {"global": rope})
 
 
-def _layers(f: Fields, part: Mixture) -> list[FeedForward]:
+def layers(f: Fields, part: FeedForward) -> list[FeedForward]:
     """Every decoder_sparse_step-th layer has experts, but for those that mlp_only_layers names."""
     step, plain = f.integer("decoder_sparse_step", 1), f.table.get("mlp_only_layers") or []
     if not isinstance(plain, list):
@@ -68,7 +67,7 @@ _NAMES = {
     f"{LAYER}router": f"{_IN_LAYER}gate.weight",
     f"{LAYER}shared_gate": f"{_IN_LAYER}shared_expert_gate.weight",
 }
-_FILES = replace(from_hf.NAMES, names=_NAMES, stacks=mixtures.stacks(f"{_IN_LAYER}experts", mixtures.HF_MAPS))
+FILES = replace(from_hf.NAMES, names=_NAMES, stacks=mixtures.stacks(f"{_IN_LAYER}experts", mixtures.HF_MAPS))
 
 _GGUF_SHARED = {f"{LAYER}shared.{m}": f"blk.{{}}.ffn_{m}_shexp.weight" for m in ("gate", "up", "down")}
 _GGUF_FILES = replace(
@@ -82,7 +81,7 @@ _GGUF_FILES = replace(
     stacks=mixtures.GGUF_STACKS,
 )
 
-QWEN2_MOE = HfArchitecture(_qwen2, _FILES)
-QWEN3_MOE = HfArchitecture(_qwen3, _FILES)
+QWEN2_MOE = HfArchitecture(_qwen2, FILES)
+QWEN3_MOE = HfArchitecture(_qwen3, FILES)
 QWEN2_MOE_GGUF = GgufArchitecture(_qwen2_gguf, _GGUF_FILES)
 QWEN3_MOE_GGUF = GgufArchitecture(_qwen3_gguf, _GGUF_FILES)

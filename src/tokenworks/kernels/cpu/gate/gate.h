@@ -41,6 +41,7 @@ void gate(const GateArgs& args, Share& share) {
         case Activation::gelu_tanh: return gate_rows<gelu_tanh>(args, share);
         case Activation::gelu: return gate_rows<gelu>(args, share);
         case Activation::gelu_quick: return gate_rows<gelu_quick>(args, share);
+        case Activation::relu2: return gate_rows<relu2>(args, share);
         case Activation::sigmoid: return gate_rows<sigmoid>(args, share);
     }
 }
@@ -51,6 +52,7 @@ void activate(const ActivateArgs& args, Share& share) {
         case Activation::gelu_tanh: return activate_rows<gelu_tanh>(args, share);
         case Activation::gelu: return activate_rows<gelu>(args, share);
         case Activation::gelu_quick: return activate_rows<gelu_quick>(args, share);
+        case Activation::relu2: return activate_rows<relu2>(args, share);
         case Activation::sigmoid: return activate_rows<sigmoid>(args, share);
     }
 }

@@ -1,0 +1,143 @@
+"""Which running sequence's recurrent state lies in which slot, and where snapshots of it are left. Pure.
+
+A running sequence owns one slot. It reads its state from `state_begin` (nowhere at its first token, a snapshot's slot
+when it goes on from one, else its own) and writes it to its own slot, or to a new one that becomes a snapshot and that
+it reads next: nothing is ever copied between slots. A step may also leave snapshots of tokens in its middle.
+
+Snapshots are left where they are likely to be of use: at the last block border before a prompt's end (the same prompt
+comes again), where a prompt parts from what is in the tree already (others begin the same way), on the way every
+SPACING_TOKENS while slots are free, and at the last full block of what a sequence writes (a conversation goes on; a
+preempted sequence comes back), where it replaces the one before.
+"""
+
+from collections.abc import Sequence as SequenceOf
+
+from tokenworks.engine.sequence import Sequence, State
+from tokenworks.kvcache.prefix import Node
+from tokenworks.kvcache.snapshots import Snapshots
+
+SPACING_TOKENS = 512
+
+Writings = tuple[tuple[int, int], ...]
+"""(so many tokens of the sequence, slot that their state is written to), ascending, up to the piece's end."""
+
+
+class States:
+    """Slots for the states of all running sequences, as far as `slots` reach."""
+
+    def __init__(self, slots: int, block_tokens: int) -> None:
+        assert slots >= 2, "a sequence that goes on from a snapshot reads one slot and writes another"
+        self.snapshots: Snapshots[Node] = Snapshots(slots)
+        self._block_tokens = block_tokens
+        self._spacing = max(1, SPACING_TOKENS // block_tokens) * block_tokens
+
+    @property
+    def used(self) -> int:
+        """Slots that running sequences hold."""
+        return self.snapshots.pool.total - self.snapshots.pool.free - self.cached
+
+    @property
+    def cached(self) -> int:
+        """Slots only the prefix cache holds."""
+        return self.snapshots.idle
+
+    def look_up(self, sequence: Sequence) -> None:
+        """Cuts the cached blocks that a waiting sequence has found down to those that end in a snapshot."""
+        nodes = sequence.nodes
+        sequence.fork = len(nodes) * self._block_tokens
+        while nodes and nodes[-1] not in self.snapshots:
+            nodes.pop()
+
+    def comes_soon(self, sequence: Sequence, running: SequenceOf[Sequence]) -> bool:
+        """A snapshot that a waiting sequence could go on from is on its way."""
+        found = len(sequence.nodes) * self._block_tokens
+        for other in running:
+            end = self._prompt_border(other)
+            if (
+                other.state is State.PREFILL
+                and max(found, other.computed) < end < len(sequence.tokens)
+                and sequence.tokens[:end] == other.tokens[:end]
+            ):
+                return True
+        return False
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Gives a slot, and holds the snapshot that the sequence goes on from. False: there is no slot."""
+        begin = self.snapshots.hold(sequence.nodes[-1]) if sequence.nodes else -1
+        slot = self.snapshots.take()
+        if slot is None:
+            if begin >= 0:
+                self.snapshots.pool.release(begin)
+            return False
+        sequence.state_slot, sequence.state_begin = slot, begin
+        return True
+
+    def writings(self, sequence: Sequence, end: int) -> Writings:
+        """For a piece up to `end`; slots of snapshots are taken."""
+        found = []
+        size = self._block_tokens
+        first, last = sequence.computed // size * size + size, end // size * size
+        for border in range(first, last + 1, size):
+            slot = self._slot_at(sequence, border, border == last)
+            if slot is not None:
+                found.append((border, slot))
+        if not found or found[-1][0] < end:
+            found.append((end, sequence.state_slot))
+        return tuple(found)
+
+    def keep(self, sequence: Sequence, writings: Writings) -> None:
+        """A piece has run and its full blocks are in the tree: its snapshots are kept there."""
+        self._let_go(sequence)
+        for border, slot in writings:
+            if slot == sequence.state_slot:
+                continue
+            node = sequence.nodes[border // self._block_tokens - 1]
+            new = self.snapshots.keep(node, slot)
+            if border == sequence.computed:
+                sequence.state_begin = self.snapshots.hold(node)
+            if border > self._prompt_border(sequence):
+                self._drop_last(sequence)
+                if new:
+                    sequence.last_snapshot = node
+        if writings[-1][1] == sequence.state_slot:
+            sequence.state_begin = sequence.state_slot
+
+    def discard(self, sequence: Sequence, writings: Writings) -> None:
+        """A piece has not run, or what it made is not to be trusted."""
+        for _, slot in writings:
+            if slot != sequence.state_slot:
+                self.snapshots.pool.release(slot)
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes back all that a sequence holds; its snapshots stay in the tree."""
+        self._let_go(sequence)
+        self.snapshots.pool.release(sequence.state_slot)
+        sequence.state_slot = sequence.state_begin = -1
+        sequence.last_snapshot = None
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if sequence.state_begin not in (-1, sequence.state_slot):
+            self.snapshots.pool.release(sequence.state_begin)
+        sequence.state_begin = -1
+
+    def _slot_at(self, sequence: Sequence, border: int, last: bool) -> int | None:
+        """A slot for a snapshot at a block border, the piece's last one or not, if it is wanted and can be had."""
+        prompt_border = self._prompt_border(sequence)
+        if border > prompt_border:
+            if not last:
+                return None
+            if not self.snapshots.pool.free:
+                self._drop_last(sequence)
+            return self.snapshots.take()
+        if border in (sequence.fork, prompt_border):
+            return self.snapshots.take()
+        return self.snapshots.take(evict=False) if border % self._spacing == 0 else None
+
+    def _drop_last(self, sequence: Sequence) -> None:
+        if sequence.last_snapshot is not None and self.snapshots.is_idle(sequence.last_snapshot):
+            self.snapshots.drop(sequence.last_snapshot)
+        sequence.last_snapshot = None
+
+    def _prompt_border(self, sequence: Sequence) -> int:
+        """As much of a prompt as can be used again: one token has to run for its logits."""
+        return (sequence.prompt_tokens - 1) // self._block_tokens * self._block_tokens

@@ -1,0 +1,86 @@
+"""The random worlds of test_simulation.py for models with a recurrent state: each slot of one is accounted for."""
+
+import pytest
+from worlds import World
+
+from tokenworks.engine.engine import Engine
+from tokenworks.kvcache.prefix import Node
+
+SLOTS = (2, 3, 5, 20, 100)
+
+
+def check_states(engine: Engine) -> None:
+    """No slot is leaked or has two owners, and no snapshot outlives its node."""
+    scheduler = engine._scheduler
+    states, total = scheduler._states, scheduler._limits.state_slots
+    assert states is not None
+    snapshots = states.snapshots
+    nodes: set[Node] = set()
+    found = [scheduler._space.tree.root]
+    while found:
+        children = found.pop().children.values()
+        nodes.update(children)
+        found += children
+    held = [0] * total
+    for node, slot in snapshots._slots.items():
+        assert node in nodes
+        held[slot] += 1
+    assert max(held) <= 1, "one slot for two snapshots"
+    for sequence in scheduler._running:
+        assert held[sequence.state_slot] == 0, "a state with two owners"
+        held[sequence.state_slot] += 1
+    for sequence in scheduler._running:
+        assert (sequence.state_begin == -1) == (sequence.computed == 0)
+        if sequence.state_begin not in (-1, sequence.state_slot):
+            assert sequence.computed % scheduler._limits.block_tokens == 0
+            assert snapshots.slot(sequence.nodes[-1]) == sequence.state_begin
+            held[sequence.state_begin] += 1
+    assert held == [snapshots.pool.references(slot) for slot in range(total)]
+    stats = scheduler.stats()
+    assert stats.state_slots_used + stats.state_slots_cached + held.count(0) == stats.state_slots_total == total
+    assert all(sequence.state_slot == sequence.state_begin == -1 for sequence in scheduler._waiting)
+
+
+class StateWorld(World):
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed, SLOTS)
+        self.without = 0
+        """How often no slot could be had."""
+        states = self.engine._scheduler._states
+        assert states is not None
+        take = states.snapshots.take
+
+        def counted(*, evict: bool = True) -> int | None:
+            slot = take(evict=evict)
+            self.without += slot is None
+            return slot
+
+        states.snapshots.take = counted  # type: ignore[method-assign]
+
+    def step(self) -> None:
+        super().step()
+        check_states(self.engine)
+
+
+@pytest.mark.parametrize("seeds", [range(8), range(8, 16)])
+def test_random_worlds(seeds: range) -> None:
+    """And each handful of worlds has seen every trouble."""
+    preempted = hits = cancelled = without = 0
+    for seed in seeds:
+        print("seed", seed)
+        world = StateWorld(seed)
+        print(world.limits, world.context_tokens)
+        world.run(arrivals=40)
+        for request in world.requests.values():
+            world.check_reply(request)
+        stats = world.engine._scheduler.stats()
+        assert (stats.running, stats.waiting, stats.kv_blocks_used, stats.state_slots_used) == (0, 0, 0, 0)
+        assert stats.draft_tokens_total == 0
+        preempted += world.preempted
+        hits += stats.prefix_hit_tokens_total
+        cancelled += len(world.cancelled)
+        without += world.without
+    assert preempted > 2
+    assert hits > 200
+    assert cancelled > 2
+    assert without > 50
