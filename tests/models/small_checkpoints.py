@@ -12,12 +12,14 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BambaConfig,
     BertConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     Mamba2Config,
     MinistralConfig,
@@ -98,7 +100,24 @@ _EXPERTS = {
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 12,
 }
+_HYBRID = _SMALL | {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 10,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 11,
+}
+_GRANITE_4 = _HYBRID | {
+    "layer_types": ["mamba", "attention", "mamba"],
+    "shared_intermediate_size": 24,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 0.4,
+}
 DECODERS: dict[str, Any] = {
+    "bamba": BambaConfig(**_HYBRID, attn_layer_indices=[1], mamba_proj_bias=True, attention_bias=True, mlp_bias=True),
+    "granite-4": GraniteMoeHybridConfig(**_GRANITE_4, num_local_experts=5, num_experts_per_tok=2),
+    "granite-4-dense": GraniteMoeHybridConfig(**_GRANITE_4, num_local_experts=0, position_embedding_type="rope"),
     "qwen3-next": Qwen3NextConfig(**_DELTA, **_EXPERTS, mlp_only_layers=[1], attention_bias=True),
     "qwen3-5": Qwen3_5TextConfig(**_DELTA, linear_conv_kernel_dim=3),
     "qwen3-5-moe": Qwen3_5MoeTextConfig(**{k: v for k, v in _DELTA.items() if k != "intermediate_size"}, **_EXPERTS),
