@@ -17,6 +17,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4MoeConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -29,6 +30,7 @@ from transformers import (
     NemotronHConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedModel,
     Qwen2Config,
@@ -271,6 +273,25 @@ DECODERS: dict[str, Any] = {
         decoder_sparse_step=2,
         mlp_only_layers=[3],
     ),
+    "olmoe": OlmoeConfig(
+        **_SMALL | {"num_key_value_heads": 5, "intermediate_size": 18},
+        num_experts=9,
+        num_experts_per_tok=4,
+        **_NO_SPECIAL,
+    ),
+    "glm4-moe": Glm4MoeConfig(
+        **_SMALL | {"num_hidden_layers": 4, "head_dim": 12},
+        moe_intermediate_size=14,
+        n_routed_experts=12,
+        num_experts_per_tok=3,
+        n_group=4,
+        topk_group=2,
+        n_shared_experts=2,
+        first_k_dense_replace=2,
+        routed_scaling_factor=1.7,
+        use_qk_norm=True,
+        attention_bias=True,
+    ),
     "gpt-oss": GptOssConfig(**_GPT_OSS),
     "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
 }
@@ -326,6 +347,9 @@ def randomise(model: PreTrainedModel) -> None:
             weight.add_(0.3 * torch.randn_like(weight))
         else:
             weight.normal_(std=0.5 if "embed" in name else weight.shape[1] ** -0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.add_(0.1 * torch.randn_like(buffer))
 
 
 def reference_model(folder: Path) -> PreTrainedModel:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +115,9 @@ def _checkpoint(
         if isinstance(tensor, Tensor) and name in names.kernels:
             tensor = found[name] = replace(tensor, shape=(tensor.shape[0], math.prod(tensor.shape[1:])))
         _check_tensor(path, name, tensor, shape)
+    layers = len(config.layers) if isinstance(config, DecoderConfig) else 0
     for name in found:
-        if name not in stored_shapes and not any(fnmatchcase(name, pattern) for pattern in names.unused):
+        if name not in stored_shapes and not names.needless(name, layers):
             raise ModelError(
                 f"{path}: tensor {name!r} is unexpected: a {config.architecture} model has no place for it."
             )

@@ -30,6 +30,13 @@ class Fields:
             raise self.wrong(key, f"an integer from 1 to {maximum}")
         return value
 
+    def count(self, key: str, default: int = 0) -> int:
+        """An integer from 0 on."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_INTEGER:
+            raise self.wrong(key, f"an integer from 0 to {_MAX_INTEGER}")
+        return value
+
     def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
         """A positive number, or zero where that is said."""
         value = self._get(key, default)

@@ -6,6 +6,7 @@ Canonical names are what the programs use: "embed", "norm", "head", and "layers.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,9 @@ class FileNames:
     """Patterns (fnmatch) of tensors that a file may have and the program does not need."""
     norm_offset: float = 0.0
     """Added to RMS norm weights: Gemma's checkpoints store weight - 1."""
+    further_layers: str = ""
+    """How names begin of layers that a file may have behind the last one, and the program does not need; {} is the
+    layer. They guess further tokens."""
     respelt: tuple[tuple[str, str], ...] = ()
     """What some files call a tensor, and what `names` does: parts of names."""
     stacks: tuple[Stack, ...] = ()
@@ -57,6 +61,14 @@ class FileNames:
     """Names in the file of linear maps stored as [in, out]."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """How some files begin names, and how those here begin: the first that fits is exchanged."""
+
+    def needless(self, name: str, layers: int) -> bool:
+        """Whether a model of so many layers may do without this tensor."""
+        if any(fnmatchcase(name, pattern) for pattern in self.unused):
+            return True
+        begin, _, end = self.further_layers.partition("{}")
+        number, found, _ = name.removeprefix(begin).partition(end or ".")
+        return bool(begin) and name.startswith(begin) and bool(found) and number.isdigit() and int(number) >= layers
 
     def usual(self, name: str) -> str:
         """The name as `names` has it."""
