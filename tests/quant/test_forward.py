@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    Gemma3TextConfig,
+    Glm4MoeConfig,
+    GptOssConfig,
+    LlamaConfig,
+    Qwen2MoeConfig,
+    Qwen3Config,
+)
 
 from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.reference import ReferenceBackend
@@ -26,6 +36,14 @@ SMALL = {
 MODELS = {
     "llama": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
     "qwen3": Qwen3Config(**SMALL),
+    "glm4-moe": Glm4MoeConfig(
+        **SMALL | {"head_dim": 12}, moe_intermediate_size=14, n_routed_experts=12, num_experts_per_tok=3, n_group=4,
+        topk_group=2,
+    ),
+    "qwen2-moe": Qwen2MoeConfig(
+        **SMALL, num_experts=5, moe_intermediate_size=12, shared_expert_intermediate_size=20, num_experts_per_tok=2,
+    ),
+    "gpt-oss": GptOssConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2, sliding_window=3, swiglu_limit=0.5),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=3, attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
     "bert": BertConfig(
         vocab_size=97, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50,

@@ -69,6 +69,16 @@ class Piece:
         return np.full(self.shape[0], self.whole.row_scales[self.number], np.float32)
 
 
+def whole_of(name: str, stacks: tuple[Stack, ...]) -> tuple[str, int] | None:
+    """The stack, and the expert's place in it, of a piece that has a stack of its own."""
+    for stack in stacks:
+        pattern = re.escape(stack.parts[0]).replace(r"\{\}", r"(\d+)")
+        match = re.fullmatch(pattern, name) if len(stack.parts) == 1 else None
+        if match:
+            return stack.name.format(match[1]), int(match[2])
+    return None
+
+
 Found = Tensor | PackedTensor | StackedBlocks | Piece
 
 

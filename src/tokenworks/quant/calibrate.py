@@ -15,12 +15,12 @@ from typing import Protocol
 import numpy as np
 
 from tokenworks.kernels.formats import dequantise
-from tokenworks.kernels.program import Add, Embed, Linear, Program
+from tokenworks.kernels.program import Add, Embed, Experts, Linear, Program
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.quant.forward import Float32, Forward, Int32, linear_output, plain_product
+from tokenworks.quant.forward import Float32, Forward, Int32, expert_maps, linear_output, plain_product
 from tokenworks.quant.recipe import Choice
 from tokenworks.quant.rounding import Float64, compensate, curvature, gram, round_to_nearest
-from tokenworks.quant.schemes import Quantised
+from tokenworks.quant.schemes import Quantised, SchemeName
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished weights, that of all, and the name of the one that comes next."""
@@ -71,6 +71,19 @@ class _Job:
     progress: Callable[[int, str], None]
     done: dict[str, Quantised] = field(default_factory=dict)
     _peaks: dict[str, float] = field(default_factory=dict)
+    _together: dict[str, tuple[str, ...]] = field(init=False)
+    """The weights that run as one product with each."""
+
+    def __post_init__(self) -> None:
+        runs: list[tuple[str, ...]] = []
+        for step in self.program.instructions:
+            if isinstance(step, Linear):
+                runs.append(step.weights)
+            elif isinstance(step, Experts):
+                runs += [each.weights for expert in step.experts for each in expert_maps(step, expert)]
+        self._together = {}
+        for names in reversed(runs):
+            self._together |= dict.fromkeys(names, names)
 
     def round(self, name: str) -> None:
         """One weight, by itself."""
@@ -85,7 +98,11 @@ class _Job:
         passes = {"exact": exact, "quantised": quantised}
         self.memory.restore(passes)
         for instruction in self.program.instructions[: quantised.at]:
-            names = instruction.weights if isinstance(instruction, Linear) else ()
+            names: tuple[str, ...] = ()
+            if isinstance(instruction, Linear):
+                names = instruction.weights
+            elif isinstance(instruction, Experts):
+                names = tuple(name for expert in instruction.experts for name in expert.weights)
             self.done |= {name: kept for name in names if (kept := self.memory.weight(name)) is not None}
         plain = plain_product(self.weights)
         while not set(wanted) <= self.done.keys():
@@ -93,6 +110,8 @@ class _Job:
             if isinstance(step, Linear):
                 aim, drift = exact.input(step.x), _drift(step, exact, quantised)
                 quantised.step(lambda linear, x, aim=aim, drift=drift: self._linear(linear, x, aim, drift))  # type: ignore[misc]
+            elif isinstance(step, Experts):
+                quantised.step(self._expert)
             else:
                 quantised.step(plain)
             exact.step(plain)
@@ -125,18 +144,40 @@ class _Job:
                 scheme = self.choices[name]
                 assert scheme != "keep"
                 self._finish(name, lambda scheme=scheme, name=name: compensate(scheme, fresh[name], text, peak=peak))  # type: ignore[misc]
-        matrices = [
+        return linear_output(x, self._matrices(linear), linear, self.weights)
+
+    def _expert(self, linear: Linear, x: Float32) -> Float32:
+        """Quantises some maps of one expert on the inputs of the tokens that chose it, if any did; their output.
+
+        A token's experts may be others than in the unquantised model, so there is nothing to aim at but the weights.
+        """
+        missing = [name for name in linear.weights if self.choices[name] != "keep" and name not in self.done]
+        text = curvature(gram(x)) if missing and len(x) else None
+        for name in missing:
+            scheme = self.choices[name]
+            assert scheme != "keep"
+
+            def make(name: str = name, scheme: SchemeName = scheme) -> Quantised:
+                weight, peak = dequantise(self.weights[name]), self._peak(name)
+                if text is None:
+                    return round_to_nearest(scheme, weight, peak=peak)
+                return compensate(scheme, weight, text, peak=peak)
+
+            self._finish(name, make)
+        return linear_output(x, self._matrices(linear), linear, self.weights)
+
+    def _matrices(self, linear: Linear) -> list[Float32]:
+        """As they are now."""
+        return [
             self.done[name].dequantise() if name in self.done else dequantise(self.weights[name])
             for name in linear.weights
         ]
-        return linear_output(x, matrices, linear, self.weights)
 
     def _peak(self, name: str) -> float:
         """The largest number of the weights that run as one product with this one. They are to have one NVFP4 scale:
         engines that join their tensors have room for no more, and some files join them already."""
         if name not in self._peaks:
-            runs = (step.weights for step in self.program.instructions if isinstance(step, Linear))
-            together = next((names for names in runs if name in names), (name,))
+            together = self._together.get(name, (name,))
             chosen = [each for each in together if self.choices.get(each, "keep") != "keep"]
             self._peaks |= dict.fromkeys(together, _largest(dequantise(self.weights[each]) for each in chosen))
         return self._peaks[name]

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, get_args
 
-from tokenworks.kernels.program import Embed, Linear, Program
+from tokenworks.kernels.program import Embed, Experts, Linear, Program
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.schemes import SchemeName
 
@@ -15,10 +15,13 @@ CHOICES: tuple[str, ...] = (*get_args(SchemeName), "keep")
 TARGET = "target"
 """Written in a recipe, it stands for what --to says."""
 
+_ROUTERS: dict[object, object] = {"layers.*.router": "keep", "layers.*.shared_gate": "keep"}
+"""Of mixtures of experts: a thousandth of the weights, and a small error in them means other experts."""
+
 RECIPES: dict[str, dict[object, object]] = {
-    "standard": {"layers.*": TARGET},
-    "compact": {"embed": "int8", "head": "int8", "layers.*": TARGET},
-    "whole": {"*": TARGET},
+    "standard": {**_ROUTERS, "layers.*": TARGET},
+    "compact": {**_ROUTERS, "embed": "int8", "head": "int8", "layers.*": TARGET},
+    "whole": {**_ROUTERS, "*": TARGET},
 }
 """By name. "standard" keeps the vocabulary's matrices, since few tools know quantised embeddings; "compact" makes them
 8 bits, for our own server: every token reads the head whole."""
@@ -39,6 +42,8 @@ class Recipe:
         for instruction in program.instructions:
             if isinstance(instruction, Linear):
                 names |= dict.fromkeys(instruction.weights)
+            elif isinstance(instruction, Experts):
+                names |= dict.fromkeys(name for expert in instruction.experts for name in expert.weights)
             elif isinstance(instruction, Embed) and instruction.index == "token":
                 names[instruction.table] = None
         return {name: self.choose(name) for name in names}

@@ -54,20 +54,25 @@ def _read_gguf(file: GgufFile) -> DecoderConfig:
 
 _EXPERTS = "model.layers.{}.mlp.experts"
 _EACH = {m: f"{_EXPERTS}.{{}}.{m}_proj" for m in ("gate", "up", "down")}
-"""No file has these: experts are always stacked, gate's and up's rows in turn."""
+"""What they are called where each is quantised by itself; else they are stacked, gate's and up's rows in turn."""
 _NAMES = {
     **from_hf.NAMES.names,
     f"{LAYER}sinks": "model.layers.{}.self_attn.sinks",
     f"{LAYER}router": "model.layers.{}.mlp.router.weight",
     f"{LAYER}router.bias": "model.layers.{}.mlp.router.bias",
-    **{f"{LAYER}experts.{{}}.{m}": name for m, name in _EACH.items()},
-    **{f"{LAYER}experts.{{}}.{m}.bias": f"{name}_bias" for m, name in _EACH.items()},
+    **{f"{LAYER}experts.{{}}.{m}": f"{name}.weight" for m, name in _EACH.items()},
+    **{f"{LAYER}experts.{{}}.{m}.bias": f"{name}.bias" for m, name in _EACH.items()},
 }
 _STACKS = (
-    Stack(f"{_EXPERTS}.gate_up_proj", (_EACH["gate"], _EACH["up"]), alternate=True, transposed=True),
-    Stack(f"{_EXPERTS}.gate_up_proj_bias", (f"{_EACH['gate']}_bias", f"{_EACH['up']}_bias"), alternate=True),
-    Stack(f"{_EXPERTS}.down_proj", (_EACH["down"],), transposed=True),
-    Stack(f"{_EXPERTS}.down_proj_bias", (f"{_EACH['down']}_bias",)),
+    Stack(
+        f"{_EXPERTS}.gate_up_proj",
+        (f"{_EACH['gate']}.weight", f"{_EACH['up']}.weight"),
+        alternate=True,
+        transposed=True,
+    ),
+    Stack(f"{_EXPERTS}.gate_up_proj_bias", (f"{_EACH['gate']}.bias", f"{_EACH['up']}.bias"), alternate=True),
+    Stack(f"{_EXPERTS}.down_proj", (f"{_EACH['down']}.weight",), transposed=True),
+    Stack(f"{_EXPERTS}.down_proj_bias", (f"{_EACH['down']}.bias",)),
 )
 
 _GGUF_NAMES = {

@@ -15,6 +15,7 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint, rotary_heads
 from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
+from tokenworks.models.stacked import whole_of
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.schemes import Bytes, Quantised
 
@@ -32,12 +33,33 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
     file = open_gguf(source.path)
     names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])].files
     tensors = dict(file.tensors)
+    experts: dict[str, dict[int, Tensor]] = {}
     for canonical, weight in quantised.items():
         name = names.of(canonical)
         if names.interleaved_rotary and (heads := rotary_heads(source.config, canonical)):
             weight = _interleaved(weight, heads)
-        tensors[name] = ggml_tensor(name, weight)
+        tensor = ggml_tensor(name, weight)
+        if name not in tensors and (place := whole_of(name, names.stacks)):
+            experts.setdefault(place[0], {})[place[1]] = tensor
+        else:
+            tensors[name] = tensor
+    tensors |= {name: _stacked(tensors[name], each) for name, each in experts.items()}
     _write(path, file.metadata_bytes, file.metadata_pairs, file.alignment, _with_scales(tensors))
+
+
+def _stacked(whole: Tensor, experts: Mapping[int, Tensor]) -> Tensor:
+    """All experts of a layer in one tensor, as llama.cpp has them; one scale for each."""
+    each = [experts[number] for number in sorted(experts)]
+    if len(each) != whole.shape[0] or len({tensor.format for tensor in each}) != 1:
+        raise InvalidRequest(f"{whole.name}: in a GGUF file all experts of a layer have the same format.")
+    scales = [tensor.row_scales[:1] for tensor in each if tensor.row_scales is not None]
+    return Tensor(
+        whole.name,
+        each[0].format,
+        whole.shape,
+        np.concatenate([tensor.data for tensor in each]),
+        np.concatenate(scales) if scales else None,
+    )
 
 
 def ggml_tensor(name: str, weight: Quantised) -> Tensor:
