@@ -98,6 +98,31 @@ def test_windows_are_sequences_of_their_own() -> None:
     np.testing.assert_array_equal(got, run(compiled(CpuBackend(), attention(False), arrays), step(parts)))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda backend: backend.name)
+def test_portions_of_an_attention_are_all_of_it(backend: CpuBackend | ReferenceBackend, threads: int) -> None:
+    arrays, size = {"x": floats(300, 48)}, 16
+
+    def body(b: ProgramBuilder, x: Value) -> Value:
+        q, k, v = (x.columns(i * size, size) for i in range(3))
+        out = None
+        for portion in range(5):
+            out = b.attend(
+                q, k, v, heads=1, kv_heads=1, head_size=size, scale=0.3, cached=False, portion=(portion, 5), into=out
+            )
+            b.pause()
+        assert out is not None
+        return out
+
+    batch = step([(range(3), 0), (range(3, 290), 0)])
+    whole = run(compiled(backend, attention(False), arrays), batch)
+    portions = compiled(backend, program_of(48, body), arrays, threads=threads)
+    np.testing.assert_array_equal(run(portions, batch), whole)
+    for part in range(portions.parts):
+        got = portions.run(batch, part)
+    np.testing.assert_array_equal(got, whole)
+
+
 @pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("window", [0, 50])
 def test_tokens_that_see_those_after_them(cache_dtype: CacheType, window: int) -> None:

@@ -121,6 +121,8 @@ class Attend:
     softcap: float
     windows: bool = False
     sinks: str | None = None
+    portion: tuple[int, int] = (0, 1)
+    """(i, n): the i-th of n portions of the rows alone; together all rows. So that a run can pause between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,12 +386,15 @@ class ProgramBuilder:
         cached: bool = True,
         windows: bool = False,
         sinks: str | None = None,
+        portion: tuple[int, int] = (0, 1),
+        into: Value | None = None,
     ) -> Value:
-        """Each cached call takes the next cache layer."""
+        """Each cached call takes the next cache layer. Portions behind the first go into the first one's output."""
+        assert portion == (0, 1) or not cached, "portions are for encoders"
         layer = self._keep(KvLayer(kv_heads, head_size, window)) if cached else None
-        out = self._new(heads * head_size)
+        out = into or self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
-        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks))
+        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks, portion))
         return out
 
     def short_convolution(self, x: Value, weight: str, bias: str | None, kernel: int) -> Value:

@@ -277,10 +277,12 @@ def _attend(step: _Step, op: Attend) -> Float64:
     v = step.load(op.v).reshape(tokens, op.kv_heads, op.head_size)
     if op.cache_layer is not None and step.cache_in_bytes:
         q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
-    out = np.zeros_like(q)
+    number, count = op.portion
+    out = step.load(op.output).reshape(q.shape) if number else np.zeros_like(q)
     for s, (start, stop) in enumerate(_sequences(step.batch, op.windows)):
         if op.cache_layer is None:
-            for row in range(start, stop):
+            rows = stop - start
+            for row in range(start + rows * number // count, start + rows * (number + 1) // count):
                 reach = op.window or stop - start
                 near = slice(max(start, row - reach + 1), min(stop, row + reach))
                 out[row] = _attend_one(op, q[row], k[near], v[near], sinks)

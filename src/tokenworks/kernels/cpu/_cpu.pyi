@@ -105,6 +105,8 @@ class Executor:
         softcap: float,
         windows: bool,
         sinks: int,
+        portion: int,
+        portions: int,
         /,
     ) -> None: ...
     def short_convolution(

@@ -212,7 +212,9 @@ class _Writer:
                 shape = (call.heads, call.kv_heads, call.head_size)
                 rows_of = (at(out), at(call.q), at(call.k), at(call.v))
                 sinks = -1 if call.sinks is None else vectors[call.sinks]
-                to.attend(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks)
+                to.attend(
+                    *rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks, *call.portion
+                )
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 self._write_recurrent(call, self._layers[call.cache_layer])
             case Gate(output=out):

@@ -306,7 +306,7 @@ void Executor::store(Place k, Place v, int layer) {
 }
 
 void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
-                      float scale, int window, float softcap, bool windows, int sinks) {
+                      float scale, int window, float softcap, bool windows, int sinks, int portion, int portions) {
     windows_ |= windows;
     AttendArgs args{};
     args.output = at(output);
@@ -320,6 +320,8 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     args.window = window;
     args.softcap = softcap;
     args.sinks = sinks < 0 ? nullptr : vectors_[static_cast<size_t>(sinks)].data();
+    args.portion = portion;
+    args.portions = portions;
     args.cache = cache_of(layer);
     const int64_t positions = std::max(int64_t{cache_shape_.blocks} * cache_shape_.block_tokens, step_rows_);
     args.partials = attend_partials(heads, positions);

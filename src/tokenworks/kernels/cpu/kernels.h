@@ -124,6 +124,7 @@ struct AttendArgs {
     int window;     // 0: none
     float softcap;  // 0: none
     const float* sinks;  // [heads]: one more score of each, that mixes nothing in; or null
+    int portion, portions;  // of the rows, as kernels/program.py says
     Cache cache;
     const int32_t* positions;     // [rows]
     const int32_t* ends;          // [rows] or null: what a row sees ends there, not at its own position

@@ -2,7 +2,7 @@
 
 A step is one picture: a row for each patch, squares that the connector merges one after the other, so that merging is
 no more than reading neighbouring rows together. The program pauses behind every attention and every feed-forward
-network: between its parts a worker decodes text.
+network, and within those of large pictures: between its parts a worker decodes text.
 """
 
 import numpy as np
@@ -13,6 +13,10 @@ from tokenworks.models.parts import Shapes
 from tokenworks.models.vision.config import VisionConfig
 
 _ROPE = "vision.rope"
+_ROWS_AT_ONCE = 1024
+"""Larger pictures take shorter steps: attention over so many rows, a product, at a time."""
+_MOST_PORTIONS = 8
+"""So that small pictures do not take many steps more where large ones are possible."""
 
 
 def vision_program(config: VisionConfig, width: int) -> Program:
@@ -51,17 +55,24 @@ def _attention(b: ProgramBuilder, config: VisionConfig, name: str, number: int, 
     if config.rope_base:
         axes = (0,) * (size // 4) + (1,) * (size // 4)
         q, k = b.rope(q, size, _ROPE, axes=axes), b.rope(k, size, _ROPE, axes=axes)
-    attended = b.attend(
-        q,
-        k,
-        v,
-        heads=config.heads,
-        kv_heads=config.heads,
-        head_size=size,
-        scale=size**-0.5,
-        cached=False,
-        windows=bool(config.window) and number not in config.full_layers,
-    )
+    portions, attended = min(_MOST_PORTIONS, -(-config.most_patches // _ROWS_AT_ONCE)), None
+    for portion in range(portions):
+        if portions > 1:
+            b.pause()
+        attended = b.attend(
+            q,
+            k,
+            v,
+            heads=config.heads,
+            kv_heads=config.heads,
+            head_size=size,
+            scale=size**-0.5,
+            cached=False,
+            windows=bool(config.window) and number not in config.full_layers,
+            portion=(portion, portions),
+            into=attended,
+        )
+    assert attended is not None
     return b.linear(attended, (name + "o",), width, biases=(name + "o.bias",))
 
 
@@ -72,6 +83,8 @@ def _mlp(b: ProgramBuilder, config: VisionConfig, name: str, x: Value) -> Value:
         inner = b.gate(up.columns(0, width), up.columns(width, width), config.activation)
     else:
         inner = b.activate(up, config.activation)
+    if config.most_patches > _ROWS_AT_ONCE:
+        b.pause()
     return b.linear(inner, (name + "down",), config.width, biases=(name + "down.bias",))
 
 

@@ -51,7 +51,9 @@ INLINE void each_task(const AttendArgs& args, int rows_in_task, const Body& body
         const int begin = args.row_starts[s], end = args.row_starts[s + 1];
         const int32_t* table = args.cache.k ? args.block_tables + int64_t{s} * args.table_width : nullptr;
         const int origin = args.cache.k ? args.positions[begin] : 0, positions = origin + end - begin;
-        for (int block = (end - begin - 1) / rows_in_task; block >= 0; block--) {
+        const int blocks = (end - begin + rows_in_task - 1) / rows_in_task;
+        const int first_block = blocks * args.portion / args.portions;
+        for (int block = blocks * (args.portion + 1) / args.portions - 1; block >= first_block; block--) {
             const int row = begin + block * rows_in_task, left = end - row;
             const int rows = left < rows_in_task ? left : rows_in_task, first = origin + row - begin;
             const int segment_begin = seen_at(args, row, first, positions).from / segment;
