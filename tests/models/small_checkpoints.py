@@ -92,7 +92,7 @@ _DELTA = _SMALL | {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
-    "linear_key_head_dim": 5,
+    "linear_key_head_dim": 9,
     "linear_value_head_dim": 7,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e2, "partial_rotary_factor": 0.5},
 }

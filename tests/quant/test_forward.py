@@ -13,11 +13,13 @@ from transformers import (
     Glm4MoeConfig,
     GptOssConfig,
     LlamaConfig,
+    NemotronHConfig,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
 )
 
-from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.backend import Limits, StateBatch, StepBatch
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.quant.forward import Forward, plain_product
@@ -45,6 +47,14 @@ MODELS = {
     ),
     "gpt-oss": GptOssConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2, sliding_window=3, swiglu_limit=0.5),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=3, attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "nemotron-h": NemotronHConfig(
+        **{k: v for k, v in SMALL.items() if k != "num_hidden_layers"}, mamba_num_heads=4, mamba_head_dim=6,
+        n_groups=2, ssm_state_size=5, layers_block_type=["linear_attention", "mlp", "full_attention"],
+    ),
+    "qwen3-5": Qwen3_5TextConfig(
+        **SMALL | {"head_dim": 16}, full_attention_interval=2, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=6, linear_value_head_dim=7,
+    ),
     "bert": BertConfig(
         vocab_size=97, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=50,
         max_position_embeddings=64,
@@ -69,13 +79,18 @@ def test_equals_the_reference_backend(name: str, tmp_path: Path) -> None:
         forward.step(plain_product(checkpoint.tensors))
 
     rows = 3 * LENGTH
-    backend = ReferenceBackend().compile(program, checkpoint.tensors, Limits(rows, 3, rows, 9, 4, "float32", 1))
+    backend = ReferenceBackend().compile(
+        program, checkpoint.tensors, Limits(rows, 3, rows, 9, 4, "float32", 1, state_slots=3)
+    )
     batch = StepBatch(
         tokens.ravel(),
         np.tile(np.arange(LENGTH, dtype=np.int32), 3),
         np.arange(4, dtype=np.int32) * LENGTH,
         np.arange(9, dtype=np.int32).reshape(3, 3),
         np.arange(rows, dtype=np.int32),
+        states=StateBatch(
+            np.full(3, -1, np.int32), np.arange(1, 4, dtype=np.int32) * LENGTH - 1, np.arange(3, dtype=np.int32)
+        ),
     )
     expected = backend.run(batch)
     assert expected.std() > 0.01

@@ -112,7 +112,7 @@ def _checkpoint(
         stored_shapes[place.name] = end[::-1] if place.name in names.transposed else end
     for name, shape in stored_shapes.items():
         tensor = found.get(name)
-        if isinstance(tensor, Tensor) and name in names.kernels:
+        if isinstance(tensor, Tensor) and names.is_kernel(name):
             tensor = found[name] = replace(tensor, shape=(tensor.shape[0], math.prod(tensor.shape[1:])))
         _check_tensor(path, name, tensor, shape)
     layers = len(config.layers) if isinstance(config, DecoderConfig) else 0
@@ -153,8 +153,7 @@ def _places(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
 def _check_tensor(path: Path, name: str, tensor: Found | None, shape: tuple[int, ...]) -> None:
     if tensor is None:
         raise ModelError(f"{path}: tensor {name!r} is missing.")
-    # A convolution of each column by itself is stored as one of [columns, 1, kernel].
-    if tuple(size for size in tensor.shape if size > 1) != tuple(size for size in shape if size > 1):
+    if tensor.shape != shape:
         raise ModelError(
             f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}; "
             f"by the model's config it should have {list(shape)}."
@@ -191,16 +190,16 @@ class _Weights(Mapping[str, Tensor]):
             return _float32(name, dequantise(tensor).T)
         if rows is not None:
             assert isinstance(self.config, DecoderConfig)
-            tensor = _gathered(tensor, rows(self.config.layers[_layer_of(name)].mixer))
+            tensor = _gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
-        if change := self.names.change_of(name):
-            return _float32(name, change(dequantise(tensor).reshape(self.shapes[name])))
+        if form := self.names.form_of(name):
+            return _float32(name, form.read(dequantise(tensor)))
         if len(tensor.shape) == 1:
             offset = self.names.norm_offset if name.endswith("norm") else 0.0
             if offset or tensor.format != "F32":
                 return _float32(name, dequantise(tensor) + np.float32(offset))
-        return replace(tensor, name=name, shape=self.shapes[name])
+        return replace(tensor, name=name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.places
@@ -210,7 +209,8 @@ class _Weights(Mapping[str, Tensor]):
         return len(self.places) + len(self.computed)
 
 
-def _layer_of(name: str) -> int:
+def layer_of(name: str) -> int:
+    """The layer that a weight "layers.N. ..." is of."""
     return int(name.split(".")[1])
 
 

@@ -26,6 +26,19 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """How a vector's numbers are stored."""
+
+    read: Callable[[Float32], Float32]
+    """From the file's numbers to the program's."""
+    write: Callable[[Float32], Float32]
+    """And back."""
+
+
+NEGATIVE_LOGARITHMS = Form(lambda stored: -np.exp(stored), lambda seen: np.log(-seen))
+
+
+@dataclass(frozen=True, slots=True)
 class FileNames:
     """Canonical name -> name in the file, in both with {} for each number.
 
@@ -50,13 +63,13 @@ class FileNames:
     """Of weights that begin further down in their tensor, by canonical name."""
     interleaved_rotary: bool = False
     """Rows of q and k lie so that a rotary pair is (2i, 2i + 1) of a head, not (i, i + head_size / 2)."""
-    changed: Mapping[str, Callable[[Float32], Float32]] = field(default_factory=dict)
-    """What becomes of a vector that is stored in another form, by canonical name."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Of vectors that are stored in another one, by canonical name."""
     rows: Mapping[str, Rows] = field(default_factory=dict)
     """Which rows of its tensor a weight has, in order, by canonical name; in place of consecutive ones."""
 
     kernels: frozenset[str] = frozenset()
-    """Names in the file of convolutions [out, ...] that are seen as linear maps [out, in]."""
+    """Names in the file, with {} for each number, of convolutions [out, ...] that are seen as linear maps [out, in]."""
     transposed: frozenset[str] = frozenset()
     """Names in the file of linear maps stored as [in, out]."""
     prefixes: tuple[tuple[str, str], ...] = ()
@@ -82,8 +95,11 @@ class FileNames:
     def of(self, canonical: str) -> str:
         return self.names[_NUMBER.sub("{}", canonical)].format(*_NUMBER.findall(canonical))
 
-    def change_of(self, canonical: str) -> Callable[[Float32], Float32] | None:
-        return self.changed.get(_NUMBER.sub("{}", canonical))
+    def form_of(self, canonical: str) -> Form | None:
+        return self.forms.get(_NUMBER.sub("{}", canonical))
+
+    def is_kernel(self, name: str) -> bool:
+        return _NUMBER.sub("{}", name) in self.kernels
 
     def rows_of(self, canonical: str) -> Rows | None:
         return self.rows.get(_NUMBER.sub("{}", canonical))

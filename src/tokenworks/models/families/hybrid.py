@@ -6,13 +6,11 @@ Granite 4    attention without positions or with; factors as Granite 3's; expert
 
 from dataclasses import replace
 
-import numpy as np
-
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_hf, mamba, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture, weights_and_biases
+from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, HfArchitecture, weights_and_biases
 from tokenworks.models.mamba import Mamba2
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.stacked import Stack
@@ -95,7 +93,8 @@ _BASE = replace(
         LAYER + "skip": _MAMBA + "D",
         LAYER + "scan_weight": _MAMBA + "norm.weight",
     },
-    changed={LAYER + "decay": lambda logarithms: -np.exp(logarithms)},
+    forms={LAYER + "decay": NEGATIVE_LOGARITHMS},
+    kernels=frozenset({_MAMBA + "conv1d.weight"}),
 )
 _BAMBA = {
     "norm": "model.final_layernorm.weight",

@@ -9,15 +9,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_hf, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, FileNames, HfArchitecture, weights_and_biases
+from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, FileNames, HfArchitecture, weights_and_biases
 from tokenworks.models.mamba import Mamba2
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.stacked import Stack
@@ -193,7 +191,8 @@ NAMES = FileNames(
         Stack(f"{_MIXER}experts.{theirs}", (f"{_MIXER}experts.{{}}.{theirs}.weight",))
         for theirs in _EXPERT_MAPS.values()
     ),
-    changed={LAYER + "decay": lambda logarithms: -np.exp(logarithms)},
+    forms={LAYER + "decay": NEGATIVE_LOGARITHMS},
+    kernels=frozenset({_MIXER + "conv1d.weight"}),
 )
 
 MAMBA2 = HfArchitecture(_mamba2, NAMES)

@@ -10,7 +10,7 @@ from tokenworks.models.config import DecoderConfig
 from tokenworks.models.delta import DeltaNet
 from tokenworks.models.families import from_hf, mixtures, qwen_moe
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture, Rows
+from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, HfArchitecture, Rows
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
 
@@ -124,7 +124,8 @@ _IN_PIECES = _GATED | {LAYER + m: _pieces(m) for m in ("queries", "keys", "value
 _BASE = replace(
     qwen_moe.FILES,
     norm_offset=1.0,
-    changed={LAYER + "decay": lambda logarithms: -np.exp(logarithms)},
+    forms={LAYER + "decay": NEGATIVE_LOGARITHMS},
+    kernels=frozenset({_DELTA + "conv1d.weight"}),
     unused=(*qwen_moe.FILES.unused, "mtp.*"),
 )
 

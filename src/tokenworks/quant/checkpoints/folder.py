@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 import tokenworks
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import HF_ARCHITECTURES
-from tokenworks.models.checkpoint import Checkpoint
+from tokenworks.models.checkpoint import Checkpoint, layer_of
+from tokenworks.models.config import DecoderConfig
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
@@ -48,13 +50,19 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
         if chosen:
             if len(chosen) < len(parts):
                 raise InvalidRequest(f"{', '.join(parts)} are one tensor in a folder, {name}: give all one format.")
-            whole = _joined(name, chosen)
+            whole = _reordered(_joined(name, chosen), _file_order(source, names, parts))
             tensors |= stored(module, whole)
             schemes[module] = whole.scheme
         else:
             pieces = [_kept(part, source.tensors[part], names) for part in parts]
             shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
-            tensors[name] = Stored(pieces[0].dtype, shape, np.concatenate([piece.data.ravel() for piece in pieces]))
+            data = np.concatenate([piece.data.ravel() for piece in pieces])
+            order = _file_order(source, names, parts)
+            if order is not None:
+                data = data.reshape(shape[0], -1)[order].ravel()
+            if names.is_kernel(name):
+                shape = (shape[0], 1, *shape[1:])
+            tensors[name] = Stored(pieces[0].dtype, shape, data)
             if len(shape) == 2:
                 kept.append(module)
     if table.get("tie_word_embeddings", False) and "lm_head" not in kept and names.of("embed") in tensors:
@@ -95,6 +103,23 @@ def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
     )
 
 
+def _file_order(source: Checkpoint, names: FileNames, parts: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """Which row of all parts, one under the other, is each of the tensor's; None: they lie there like that."""
+    rows = [(names.rows_of(part), part) for part in parts]
+    if rows[0][0] is None:
+        return None
+    assert isinstance(source.config, DecoderConfig)
+    layers = source.config.layers
+    return np.argsort(np.concatenate([of(layers[layer_of(part)].mixer) for of, part in rows if of is not None]))
+
+
+def _reordered(weight: Quantised, order: npt.NDArray[np.int64] | None) -> Quantised:
+    if order is None:
+        return weight
+    blocks = None if weight.block_scales is None else weight.block_scales[order]
+    return Quantised(weight.scheme, weight.codes[order], blocks, weight.row_scales[order])
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
@@ -108,6 +133,9 @@ def _config(source: Checkpoint) -> dict[str, Any]:
 
 
 def _kept(canonical: str, tensor: Tensor, names: FileNames) -> Stored:
+    form = names.form_of(canonical)
+    if form is not None:
+        return Stored("F32", tensor.shape, form.write(dequantise(tensor)).astype("<f4"))
     if len(tensor.shape) == 1:
         offset = names.norm_offset if canonical.endswith("norm") else 0.0
         return Stored("F32", tensor.shape, (dequantise(tensor) - np.float32(offset)).astype("<f4"))
