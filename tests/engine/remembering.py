@@ -40,6 +40,8 @@ class RememberingExecutable:
     """KV content of a slot: the token written there, and the hash of everything up to it."""
 
     weight_bytes = cache_bytes = 0
+    finite = False
+    """Not said, so that who runs it looks."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from kernel_support import compiled, program_of, run, step
 
+from tokenworks.kernels.backend import Backend
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.reference import ReferenceBackend
@@ -59,6 +60,23 @@ def test_activations_are_accurate_everywhere(kind: str) -> None:
     # gelu's own definition, 1 + erf, has no digits left in float64 below -8; its values there are under 1e-14.
     # Elsewhere far left the argument of e^x is large, and its rounding is magnified.
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda backend: backend.name)
+def test_numbers_that_are_not_finite_are_told(backend: Backend) -> None:
+    width = 77
+    for bad in (np.nan, np.inf, -np.inf):
+        for row, column in ((0, 0), (3, 76), (5, 38), (2, 40)):
+            x = rows_of(width, 3)
+            executable = compiled(backend, program_of(width, lambda b, v: b.scale(v, 2.0)), {"x": x})
+            run(executable, step([(range(6), 0)]))
+            assert executable.finite
+            x[row, column] = bad
+            executable = compiled(backend, program_of(width, lambda b, v: b.scale(v, 2.0)), {"x": x})
+            run(executable, step([(range(6), 0)]))
+            assert not executable.finite
+            run(executable, step([(range(6, 12), 0)]))
+            assert executable.finite
 
 
 @pytest.mark.parametrize("cap", [0.5, 30.0])

@@ -134,9 +134,9 @@ class Runner:
         """A row with NaN or infinity fails its own sequence, and is made harmless for those who read on; a draft
         token's only ends the draft before it. Returns each piece's draft, as far as it can be used."""
         drafts = [piece.draft for piece in plan.pieces]
-        bad = ~np.isfinite(logits.sum(axis=1))  # one pass that vectorises; both survive a sum
-        if not bad.any():
+        if self._executable.finite:
             return drafts
+        bad = np.logical_not(np.isfinite(logits).all(axis=1))
         logits[bad] = 0
         row = 0
         for index, piece in enumerate(plan.pieces):

@@ -111,13 +111,13 @@ class Sampler:
                     failed[row] = error.message
                     logits[row] = 0  # harmless for the others
         slots = np.array([sequence.slot for sequence in sequences])
-        outputs = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
+        temperature = self._temperature[slots]
         how = SampleBatch(
-            temperature=self._temperature[slots],
+            temperature=temperature,
             top_k=self._top_k[slots],
             top_p=self._top_p[slots],
             min_p=self._min_p[slots],
-            uniform=uniforms(self._streams[slots], outputs + np.array(ahead)),
+            uniform=self._uniforms(slots, sequences, ahead) if temperature.any() else temperature,
         )
         chosen = self._executable.sample(logits, how)
         tokens: list[int] = chosen.tolist()
@@ -134,6 +134,12 @@ class Sampler:
             tops = [sequences[row].request.sampling.logprobs or 0 for row in asked]
             logprobs = dict(zip(asked, self.logprobs(raw, chosen[asked], tops), strict=True))
         return tokens, logprobs, complete, failed
+
+    def _uniforms(
+        self, slots: npt.NDArray[np.int64], sequences: SequenceOf[Sequence], ahead: SequenceOf[int]
+    ) -> Float32:
+        outputs = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
+        return uniforms(self._streams[slots], outputs + np.array(ahead))
 
     def logprobs(self, logits: Float32, chosen: npt.NDArray[np.int32], tops: list[int]) -> list[TokenLogprobs]:
         """Of each row's chosen token, with the `tops[row]` likeliest ones; of the model's own distribution."""

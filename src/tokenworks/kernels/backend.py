@@ -156,6 +156,10 @@ class Executable(Protocol):
     def expert_uses(self) -> list[list[int]]:
         """How many rows each expert has had so far: of every Experts instruction in order, by the expert's number."""
 
+    @property
+    def finite(self) -> bool:
+        """The last run's result holds neither NaN nor infinity. False may also mean that nobody has looked."""
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
 

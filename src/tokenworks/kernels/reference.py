@@ -120,7 +120,9 @@ class ReferenceExecutable:
                 step.store(instruction.output, compute(step, instruction))
         if part is not None and part < self.parts - 1:
             return np.empty((0, self._program.result.width), np.float32)
-        return np.ascontiguousarray(self._buffers[self._program.result.buffer][:, _columns(self._program.result)])
+        result = np.ascontiguousarray(self._buffers[self._program.result.buffer][:, _columns(self._program.result)])
+        self.finite = bool(np.isfinite(result).all())
+        return result
 
     def expert_uses(self) -> list[list[int]]:
         return [counts.tolist() for counts in self._uses.values()]

@@ -88,10 +88,16 @@ class CpuExecutable:
         writer = _Writer(self._executor, self._plan, matrices, vectors, _among_their_kind(program.cache_layers))
         for planned in self._plan.calls:
             writer.write(planned)
+        result_rows = self._plan.buffer_rows[program.result.buffer]
+        self._executor.watch(_cpu.Rows[result_rows], _place(self._plan, program.result), program.result.width)
         self.parts = 1 + sum(isinstance(planned.call, Pause) for planned in self._plan.calls)
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
         self.from_packed_file = self._loader.from_file
+
+    @property
+    def finite(self) -> bool:
+        return self._executor.finite
 
     def keep_packed(self) -> None:
         self._loader.keep()

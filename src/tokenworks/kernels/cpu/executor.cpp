@@ -461,8 +461,12 @@ void Executor::run(Step step, int part) {
     const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];
     const size_t end = part < 0 || part + 1 == parts ? calls_.size() : part_starts_[static_cast<size_t>(part) + 1];
     if (!state_offsets_.empty()) find_writings(step);
+    finite_ = true;
     team_.run([&](Share& share) {
         for (size_t i = begin; i < end; i++) calls_[i](step, share);
+        if (!watched_.width || end < calls_.size()) return;
+        share.barrier();
+        kernels_.finite({step.rows(watched_.rows), at(watched_.x), watched_.width, &finite_}, share);
     });
 }
 

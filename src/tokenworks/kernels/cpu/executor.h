@@ -131,12 +131,16 @@ class Executor {
     void select_rows(Place output, Place x, int width);
     void pool(Place output, Place x, int width, bool mean, bool normalise);
 
+    // The result of a step, which is looked at when it is there.
+    void watch(Rows rows, Place x, int width) { watched_ = {rows, x, width}; }
+
     // All parts, or one. Throws std::invalid_argument if a number in `step` points outside the model or the cache.
     void run(Step step, int part = -1);
     void sample(SampleArgs args);  // but for the scratch
     void logprobs(const LogprobsArgs& args);
 
     float* arena() const { return reinterpret_cast<float*>(arena_.data()); }
+    bool finite() const { return finite_; }  // what was watched, in the last run
     int64_t weight_bytes() const { return weight_bytes_; }
     // Rows that each expert has had so far: of every `experts` instruction in order, by the router's number.
     std::vector<std::vector<int64_t>> expert_uses() const;
@@ -175,6 +179,12 @@ class Executor {
     std::deque<Mixture> mixtures_;
     Region experts_scratch_;
     std::vector<Call> calls_;
+    struct {
+        Rows rows;
+        Place x;
+        int width = 0;
+    } watched_;
+    std::atomic<bool> finite_{true};
     std::vector<size_t> part_starts_{0};  // in calls_
 };
 

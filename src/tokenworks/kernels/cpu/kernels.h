@@ -11,6 +11,7 @@
 //   (it would keep one copy, maybe the one that older machines cannot run).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "team.h"
@@ -245,6 +246,14 @@ struct SoftcapArgs {
     float cap;
 };
 
+// Each thread looks at some columns of all rows; whoever finds NaN or infinity clears the flag.
+struct FiniteArgs {
+    int rows;
+    Columns x;
+    int width;
+    std::atomic<bool>* finite;
+};
+
 // Row r of the output is row index[r] of x. Row-wise in the output.
 struct SelectRowsArgs {
     int rows;
@@ -318,6 +327,7 @@ struct Kernels {
     void (*softcap)(const SoftcapArgs&, Share&);
     void (*select_rows)(const SelectRowsArgs&, Share&);
     void (*pool)(const PoolArgs&, Share&);
+    void (*finite)(const FiniteArgs&, Share&);
     void (*sample)(const SampleArgs&, Share&);      // may call share.barrier()
     void (*logprobs)(const LogprobsArgs&, Share&);  // may call share.barrier()
     void (*prepare)(const PrepareArgs&, Share&);    // row-wise: a linear product's input in the form it multiplies

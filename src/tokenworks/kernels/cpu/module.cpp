@@ -240,6 +240,8 @@ NB_MODULE(_cpu, m) {
              },
              "arena_floats"_a, "prepared_rows"_a, "prepared_width"_a, "blocks"_a, "block_tokens"_a, "cache_type"_a,
              "merged"_a, "layers"_a, "state_slots"_a, "states"_a)
+        .def("watch", &Executor::watch)
+        .def_prop_ro("finite", &Executor::finite)
         .def("barrier", &Executor::barrier)
         .def("pause", &Executor::pause)
         .def("input", &Executor::input)

@@ -1,6 +1,7 @@
 // logprobs: log-softmax of the chosen tokens, their ranks, and the likeliest tokens.
 #pragma once
 
+#include "finite.h"
 #include "sample.h"
 
 namespace tokenworks::cpu {
@@ -71,6 +72,7 @@ void logprobs(const LogprobsArgs& args, Share& share) {
 void fill(Kernels& table) {
     table.sample = sample;
     table.logprobs = logprobs;
+    table.finite = finite;
 }
 
 }  // namespace
