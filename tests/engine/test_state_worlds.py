@@ -1,10 +1,13 @@
 """The random worlds of test_simulation.py for models with a recurrent state: each slot of one is accounted for."""
 
 import pytest
-from worlds import World
+from small_model import ask
+from worlds import World, engine_for
 
 from tokenworks.engine.engine import Engine
+from tokenworks.kernels.backend import Limits
 from tokenworks.kvcache.prefix import Node
+from tokenworks.protocol.messages import Finish
 
 SLOTS = (2, 3, 5, 20, 100)
 
@@ -84,3 +87,23 @@ def test_random_worlds(seeds: range) -> None:
     assert hits > 200
     assert cancelled > 2
     assert without > 50
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["cancelled", "failed"])
+def test_what_ends_within_a_step_leaves_no_snapshot(failed: bool) -> None:
+    sizes = Limits(64, 4, 8, 40, 4, "float32", 1, state_slots=6)
+    engine, _ = engine_for(sizes, 200)
+    scheduler = engine._scheduler
+    engine.add(ask("a", [1, 2, 3, 4] * 5), 0.0)
+    plan = scheduler.plan()
+    assert [tokens for tokens, _ in plan.pieces[0].writings] == [16, 20]
+    result = engine._runner.run(plan)
+    if failed:
+        result.failed[0] = "numbers that are not finite"
+    else:
+        engine.cancel("a")
+    [chunk] = scheduler.commit(plan, result)
+    assert chunk.finish is (Finish.FAILED if failed else Finish.CANCELLED)
+    check_states(engine)
+    stats = scheduler.stats()
+    assert (stats.state_slots_used, stats.state_slots_cached, stats.kv_blocks_cached) == (0, 0, 0)
