@@ -8,9 +8,11 @@ from small_checkpoints import log_softmax, our_logits, write_decoder
 from small_models import numbers
 
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.safetensors import open_safetensors
 from tokenworks.quant.recipe import read_recipe
 from tokenworks.quant.run import quantise_model
+from tokenworks.quant.served import Served
 
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
 
@@ -34,3 +36,19 @@ def test_int8_is_near_the_model_and_the_rest_as_it_was(name: str, tmp_path: Path
     worst = np.abs(after - before).max(axis=1)
     assert worst.min() > 1e-5
     assert np.median(worst) < 0.2, "of some tokens the rounding changes an expert"
+
+
+@pytest.mark.parametrize("name", ["mamba2", "nemotron-h"])
+def test_windows_as_served_are_those_of_whole_prompts(name: str, tmp_path: Path) -> None:
+    """What `tokenworks audit` measures."""
+    write_decoder(name, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    served = Served(ReferenceBackend(), checkpoint.program(), checkpoint.tensors, "float32", 1)
+    windows = np.array(IDS[:36], np.int32).reshape(3, 12)
+    [(_, rows)] = served.logits(windows, 0)
+    for window, got in zip(windows, rows.reshape(3, 11, -1), strict=True):
+        np.testing.assert_allclose(got, our_logits(tmp_path, window.tolist(), ReferenceBackend())[:-1], atol=1e-5)
+    made = served.greedy(windows, 5)
+    for window, tokens in zip(windows.tolist(), made.tolist(), strict=True):
+        logits = our_logits(tmp_path, window + tokens, ReferenceBackend())
+        assert logits[11:-1].argmax(axis=1).tolist() == tokens

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tokenworks.kernels.backend import Backend, CacheType, Limits, StepBatch
+from tokenworks.kernels.backend import Backend, CacheType, Limits, StateBatch, StepBatch
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.kvcache.layout import state_bytes
 from tokenworks.protocol.clock import now_s
 from tokenworks.quant.forward import Float32, Int32
 
@@ -24,7 +25,11 @@ class Served:
         self, backend: Backend, program: Program, weights: Mapping[str, Tensor], cache: CacheType, threads: int
     ) -> None:
         blocks = 2 * STEP_TOKENS // BLOCK_TOKENS
-        limits = Limits(STEP_TOKENS, STEP_TOKENS, LOGIT_ROWS, blocks, BLOCK_TOKENS, cache, threads)
+        # A window is a whole number of blocks, so there are never more of them than blocks in a step.
+        self._state_slots = STEP_TOKENS // BLOCK_TOKENS if state_bytes(program.cache_layers) else 0
+        limits = Limits(
+            STEP_TOKENS, STEP_TOKENS, LOGIT_ROWS, blocks, BLOCK_TOKENS, cache, threads, state_slots=self._state_slots
+        )
         self._executable = backend.compile(program, weights, limits)
         self.weight_bytes = self._executable.weight_bytes
 
@@ -76,6 +81,12 @@ class Served:
         several windows that go on in further steps have `room` for all their tokens from the first."""
         count, length = windows.shape
         starts = np.arange(count, dtype=np.int32)[:, None]
+        slots = np.arange(count, dtype=np.int32)
+        states = StateBatch(
+            begin=slots if position else np.full(count, -1, np.int32),
+            rows=(slots + np.int32(1)) * np.int32(length) - np.int32(1),
+            slots=slots,
+        )
         per_window = _whole_blocks(max(position + length, room)) // BLOCK_TOKENS
         return self._executable.run(
             StepBatch(
@@ -84,6 +95,7 @@ class Served:
                 row_starts=np.arange(count + 1, dtype=np.int32) * np.int32(length),
                 block_tables=np.arange(count * per_window, dtype=np.int32).reshape(count, per_window),
                 logit_rows=(starts * np.int32(length) + rows.astype(np.int32)).ravel(),
+                states=states if self._state_slots else None,
             )
         )
 
