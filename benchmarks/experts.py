@@ -37,8 +37,8 @@ def random_tensor(name: str, format_name: str, shape: tuple[int, int], rng: np.r
     return Tensor(name, format_name, shape, blocks.reshape(-1))
 
 
-def model(format_name: str, layers: int) -> tuple[Program, dict[str, Tensor]]:
-    """Experts share one source, and are packed each for itself."""
+def model(format_name: str, layers: int, skew: float = 0.0) -> tuple[Program, dict[str, Tensor]]:
+    """Experts share one source, and are packed each for itself. `skew`: standard deviation of routers' biases."""
     rng = np.random.default_rng(1)
     weights = {"x": float_tensor("x", rng.standard_normal((TOKENS, WIDTH)))}
     weights["norm"] = float_tensor("norm", np.ones(WIDTH))
@@ -52,7 +52,9 @@ def model(format_name: str, layers: int) -> tuple[Program, dict[str, Tensor]]:
         for expert in experts:
             weights |= {str(expert.gate): inwards, expert.up: inwards, expert.down: outwards}
         normed = b.rmsnorm(x, "norm", 1e-6)
-        routes = b.route(b.linear(normed, [f"{layer}.router"], EXPERTS), TOP_K, normalise=True)
+        weights[f"{layer}.bias"] = float_tensor("bias", rng.standard_normal(EXPERTS) * skew)
+        logits = b.linear(normed, [f"{layer}.router"], EXPERTS, biases=[f"{layer}.bias"])
+        routes = b.route(logits, TOP_K, normalise=True)
         x = b.add(x, b.experts(normed, routes, experts, INNER, "silu", count=EXPERTS))
     return b.finish(x), weights
 

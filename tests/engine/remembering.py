@@ -52,6 +52,9 @@ class RememberingExecutable:
         self.states = np.zeros(limits.state_slots, np.uint64)
         self.written = 0
 
+    def expert_reads(self) -> tuple[int, int]:
+        return 0, 0
+
     def run(self, batch: StepBatch) -> Float32:
         limits, size = self.limits, self.limits.block_tokens
         starts = batch.row_starts.tolist()

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
+from msgspec.structs import replace
+
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.pictures import PictureEncoder
@@ -13,7 +15,7 @@ from tokenworks.engine.scheduler import Scheduler
 from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Executable, Limits
 from tokenworks.protocol.errors import TokenworksError
-from tokenworks.protocol.messages import Finish, Generate, StepDone, TokenChunk
+from tokenworks.protocol.messages import EngineStats, Finish, Generate, StepDone, TokenChunk
 
 GRAMMAR_WAIT_S = 0.01
 """With nothing else to do, a step waits so long for a grammar, then returns, so that its caller can hear messages."""
@@ -42,6 +44,7 @@ class Engine:
         `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one."""
         self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
         """Called with the requests that are started on, before anything of theirs is computed."""
+        self._executable = executable
         self._vocabulary = vocabulary
         self._step_tokens = limits.step_tokens
         # A guess that proves wrong would leave a recurrent state that has seen it: such models run none.
@@ -114,7 +117,14 @@ class Engine:
         self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy and not plan.missing else None
         if self._encoder is not None and plan.missing:
             self._encoder.work(plan.missing)
-        return StepDone(tuple(chunks), self._scheduler.stats(), plan.tokens / self._step_tokens)
+        return StepDone(tuple(chunks), self._stats(), plan.tokens / self._step_tokens)
+
+    def _stats(self) -> EngineStats:
+        needed, resident = self._executable.expert_reads()
+        stats = self._scheduler.stats()
+        if not needed:
+            return stats
+        return replace(stats, expert_bytes_total=needed, expert_bytes_resident_total=resident)
 
     def _plan(self) -> StepPlan:
         """The next step, with the guesses that are worth running."""

@@ -160,6 +160,10 @@ class Executable(Protocol):
     def finite(self) -> bool:
         """The last run's result holds neither NaN nor infinity. False may also mean that nobody has looked."""
 
+    def expert_reads(self) -> tuple[int, int]:
+        """Where weights lie in a file because they do not fit into memory: bytes of the experts that rows chose so far,
+        and how many of them were in memory at that moment; the others were read. Else zeros."""
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
 

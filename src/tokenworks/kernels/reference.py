@@ -124,6 +124,9 @@ class ReferenceExecutable:
         self.finite = bool(np.isfinite(result).all())
         return result
 
+    def expert_reads(self) -> tuple[int, int]:
+        return 0, 0
+
     def expert_uses(self) -> list[list[int]]:
         return [counts.tolist() for counts in self._uses.values()]
 

@@ -156,6 +156,10 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """Guesses that ran (speculative decoding)."""
     draft_tokens_accepted_total: int = 0
     """Those that proved right: each saved a step of its sequence."""
+    expert_bytes_total: int = 0
+    """Of experts that tokens chose, where weights do not fit into memory and lie in a file."""
+    expert_bytes_resident_total: int = 0
+    """Those that were in memory when they were chosen; the others were read."""
     pictures_encoded_total: int = 0
     """Tiles counted one by one."""
 

@@ -219,6 +219,16 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
             "Pictures' tiles that were encoded, not found in the cache.",
             {n: s.pictures_encoded_total for n, s in stats.items()},
         ),
+        counter(
+            "expert_bytes",
+            "Bytes of experts that tokens chose, of models that do not fit into memory.",
+            {n: s.expert_bytes_total for n, s in stats.items()},
+        ),
+        counter(
+            "expert_bytes_resident",
+            "Those that were in memory when they were chosen; the others were read.",
+            {n: s.expert_bytes_resident_total for n, s in stats.items()},
+        ),
         counter("draft_tokens", "Guessed tokens run.", {n: s.draft_tokens_total for n, s in stats.items()}),
         counter(
             "draft_tokens_accepted",

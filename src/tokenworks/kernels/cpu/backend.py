@@ -140,6 +140,9 @@ class CpuExecutable:
     def expert_uses(self) -> list[list[int]]:
         return self._executor.expert_uses()
 
+    def expert_reads(self) -> tuple[int, int]:
+        return self._executor.expert_reads()
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         return self._executor.sample(logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
 

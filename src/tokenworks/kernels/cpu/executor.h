@@ -145,6 +145,10 @@ class Executor {
     // Rows that each expert has had so far: of every `experts` instruction in order, by the router's number.
     std::vector<std::vector<int64_t>> expert_uses() const;
     int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size() + states_.size()); }
+    // Before any instruction: the matrices lie in a file that may be larger than memory.
+    void in_file() { in_file_ = true; }
+    // Of those: bytes of the experts that rows chose so far, and how many of them were in memory when they did.
+    std::pair<int64_t, int64_t> expert_reads() const { return {expert_reads_.bytes, expert_reads_.resident_bytes}; }
     bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
 
   private:
@@ -177,6 +181,8 @@ class Executor {
     int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
     bool windows_ = false;
     std::deque<Mixture> mixtures_;
+    bool in_file_ = false;
+    ExpertReads expert_reads_;
     Region experts_scratch_;
     std::vector<Call> calls_;
     struct {

@@ -27,6 +27,7 @@ void Executor::experts(Rows rows, Place output, Place x, Place routes, const Exp
                        const std::vector<ExpertNumbers>& experts) {
     Mixture& mixture = mixtures_.emplace_back();
     mixture.shape = shape;
+    mixture.reads = in_file_ ? &expert_reads_ : nullptr;
     mixture.gated = !experts.empty() && experts.front().gate >= 0;
     mixture.place.assign(static_cast<size_t>(routed), -1);
     mixture.uses.assign(static_cast<size_t>(routed), 0);

@@ -291,6 +291,8 @@ NB_MODULE(_cpu, m) {
              "rows"_a, "output"_a, "x"_a, "routes"_a, "routed"_a, "top_k"_a, "width"_a, "inner"_a, "activation"_a,
              "limit"_a, "offset"_a, "experts"_a)
         .def("expert_uses", &Executor::expert_uses)
+        .def("in_file", &Executor::in_file)
+        .def("expert_reads", &Executor::expert_reads)
         .def("softcap", &Executor::softcap)
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)

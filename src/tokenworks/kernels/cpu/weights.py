@@ -129,6 +129,8 @@ class Loader:
                 return None
             if not mapped_by_large_pages(file.data):
                 file = PackedFile(self._executor.copy(file.data), file.index)
+        else:
+            self._executor.in_file()
         place.used()
         self.from_file = True
         return dict(file.matrices())
@@ -142,6 +144,7 @@ class Loader:
                 file = self._open(place)
         if file is None:
             raise OSError("the file of packed weights is gone")
+        self._executor.in_file()
         return dict(file.matrices())
 
     def _write(self, place: PackedPlace, matrices: Iterable[tuple[str, tuple[Facts, Bytes]]]) -> None:

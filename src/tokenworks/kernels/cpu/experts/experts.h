@@ -5,6 +5,7 @@
 // which others chose the same expert.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "../kernels.h"
@@ -18,6 +19,11 @@ struct ExpertsShape {
     float limit, offset;
 };
 
+// Of experts that lie in a file: bytes of those that rows chose, and how many of them were in memory then.
+struct ExpertReads {
+    std::atomic<int64_t> bytes{0}, resident_bytes{0};
+};
+
 // The experts of one layer that are here.
 struct Mixture {
     ExpertsShape shape;
@@ -27,6 +33,7 @@ struct Mixture {
     std::vector<Segment> outwards;  // [experts here]: down
     bool quantised_in, floats_in, quantised_out, floats_out;  // what forms of the input they multiply
     std::vector<int64_t> uses;      // by the router's number: rows so far
+    ExpertReads* reads;             // null: weights are in memory
 };
 
 struct ExpertsArgs {
@@ -38,6 +45,9 @@ struct ExpertsArgs {
 
 // Bytes for steps of up to `rows` rows with `threads` threads.
 int64_t experts_scratch(const Mixture& mixture, int64_t rows, int threads);
+
+// Called by every thread; `starts` are those of its rows, by expert.
+void fetch_experts(const Mixture& mixture, const int32_t* starts, Share& share);
 
 // Called by every thread, after a barrier; calls share.barrier() itself.
 void run_experts(const ExpertsArgs& args, Share& share, const Kernels& kernels);
