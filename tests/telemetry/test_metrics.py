@@ -67,6 +67,8 @@ def test_workers():
         steps_total=9,
         draft_tokens_total=40,
         draft_tokens_accepted_total=30,
+        expert_bytes_total=200,
+        expert_bytes_resident_total=150,
     )
     workers = [
         WorkerStatus("m", Phase.READY, os.getpid(), 2, 5, stats),
@@ -78,6 +80,9 @@ def test_workers():
     assert got == {
         "worker_up": 1,
         "worker_restarts_total": 2,
+        "expert_bytes_total": 200,
+        "expert_bytes_resident_total": 150,
+        "pictures_encoded_total": 0,
         "requests_in_flight": 5,
         "requests_running": 3,
         "requests_waiting": 2,
