@@ -60,8 +60,16 @@ def test_the_file_may_say_nothing(text: str) -> None:
         ("engine:\n  cache_dtype: int4\n", 2, "expected `float16` or `float32` or `int8`, got 'int4'"),
         ("models:\n  - source: a\n    start: later\n", 3, "models.0.start: expected `now` or `on_demand`, got 'later'"),
         ("models:\n  - name: a\n", 2, "models.0 lacks `source`"),
-        ("models: smollm2-135m\n", 1, "models: expected a list, each keys of source, name, start, got 'smollm2-135m'"),
-        ("server:\n", 1, "server: expected keys of host, port, max_body_mb, max_waiting, picture_hosts, got nothing"),
+        (
+            "models: smollm2-135m\n",
+            1,
+            "models: expected a list, each keys of source, name, start, adapters, got 'smollm2-135m'",
+        ),
+        (
+            "server:\n",
+            1,
+            "server: expected keys of host, port, max_body_mb, max_waiting, adapters_folder, picture_hosts, got nothing",
+        ),
         ("- a\n", 1, "the file: expected keys of models, engine, server, got another shape"),
         ("server:\n  port: 1\n  port: 2\n", 3, "`port` is there twice"),
         ("server: {port: 1\n", 2, "not YAML"),

@@ -18,6 +18,8 @@ class ServedModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The name clients ask for; by default the catalogue's, the folder's or the file's own."""
     start: Literal["now", "on_demand"] = "now"
     """Start its worker with the factory, or with the first request for it."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters of this model: the names clients ask for them by, and PEFT folders."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,6 +42,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Disk for packed weights of all models, MiB, which the next start maps; those unused for longest go. 0: none."""
     speculation: bool = True
     """Run guesses of the next tokens, from the text or `draft_model`, where that is faster. The output is the same."""
+    adapter_slots: Positive = 16
+    """The most LoRA adapters in memory at once; the next one takes the place of one that no request uses, or waits."""
     draft_model: str | None = None
     """A smaller model with the same vocabulary, named as in `source`, that guesses too. It shares `cache_mb`."""
 
@@ -52,6 +56,9 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_body_mb: Positive = 16
     max_waiting: Positive = 1024
     """Requests beyond this many in flight are answered 503 at once."""
+    adapters_folder: str | None = None
+    """Where set, clients may load LoRA adapters from folders below it, and unload them (POST /v1/load_lora_adapter,
+    /v1/unload_lora_adapter)."""
     picture_hosts: tuple[str, ...] = ()
     """Hosts from which pictures are fetched that a request names by URL; `"*"`: every public one. By default none are:
     clients send pictures as data."""

@@ -68,6 +68,8 @@ def expected(kind: inspect.Type) -> str:
             return "text"
         case inspect.VarTupleType(item_type=item):
             return f"a list, each {expected(item)}"
+        case inspect.DictType(value_type=value):
+            return f"names, each with {expected(value)}"
         case inspect.StructType(fields=fields):
             return f"keys of {', '.join(field.encode_name for field in fields)}"
     raise AssertionError(f"no words for {kind}: add them when the schema gains such a type")

@@ -5,6 +5,7 @@ from concurrent.futures import Future, wait
 
 from msgspec.structs import replace
 
+from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.pictures import PictureEncoder
@@ -12,10 +13,12 @@ from tokenworks.engine.plan import StepPlan, StepResult
 from tokenworks.engine.runner import Runner
 from tokenworks.engine.sampler import Sampler
 from tokenworks.engine.scheduler import Scheduler
+from tokenworks.engine.sequence import AdapterUse
 from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Executable, Limits
 from tokenworks.protocol.errors import TokenworksError
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, StepDone, TokenChunk
+from tokenworks.protocol.messages import Adapter, Finish, Generate, StepDone, TokenChunk
 
 GRAMMAR_WAIT_S = 0.01
 """With nothing else to do, a step waits so long for a grammar, then returns, so that its caller can hear messages."""
@@ -39,6 +42,7 @@ class Engine:
         speculate: bool = True,
         draft: DraftModel | None = None,
         encoder: PictureEncoder | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes.
         `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one."""
@@ -62,6 +66,11 @@ class Engine:
         self._grammars = GrammarCompiler(tokenizer_json, eos_token_ids, vocabulary)
         self._compiling: dict[str, tuple[Generate, float, Future[Matcher]]] = {}
         """Requests that wait for their grammar, with the time they came."""
+        self._adapters = adapters
+        self._held: dict[str, Adapter] = {}
+        """Of the requests under way, by id."""
+        self._without_slot: dict[str, tuple[Generate, float]] = {}
+        """Requests that wait for a slot for their adapter, in order of arrival, with the time they came."""
         self._chunks: list[TokenChunk] = []
         """Endings that the scheduler has no part in, for the next step."""
         self._timed: tuple[int, float] | None = None
@@ -70,16 +79,39 @@ class Engine:
     @property
     def busy(self) -> bool:
         """`step` has something to do or to tell."""
-        return bool(self._compiling or self._chunks) or self._scheduler.busy
+        return bool(self._compiling or self._without_slot or self._chunks) or self._scheduler.busy
 
     def add(self, request: Generate, now_s: float) -> None:
         """Takes a request, or ends it with FAILED at the next step. An id in use is ignored: the first runs on."""
-        if request.request_id in self._scheduler or request.request_id in self._compiling:
+        request_id = request.request_id
+        if request_id in self._scheduler or request_id in self._compiling or request_id in self._without_slot:
             return
         error = self._objection(request)
         if error is not None:
-            self._end(request.request_id, Finish.FAILED, error)
-        elif request.sampling.grammar is not None:
+            self._end(request_id, Finish.FAILED, error)
+        elif request.adapter is not None:
+            self._without_slot[request_id] = (request, now_s)
+        else:
+            self._begin(request, now_s)
+
+    def load_adapter(self, adapter: Adapter) -> str | None:
+        """Has the adapter in memory, if there is a slot that nobody uses; what is wrong with it, or None."""
+        if self._adapters is None:
+            return "this model takes no adapters"
+        try:
+            if self._adapters.hold(adapter) is not None:
+                self._adapters.release(adapter)
+        except TokenworksError as error:
+            return error.message
+        return None
+
+    def drop_adapter(self, adapter: Adapter) -> None:
+        """Frees the adapter's memory when the last request that runs with it has ended."""
+        if self._adapters is not None:
+            self._adapters.drop(adapter)
+
+    def _begin(self, request: Generate, now_s: float) -> None:
+        if request.sampling.grammar is not None:
             self.on_begin((request.request_id,))
             compiled = self._grammars.compile(request.sampling.grammar)
             self._compiling[request.request_id] = (request, now_s, compiled)
@@ -88,7 +120,9 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with CANCELLED and frees what it holds by the next step. One that has ended is ignored."""
-        if request_id in self._compiling:
+        if self._without_slot.pop(request_id, None) is not None:
+            self._end(request_id, Finish.CANCELLED)
+        elif request_id in self._compiling:
             self._compiling.pop(request_id)[2].cancel()
             self._end(request_id, Finish.CANCELLED)
         else:
@@ -102,6 +136,7 @@ class Engine:
         if self._timed is not None and self._speculator is not None:
             tokens, since_s = self._timed
             self._speculator.observe(tokens, now_s - since_s)
+        self._find_slots()
         self._take_compiled()
         plan = self._plan()
         if plan.admitted:
@@ -111,6 +146,7 @@ class Engine:
         for chunk in chunks:
             if chunk.finish is not None:
                 self._sampler.close(chunk.request_id)
+                self._let_go(chunk.request_id)
         if self._chunks:
             chunks += self._chunks
             self._chunks = []
@@ -146,6 +182,8 @@ class Engine:
             if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
                 bad = next(token for token in ids if not 0 <= token < self._vocabulary)
                 return f"{what}: token id {bad} is not in the model's vocabulary of {self._vocabulary}"
+        if request.adapter is not None and self._adapters is None:
+            return "this model takes no adapters"
         if not request.pictures:
             return None
         if self._encoder is None:
@@ -164,7 +202,7 @@ class Engine:
             self._sampler.close(request.request_id)
             self._end(request.request_id, Finish.STOP)
         else:
-            self._scheduler.add(request, now_s)
+            self._scheduler.add(request, now_s, self._use_of(request))
 
     def _take_compiled(self) -> None:
         """Starts the requests whose grammar is ready, fails those whose grammar is not one."""
@@ -182,5 +220,32 @@ class Engine:
                     message = error.message if isinstance(error, TokenworksError) else f"the grammar failed: {error}"
                     self._end(request_id, Finish.FAILED, message)
 
+    def _find_slots(self) -> None:
+        """Begins the requests whose adapters have a slot, or get one; one that gets none does not hold up others."""
+        for request_id, (request, since_s) in tuple(self._without_slot.items()):
+            assert self._adapters is not None
+            assert request.adapter is not None
+            try:
+                slot = self._adapters.hold(request.adapter)
+            except TokenworksError as error:
+                del self._without_slot[request_id]
+                self._end(request_id, Finish.FAILED, error.message)
+                continue
+            if slot is not None:
+                del self._without_slot[request_id]
+                self._held[request_id] = request.adapter
+                self._begin(request, since_s)
+
+    def _use_of(self, request: Generate) -> AdapterUse | None:
+        if self._adapters is None or request.adapter is None:
+            return None
+        return AdapterUse(self._adapters.slot(request.adapter), self._adapters.number(request.adapter))
+
+    def _let_go(self, request_id: str) -> None:
+        adapter = self._held.pop(request_id, None)
+        if adapter is not None and self._adapters is not None:
+            self._adapters.release(adapter)
+
     def _end(self, request_id: str, finish: Finish, error: str | None = None) -> None:
+        self._let_go(request_id)
         self._chunks.append(TokenChunk(request_id, finish=finish, error=error))

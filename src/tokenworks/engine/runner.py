@@ -16,6 +16,7 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
     row_starts = [0]
     logit_rows: list[int] = []
     slots: list[int] = []
+    adapters: list[int] = []
     longest = 0
     for sequence, start, end, logits_from, _, draft, _ in plan.pieces:
         if end - start == 1:
@@ -29,6 +30,7 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
         logit_rows += range(rows - (end - logits_from), rows)
         row_starts.append(rows)
         slots.append(sequence.slot)
+        adapters.append(sequence.adapter)
         if end > longest:
             longest = end
     return StepBatch(
@@ -38,6 +40,7 @@ def assemble(plan: StepPlan, block_tokens: int) -> StepBatch:
         block_tables=np.ascontiguousarray(plan.block_tables[slots, : -(-longest // block_tokens)]),
         logit_rows=np.array(logit_rows, np.int32),
         states=_states(plan, row_starts) if plan.pieces[0].writings else None,
+        adapters=np.array(adapters, np.int32) if max(adapters) >= 0 else None,
     )
 
 

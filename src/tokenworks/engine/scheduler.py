@@ -29,7 +29,7 @@ from operator import attrgetter
 
 from tokenworks.engine.pictures import PictureEncoder, runnable
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
-from tokenworks.engine.sequence import Sequence, State
+from tokenworks.engine.sequence import AdapterUse, Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
 from tokenworks.engine.states import States
@@ -83,12 +83,12 @@ class Scheduler:
         """There is something to run, or to tell."""
         return bool(self._sequences or self._events)
 
-    def add(self, request: Generate, now_s: float) -> None:
+    def add(self, request: Generate, now_s: float, adapter: AdapterUse | None = None) -> None:
         """Queues a request. One that cannot run, or has nothing left to do, ends at once (told by the next commit)."""
         assert request.request_id not in self._sequences
         self._arrivals += 1
         rank = (now_s + request.priority * PRIORITY_S, self._arrivals)
-        sequence = Sequence(request, rank, self._eos_token_ids, self._context_tokens)
+        sequence = Sequence(request, rank, self._eos_token_ids, self._context_tokens, adapter)
         self._sequences[request.request_id] = sequence
         if not request.prompt_ids:
             self._end(sequence, Finish.FAILED, error="the prompt has no tokens")

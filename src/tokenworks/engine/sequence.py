@@ -1,6 +1,7 @@
 """One output sequence on its way through the scheduler: its tokens, what of them is in the cache, and its state."""
 
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,17 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.DECODE: frozenset({State.WAITING, State.ENDED}),
     State.ENDED: frozenset(),
 }
+
+
+_NUMBER_SHIFT = 32
+"""Token ids are smaller than two to the power of this."""
+
+
+class AdapterUse(NamedTuple):
+    """A sequence's adapter, as long as the sequence lives (engine/adapters.py)."""
+
+    slot: int
+    number: int
 
 
 class Tenant:
@@ -63,6 +75,7 @@ class Sequence(Tenant):
     """Plain state, changed by the scheduler only."""
 
     __slots__ = (
+        "adapter",
         "axes",
         "cached_tokens",
         "cancelled",
@@ -84,7 +97,14 @@ class Sequence(Tenant):
         "state_slot",
     )
 
-    def __init__(self, request: Generate, rank: Rank, eos_token_ids: frozenset[int], context_tokens: int) -> None:
+    def __init__(
+        self,
+        request: Generate,
+        rank: Rank,
+        eos_token_ids: frozenset[int],
+        context_tokens: int,
+        adapter: AdapterUse | None = None,
+    ) -> None:
         super().__init__([*request.prompt_ids, *request.output_ids])
         sampling = request.sampling
         self.request = request
@@ -93,6 +113,12 @@ class Sequence(Tenant):
             self.keys = list(self.tokens)
             for picture in request.pictures:
                 self.keys[picture.at : picture.end] = [_of_picture(picture)] * picture.tokens
+        self.adapter = -1 if adapter is None else adapter.slot
+        """Its adapter's slot."""
+        if adapter is not None and self.tokens:  # what an adapter has computed begins like nobody else's in the tree
+            if self.keys is self.tokens:
+                self.keys = list(self.tokens)
+            self.keys[0] += adapter.number << _NUMBER_SHIFT
         self.axes: npt.NDArray[np.int32] | None = None
         """[3, prompt tokens] where these lie along the axes of pictures, from the first time that somebody asked."""
         self.prompt_tokens = len(request.prompt_ids)

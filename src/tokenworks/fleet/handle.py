@@ -7,15 +7,28 @@ import signal
 from tokenworks.fleet.host import Command, Process, describe_exit
 from tokenworks.fleet.link import BadFrame
 from tokenworks.fleet.settings import UNUSABLE_STATUS, WorkerSettings
-from tokenworks.fleet.stream import EmbedCall, TokenStream
+from tokenworks.fleet.stream import EmbedCall, LoadCall, TokenStream
 from tokenworks.fleet.supervisor import PROGRESS_TOKENS, Action, Death, Fail, Kill, Phase, Spawn, Submit, Supervisor
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import InvalidRequest, ModelError, WorkerLost
-from tokenworks.protocol.messages import Begun, Cancel, Embedded, EngineStats, Finish, Ready, StepDone, ToGateway
+from tokenworks.protocol.messages import (
+    AdapterLoaded,
+    Begun,
+    Cancel,
+    DropAdapter,
+    Embedded,
+    EngineStats,
+    Finish,
+    Ready,
+    StepDone,
+    ToGateway,
+)
 
 _log = logging.getLogger(__name__)
 
 _SHOWN_LINES = 6
+
+Call = TokenStream | EmbedCall | LoadCall
 
 
 class WorkerHandle:
@@ -32,7 +45,7 @@ class WorkerHandle:
         self._settings = settings
         self._command = command
         self._supervisor = supervisor
-        self._calls: dict[str, TokenStream | EmbedCall] = {}
+        self._calls: dict[str, Call] = {}
         self._process: Process | None = None
         self._life: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -75,7 +88,7 @@ class WorkerHandle:
                 return self.ready_message
             await self._changed.wait()
 
-    def submit(self, request_id: str, call: TokenStream | EmbedCall) -> None:
+    def submit(self, request_id: str, call: Call) -> None:
         """Takes a request on; it will end through `call`, unless `leave` comes first."""
         if request_id in self._calls:
             raise InvalidRequest(f"A request {request_id!r} is already running.", param="request_id")
@@ -91,6 +104,11 @@ class WorkerHandle:
         if self._process is not None:
             self._process.send(Cancel(request_id))
         self._perform(self._supervisor.ended(request_id, now_s(), well=False))
+
+    def tell(self, message: DropAdapter) -> None:
+        """To the process, if there is one; a later one need not know."""
+        if self._process is not None:
+            self._process.send(message)
 
     async def idle(self) -> None:
         """Waits until no request is left."""
@@ -190,6 +208,11 @@ class WorkerHandle:
         elif type(message) is Embedded:
             call = self._calls.pop(message.request_id, None)
             if isinstance(call, EmbedCall):
+                call.take(message)
+                self._perform(self._supervisor.ended(message.request_id, now_s(), well=True))
+        elif type(message) is AdapterLoaded:
+            call = self._calls.pop(message.request_id, None)
+            if isinstance(call, LoadCall):
                 call.take(message)
                 self._perform(self._supervisor.ended(message.request_id, now_s(), well=True))
         elif type(message) is Begun:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
@@ -13,6 +14,7 @@ from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kvcache.layout import cache_that_fits, state_bytes
+from tokenworks.models.adapters import read_adapter
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
@@ -67,6 +69,8 @@ def load(
         )
         phase("draft")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
+    if settings.adapters and isinstance(config, EncoderConfig):
+        raise ModelError(f"{path} is an encoder, and takes no adapters.")
     engine: Engine | EncoderEngine
     if isinstance(config, EncoderConfig):
         sigmoid = isinstance(config.head, ScoreHead) and config.head.sigmoid
@@ -75,6 +79,10 @@ def load(
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         encoder, encoder_bytes = _picture_encoder(settings, checkpoint, context_tokens, limits.threads)
+        adapters = AdapterSlots(
+            executable, settings.engine.adapter_slots, lambda adapter: read_adapter(Path(adapter.path), checkpoint)
+        )
+        adapters.fill(settings.adapters)
         engine = Engine(
             executable,
             limits,
@@ -85,6 +93,7 @@ def load(
             speculate=settings.engine.speculation,
             draft=draft,
             encoder=encoder,
+            adapters=adapters,
         )
     phase("engine")
     ready = Ready(

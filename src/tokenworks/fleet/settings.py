@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from tokenworks.config import EngineSettings
+from tokenworks.protocol.messages import Adapter
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -14,6 +15,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The checkpoint: a folder or a file."""
     draft_path: str | None = None
     """The checkpoint of its draft model, if it has one."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that are tried, and loaded as far as there are slots, before the worker is ready."""
     engine: EngineSettings = EngineSettings()
     backend: Literal["cpu", "reference"] = "cpu"
     """Which table of operations runs it; the reference is slow and needs no compiled code."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tokenworks.protocol.errors import TokenworksError
-from tokenworks.protocol.messages import Embed, Embedded, Generate, TokenChunk
+from tokenworks.protocol.messages import AdapterLoaded, Embed, Embedded, Generate, LoadAdapter, TokenChunk
 
 _MERGE_AT = 64
 
@@ -106,6 +106,30 @@ class EmbedCall:
         """The worker's side: the answer."""
         if not self.result.done():
             self.result.set_result(embedded)
+
+    def fail(self, error: TokenworksError) -> None:
+        """The worker's side: there will be no answer."""
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+class LoadCall:
+    """One LoadAdapter."""
+
+    made_tokens = 0
+
+    def __init__(self, request: LoadAdapter) -> None:
+        self._request = request
+        self.result: asyncio.Future[AdapterLoaded] = asyncio.get_running_loop().create_future()
+
+    def message(self) -> LoadAdapter:
+        """What to send to a worker."""
+        return self._request
+
+    def take(self, loaded: AdapterLoaded) -> None:
+        """The worker's side: the answer."""
+        if not self.result.done():
+            self.result.set_result(loaded)
 
     def fail(self, error: TokenworksError) -> None:
         """The worker's side: there will be no answer."""

@@ -31,14 +31,17 @@ from tokenworks.fleet.settings import UNUSABLE_STATUS, WorkerSettings
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
 from tokenworks.protocol.messages import (
+    AdapterLoaded,
     Begun,
     Cancel,
     Drain,
+    DropAdapter,
     Embed,
     Embedded,
     EngineStats,
     Finish,
     Generate,
+    LoadAdapter,
     StepDone,
     TokenChunk,
 )
@@ -100,6 +103,11 @@ def _generate(link: WorkerLink, engine: "Engine", termination: "_Termination") -
                     engine.cancel(request_id)
                 case Embed(request_id) if not termination.asked:
                     link.send(Embedded(request_id, error="This model generates text; it makes no embeddings."))
+                case LoadAdapter(request_id, adapter) if not termination.asked:
+                    link.send(Begun((request_id,)))
+                    link.send(AdapterLoaded(request_id, engine.load_adapter(adapter)))
+                case DropAdapter(adapter):
+                    engine.drop_adapter(adapter)
                 case Drain():
                     termination.asked = True
         if engine.busy:
@@ -126,6 +134,8 @@ def _embed(link: WorkerLink, engine: "EncoderEngine", termination: "_Termination
                     error = "This model makes embeddings; it generates no text."
                     chunk = TokenChunk(request_id, finish=Finish.FAILED, error=error)
                     link.send(StepDone((chunk,), EngineStats()))
+                case LoadAdapter(request_id) if not termination.asked:
+                    link.send(AdapterLoaded(request_id, "This model is an encoder, and takes no adapters."))
                 case Drain():
                     termination.asked = True
         if engine.busy:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tokenworks.kernels.adapter import Adaptation
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 
@@ -94,6 +95,8 @@ class StepBatch:
     """[W + 1] window w has rows window_starts[w] .. window_starts[w + 1]."""
     states: StateBatch | None = None
     """For programs that keep recurrent states."""
+    adapters: Int32 | None = None
+    """[S] the slot of each sequence's adapter (Executable.load_adapter), -1 where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,17 @@ class Executable(Protocol):
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
         [R, vocabulary] or [S, width]; valid until the next run."""
+
+    def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
+        """From now on sequences can run with this adapter, until it is dropped; another in the slot goes. Slots are
+        any small numbers. Raises ModelError for one that does not fit the model."""
+
+    def drop_adapter(self, slot: int) -> None:
+        """Frees a slot's memory, if there is something in it."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of all slots."""
 
     def expert_uses(self) -> list[list[int]]:
         """How many rows each expert has had so far: of every Experts instruction in order, by the expert's number."""

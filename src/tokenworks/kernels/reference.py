@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.formats import dequantise
@@ -97,6 +98,7 @@ class ReferenceExecutable:
         pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
         self._parts = list(zip([0, *pauses], [*pauses, len(program.instructions)], strict=True))
         self._buffers: dict[int, Float32] = {}
+        self._adapters: dict[int, _Adapter] = {}
         self.parts = len(self._parts)
         self.from_packed_file = False
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
@@ -109,7 +111,7 @@ class ReferenceExecutable:
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         if not part:
             self._buffers = {}
-        step = _Step(batch, self._weights, self._caches, self._states, self._rounded, self._buffers)
+        step = _Step(batch, self._weights, self._caches, self._states, self._rounded, self._buffers, self._adapters)
         begin, end = self._parts[part] if part is not None else (0, len(self._program.instructions))
         for instruction in self._program.instructions[begin:end]:
             if isinstance(instruction, Experts):
@@ -126,6 +128,20 @@ class ReferenceExecutable:
 
     def expert_reads(self) -> tuple[int, int]:
         return 0, 0
+
+    def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
+        check_adaptation(self._program, {name: weight.shape for name, weight in self._weights.items()}, adaptation)
+        self._adapters[slot] = {
+            name: (dequantise(share.down).astype(np.float64), share.scale * dequantise(share.up).astype(np.float64))
+            for name, share in adaptation.items()
+        }
+
+    def drop_adapter(self, slot: int) -> None:
+        self._adapters.pop(slot, None)
+
+    @property
+    def adapter_bytes(self) -> int:
+        return sum(side.nbytes for maps in self._adapters.values() for sides in maps.values() for side in sides)
 
     def expert_uses(self) -> list[list[int]]:
         return [counts.tolist() for counts in self._uses.values()]
@@ -173,6 +189,10 @@ def sample_row(logits: Float32, temperature: float, top_k: int, top_p: float, mi
     return int(order[int(passed.argmax()) if passed.any() else len(weights) - 1])
 
 
+_Adapter = Mapping[str, tuple[Float64, Float64]]
+"""By the weight's name: [rank, in_features], and [out_features, rank] times the scale."""
+
+
 @dataclass(slots=True)
 class _Step:
     """What the operations of one step read and write; buffers are [rows, stride] float32, made when first written."""
@@ -183,6 +203,7 @@ class _Step:
     states: Mapping[int, Float32]
     cache_in_bytes: bool
     buffers: dict[int, Float32]
+    adapters: Mapping[int, _Adapter]
 
     def load(self, value: Value) -> Float64:
         return self.buffers[value.buffer][:, _columns(value)].astype(np.float64)
@@ -194,6 +215,16 @@ class _Step:
 
     def weight(self, name: str) -> Float64:
         return self.weights[name].astype(np.float64)
+
+    def adapted_rows(self, rows: int) -> list[tuple[_Adapter, npt.NDArray[np.int64]]]:
+        """The step's adapters, each with the rows that it changes, of `rows`: all tokens' or the selected ones."""
+        batch = self.batch
+        if batch.adapters is None:
+            return []
+        slots = np.repeat(batch.adapters, np.diff(batch.row_starts))
+        if rows != len(slots):
+            slots = slots[batch.logit_rows]
+        return [(self.adapters[slot], np.nonzero(slots == slot)[0]) for slot in np.unique(slots[slots >= 0]).tolist()]
 
 
 def _columns(value: Value) -> slice:
@@ -256,6 +287,10 @@ def _linear(step: _Step, op: Linear) -> Float64:
         weight = step.weights[name]
         slabs = [x @ weight[at : at + LINEAR_SLAB].T.astype(np.float64) for at in range(0, len(weight), LINEAR_SLAB)]
         product = np.concatenate(slabs, axis=1)
+        for adapter, rows in step.adapted_rows(len(x)):
+            if name in adapter:
+                down, up = adapter[name]
+                product[rows] += x[rows] @ down.T @ up.T
         parts.append(product if bias is None else product + step.weight(bias))
     return np.concatenate(parts, axis=1)
 

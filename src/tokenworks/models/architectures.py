@@ -71,3 +71,11 @@ GGUF_ARCHITECTURES = {
     "gemma3": gemma.GEMMA3_GGUF,
 }
 """By general.architecture."""
+
+GGUF_NAMED_AS = {
+    "gpt-oss": "gpt_oss",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+}
+"""By general.architecture, where it differs: the model_type whose checkpoints have the same weights."""

@@ -38,6 +38,8 @@ class Checkpoint:
     """An open model; `tensors` holds what `program()` reads, by canonical name."""
 
     path: Path
+    architecture: str
+    """config.json's model_type or GGUF's general.architecture."""
     config: ModelConfig
     tensors: Mapping[str, Tensor]
 
@@ -71,7 +73,7 @@ def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint
         if name not in GGUF_ARCHITECTURES:
             raise _unknown_architecture(path, name, list(GGUF_ARCHITECTURES))
         row = GGUF_ARCHITECTURES[name]
-        return _checkpoint(path, row.read(file), file.tensors, row.files, context_tokens)
+        return _checkpoint(path, name, row.read(file), file.tensors, row.files, context_tokens)
     raise ModelError(f"{path}: no such file or folder.")
 
 
@@ -86,7 +88,7 @@ def _open_folder(folder: Path, context_tokens: int | None) -> Checkpoint:
     row = HF_ARCHITECTURES[name]
     config = row.read(fields)
     found = open_quantised(folder, fields, open_safetensors(folder))
-    return _checkpoint(folder, config, found, row.files, context_tokens)
+    return _checkpoint(folder, name, config, found, row.files, context_tokens)
 
 
 def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError:
@@ -96,7 +98,12 @@ def _unknown_architecture(path: Path, name: str, known: list[str]) -> ModelError
 
 
 def _checkpoint(
-    path: Path, config: ModelConfig, tensors: Mapping[str, Found], names: FileNames, context_tokens: int | None
+    path: Path,
+    architecture: str,
+    config: ModelConfig,
+    tensors: Mapping[str, Found],
+    names: FileNames,
+    context_tokens: int | None,
 ) -> Checkpoint:
     usual = {names.usual(name).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
     found = unstack(usual, names.stacks)
@@ -128,7 +135,7 @@ def _checkpoint(
     }
     for name, values in computed_weights(vision).items() if vision else ():
         computed[name] = _float32(name, values)
-    return Checkpoint(path, config, _Weights(config, found, places, shapes, names, computed))
+    return Checkpoint(path, architecture, config, _Weights(config, found, places, shapes, names, computed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +197,7 @@ class _Weights(Mapping[str, Tensor]):
             return _float32(name, dequantise(tensor).T)
         if rows is not None:
             assert isinstance(self.config, DecoderConfig)
-            tensor = _gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
+            tensor = gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
         if form := self.names.form_of(name):
@@ -226,7 +233,7 @@ def rotary_heads(config: ModelConfig, name: str) -> int:
     return mixer.heads if leaf[0] == "q" else mixer.kv_heads
 
 
-def _gathered(tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+def gathered(tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
     """Some rows of a tensor, in this order. They move whole, so any format will do."""
     data = tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
     scales = None if tensor.row_scales is None else tensor.row_scales[rows]

@@ -29,7 +29,7 @@ def open_safetensors(folder: Path) -> Mapping[str, Tensor]:
     if not index_path.exists():
         if not single.exists():
             raise ModelError(f"{folder}: no weights found: neither {single.name} nor {index_path.name}.")
-        return _open_file(single)
+        return open_file(single)
     index = read_json(index_path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -38,14 +38,15 @@ def open_safetensors(folder: Path) -> Mapping[str, Tensor]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise ModelError(f"{index_path}: {shard!r} is not the name of a file in this folder.")
-        tensors |= _open_file(folder / shard)
+        tensors |= open_file(folder / shard)
     missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
         raise ModelError(f"{index_path}: {weight_map[missing[0]]} lacks tensor {missing[0]!r}.")
     return tensors
 
 
-def _open_file(path: Path) -> dict[str, Tensor]:
+def open_file(path: Path) -> dict[str, Tensor]:
+    """One file's tensors by name, mapped. Raises ModelError."""
     try:
         with path.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

@@ -59,6 +59,16 @@ class Picture(msgspec.Struct, frozen=True, array_like=True):
         return self.at + self.tokens
 
 
+class Adapter(msgspec.Struct, frozen=True, array_like=True):
+    """A LoRA adapter. Two are the same only if all of this is."""
+
+    name: str
+    path: str
+    """Its folder."""
+    version: int = 0
+    """Grows when a name is loaded again: the files may have changed."""
+
+
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Start, or carry on, one output sequence.
 
@@ -74,6 +84,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Lower runs first; equal priorities in order of arrival."""
     pictures: tuple[Picture, ...] = ()
     """In the order of their tokens in the prompt."""
+    adapter: Adapter | None = None
+    """What the model runs with."""
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):
@@ -91,11 +103,24 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Read an adapter now, to have it in memory, or to know what is wrong with it. Answered by AdapterLoaded."""
+
+    request_id: str
+    adapter: Adapter
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag="drop_adapter"):
+    """No request will name this adapter again; those that run with it finish."""
+
+    adapter: Adapter
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what is running, take nothing new, then exit with status 0."""
 
 
-ToWorker = Generate | Embed | Cancel | Drain
+ToWorker = Generate | Embed | Cancel | LoadAdapter | DropAdapter | Drain
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -189,4 +214,11 @@ class Embedded(msgspec.Struct, frozen=True, tag="embedded"):
     error: str | None = None
 
 
-ToGateway = Ready | Begun | StepDone | Embedded
+class AdapterLoaded(msgspec.Struct, frozen=True, tag="adapter_loaded"):
+    """What one LoadAdapter came to."""
+
+    request_id: str
+    error: str | None = None
+
+
+ToGateway = Ready | Begun | StepDone | Embedded | AdapterLoaded

@@ -79,7 +79,9 @@ class Executor:
         self, rows: Rows, output: Place, x: Place, width: int, weight: int, bias: int, epsilon: float, /
     ) -> None: ...
     def prepare(self, rows: Rows, x: Place, width: int, quantised: bool, floats: bool, /) -> None: ...
-    def linear(self, rows: Rows, output: Place, residual: Place | None, segments: list[tuple[int, int]]) -> None: ...
+    def linear(
+        self, rows: Rows, output: Place, x: Place, residual: Place | None, segments: list[tuple[int, int]]
+    ) -> None: ...
     def rope(
         self,
         rows: Rows,
@@ -221,9 +223,16 @@ class Executor:
         state_begin: npt.NDArray[np.int32] | None,
         state_rows: npt.NDArray[np.int32] | None,
         state_slots: npt.NDArray[np.int32] | None,
+        adapters: npt.NDArray[np.int32] | None,
         part: int,
         /,
     ) -> None: ...
+    def load_adapter(self, slot: int, adaptations: list[tuple[int, Raw, Raw, float]], /) -> None:
+        """Of each weight: its matrix, down [rank, in_features], up [out_features, rank], scale."""
+
+    def drop_adapter(self, slot: int, /) -> None: ...
+    @property
+    def adapter_bytes(self) -> int: ...
     def values(self, place: Place, rows: int, width: int, /) -> npt.NDArray[np.float32]: ...
     def sample(
         self,

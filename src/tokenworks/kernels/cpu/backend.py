@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, Product, Store, make_plan
-from tokenworks.kernels.cpu.weights import Loader
+from tokenworks.kernels.cpu.weights import Loader, raw
 from tokenworks.kernels.program import (
     Activate,
     Add,
@@ -73,6 +74,7 @@ class CpuExecutable:
         self._limits = limits
         self._loader = Loader(self._executor, program, weights, place)
         matrices, vectors = self._loader.load()
+        self._program, self._matrices = program, matrices
         self._executor.allocate(
             self._plan.arena_floats,
             max(limits.step_tokens, limits.logit_rows, limits.sequences),
@@ -131,11 +133,29 @@ class CpuExecutable:
             None if states is None else states.begin,
             None if states is None else states.rows,
             None if states is None else states.slots,
+            batch.adapters,
             -1 if part is None else part,
         )
         return self._executor.values(
             _place(self._plan, self._result), rows[self._plan.buffer_rows[self._result.buffer]], self._result.width
         )
+
+    def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
+        check_adaptation(self._program, self._loader.shapes, adaptation)
+        self._executor.load_adapter(
+            slot,
+            [
+                (self._matrices[name], raw(share.down.name, share.down), raw(share.up.name, share.up), share.scale)
+                for name, share in adaptation.items()
+            ],
+        )
+
+    def drop_adapter(self, slot: int) -> None:
+        self._executor.drop_adapter(slot)
+
+    @property
+    def adapter_bytes(self) -> int:
+        return self._executor.adapter_bytes
 
     def expert_uses(self) -> list[list[int]]:
         return self._executor.expert_uses()
@@ -208,7 +228,7 @@ class _Writer:
                     (self._matrices[weight], -1 if bias is None else vectors[bias])
                     for weight, bias in zip(linear.weights, biases, strict=True)
                 ]
-                to.linear(rows, at(call.output), residual, segments)
+                to.linear(rows, at(call.output), at(linear.x), residual, segments)
             case Rope(output=out):
                 frequencies = vectors[call.inverse_frequencies]
                 shape_of_head = (call.head_size, call.turned)

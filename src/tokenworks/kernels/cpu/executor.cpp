@@ -238,12 +238,18 @@ void Executor::prepare(Rows rows, Place x, int width, bool quantised, bool float
     });
 }
 
-void Executor::linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments) {
+void Executor::linear(Rows rows, Place output, Place x, const Place* residual,
+                      const std::vector<std::pair<int, int>>& segments) {
     std::vector<Segment>& stacked = segments_.emplace_back();
+    Product& product = products_.emplace_back();
+    product.x = at(x);
+    product.output = at(output);
     int64_t column = 0;
     for (auto [matrix, bias] : segments) {
         const PackedMatrix& weight = matrices_[static_cast<size_t>(matrix)];
         stacked.push_back({&weight, bias < 0 ? nullptr : vectors_[static_cast<size_t>(bias)].data(), column});
+        product.matrices.push_back(matrix);
+        product.columns.push_back(column);
         column += weight.out_features;
     }
     const LinearArgs args{0,
@@ -253,10 +259,16 @@ void Executor::linear(Rows rows, Place output, const Place* residual, const std:
                           prepared_input_,
                           stacked.data(),
                           static_cast<int>(stacked.size())};
-    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+    calls_.push_back([this, rows, args, &product](const Step& step, Share& share) {
         LinearArgs now = args;
         now.rows = step.rows(rows);
+        AdaptArgs adapting;
+        const bool adapts = step.adapters && this->adapts(rows, product, adapting);
+        if (adapts) kernels_.adapt_down(adapting, share);
         kernels_.linear(now, share);
+        if (!adapts) return;
+        share.barrier();
+        kernels_.adapt_up(adapting, share);
     });
 }
 
@@ -435,6 +447,8 @@ void Executor::check(const Step& step) const {
     for (int r = 0; r < step.selected; r++)
         require(step.logit_rows[r] >= 0 && step.logit_rows[r] < step.tokens, "a logit row is outside the step");
     for (int s = 0; s < step.sequences; s++) {
+        require(!step.adapters || step.adapters[s] == -1 || adapters_.contains(step.adapters[s]),
+                "there is no adapter in a sequence's slot");
         const int begin = step.row_starts[s], end = step.row_starts[s + 1];
         require(begin < end, "a sequence without rows");
         if (layer_offsets_.empty()) continue;
@@ -456,6 +470,7 @@ void Executor::check(const Step& step) const {
 void Executor::run(Step step, int part) {
     step.merged = merged_;
     check(step);
+    if (step.adapters) group_rows(step);
     const int parts = static_cast<int>(part_starts_.size());
     if (part < -1 || part >= parts) throw std::invalid_argument("there is no such part");
     const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];

@@ -3,10 +3,12 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "adapt/adapters.h"
 #include "experts/experts.h"
 #include "linear/linear.h"
 #include "memory.h"
@@ -51,6 +53,7 @@ struct Step {
     int input_width = 0;
     const int32_t* window_starts = nullptr;  // [windows + 1]
     int windows = 0;
+    const int32_t* adapters = nullptr;  // [sequences] slot, or -1
     int merged = 1;  // tokens of a merged row
     const int32_t *state_begin = nullptr, *state_rows = nullptr, *state_slots = nullptr;
     int state_writings = 0;
@@ -77,6 +80,13 @@ struct CacheShape {
 // One expert by the numbers of its matrices and of their biases, -1 where there is none; `number` is the router's.
 struct ExpertNumbers {
     int number, gate, up, down, gate_bias, up_bias, down_bias;
+};
+
+// What an adapter does to the weight of a matrix's number: down [rank, in_features], up [out_features, rank].
+struct RawAdaptation {
+    int matrix;
+    RawWeight down, up;
+    float scale;
 };
 
 class Executor {
@@ -106,7 +116,8 @@ class Executor {
     void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide, float epsilon);
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
-    void linear(Rows rows, Place output, const Place* residual, const std::vector<std::pair<int, int>>& segments);
+    void linear(Rows rows, Place output, Place x, const Place* residual,
+                const std::vector<std::pair<int, int>>& segments);
     void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
               const std::vector<int32_t>& axes);
     void store(Place k, Place v, int layer);
@@ -134,6 +145,11 @@ class Executor {
     // The result of a step, which is looked at when it is there.
     void watch(Rows rows, Place x, int width) { watched_ = {rows, x, width}; }
 
+    // Adapters, between steps. A slot's earlier adapter goes. Throws std::invalid_argument for one that does not fit.
+    void load_adapter(int slot, const std::vector<RawAdaptation>& adaptations);
+    void drop_adapter(int slot);
+    int64_t adapter_bytes() const;
+
     // All parts, or one. Throws std::invalid_argument if a number in `step` points outside the model or the cache.
     void run(Step step, int part = -1);
     void sample(SampleArgs args);  // but for the scratch
@@ -154,6 +170,25 @@ class Executor {
   private:
     using Call = std::function<void(const Step&, Share&)>;
 
+    // A linear product, as adapters see it.
+    struct Product {
+        std::vector<int> matrices;
+        std::vector<int64_t> columns;  // where each matrix's outputs begin
+        Columns x, output;
+        std::vector<const LowRank*> maps;  // [slots, matrices]; null: not adapted
+        int adapted = 0;                   // maps that are not null
+    };
+    struct Adapter {
+        Region region;
+        std::vector<LowRank> maps;
+    };
+    // AdaptArgs' groups.
+    struct AdaptedRows {
+        std::vector<int32_t> rows, starts, slots;
+    };
+
+    void group_rows(const Step& step);
+    bool adapts(Rows rows, const Product& product, AdaptArgs& args) const;  // false: there is nothing to do
     Columns at(Place place) const { return {arena() + place.first, place.second}; }
     Cache cache_of(int layer) const;
     void check(const Step& step) const;
@@ -184,6 +219,12 @@ class Executor {
     bool in_file_ = false;
     ExpertReads expert_reads_;
     Region experts_scratch_;
+    std::deque<Product> products_;
+    std::map<int, Adapter> adapters_;  // by slot
+    AdaptedRows adapted_tokens_, adapted_selected_;  // of the step under way
+    std::vector<int32_t> row_slots_;
+    Region adapter_inner_;
+    int adapter_inner_width_ = 0;
     std::vector<Call> calls_;
     struct {
         Rows rows;

@@ -300,6 +300,7 @@ struct PrepareArgs;  // linear/linear.h
 struct LinearArgs;
 struct PrepareGroupsArgs;
 struct LinearGroupsArgs;
+struct AdaptArgs;  // adapt/adapters.h
 
 struct Kernels {
     const char* name;
@@ -334,6 +335,8 @@ struct Kernels {
     void (*linear)(const LinearArgs&, Share&);
     void (*prepare_groups)(const PrepareGroupsArgs&, Share&);  // row-wise: the same for products of groups of rows
     void (*linear_groups)(const LinearGroupsArgs&, Share&);
+    void (*adapt_down)(const AdaptArgs&, Share&);  // beside the product, whose input it reads
+    void (*adapt_up)(const AdaptArgs&, Share&);    // after both and a barrier: adds to the product's output
 };
 
 // The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx, neon).
@@ -350,6 +353,7 @@ const Kernels& kernels();
     void operation##_neon(Kernels& table);
 TOKENWORKS_FILL(linear)
 TOKENWORKS_FILL(embed)
+TOKENWORKS_FILL(adapt)        // adapt_down, adapt_up
 TOKENWORKS_FILL(features)     // input, inject, merge
 TOKENWORKS_FILL(norm)
 TOKENWORKS_FILL(rope)

@@ -97,7 +97,8 @@ void require(bool holds, const char* what) {
 void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTable block_tables, Ints logit_rows,
          std::optional<FloatTable> features, std::optional<Ints> feature_rows, std::optional<IntTable> axes,
          std::optional<Ints> ends, std::optional<FloatTable> inputs, std::optional<Ints> window_starts,
-         std::optional<Ints> state_begin, std::optional<Ints> state_rows, std::optional<Ints> state_slots, int part) {
+         std::optional<Ints> state_begin, std::optional<Ints> state_rows, std::optional<Ints> state_slots,
+         std::optional<Ints> adapters, int part) {
     require(row_starts.size() >= 1, "row_starts has no entries");
     const size_t sequences = row_starts.size() - 1;
     require(positions.size() == tokens.size(), "tokens and positions differ in length");
@@ -112,6 +113,7 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
     require(!state_begin || (state_begin->size() == sequences && state_rows && state_slots &&
                              state_rows->size() == state_slots->size()),
             "states need a beginning for each sequence and a slot for each row");
+    require(!adapters || adapters->size() == sequences, "adapters needs an entry for each sequence");
     Step step{static_cast<int>(tokens.size()),
                     static_cast<int>(sequences),
                     static_cast<int>(logit_rows.size()),
@@ -146,6 +148,7 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
         step.window_starts = window_starts->data();
         step.windows = static_cast<int>(window_starts->size()) - 1;
     }
+    if (adapters) step.adapters = adapters->data();
     nb::gil_scoped_release unlocked;
     executor.run(step, part);
 }
@@ -252,11 +255,11 @@ NB_MODULE(_cpu, m) {
         .def("layernorm", &Executor::layernorm)
         .def("prepare", &Executor::prepare)
         .def("linear",
-             [](Executor& executor, Rows rows, Place output, std::optional<Place> residual,
+             [](Executor& executor, Rows rows, Place output, Place x, std::optional<Place> residual,
                 const std::vector<std::pair<int, int>>& segments) {
-                 executor.linear(rows, output, residual ? &*residual : nullptr, segments);
+                 executor.linear(rows, output, x, residual ? &*residual : nullptr, segments);
              },
-             "rows"_a, "output"_a, "residual"_a.none(), "segments"_a)
+             "rows"_a, "output"_a, "x"_a, "residual"_a.none(), "segments"_a)
         .def("rope", &Executor::rope)
         .def("store", &Executor::store)
         .def("attend", &Executor::attend)
@@ -298,7 +301,17 @@ NB_MODULE(_cpu, m) {
         .def("pool", &Executor::pool)
         .def("run", &run, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
              nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-             nb::arg().none(), nb::arg())
+             nb::arg().none(), nb::arg().none(), nb::arg())
+        .def("load_adapter",
+             [](Executor& executor, int slot, const std::vector<std::tuple<int, Raw, Raw, float>>& adaptations) {
+                 std::vector<RawAdaptation> raws;
+                 for (const auto& [matrix, down, up, scale] : adaptations)
+                     raws.push_back({matrix, raw(down), raw(up), scale});
+                 nb::gil_scoped_release unlocked;
+                 executor.load_adapter(slot, raws);
+             })
+        .def("drop_adapter", &Executor::drop_adapter)
+        .def_prop_ro("adapter_bytes", &Executor::adapter_bytes)
         .def("values",
              // Rows of a buffer as they are after a run; a view.
              [](nb::handle self, Place place, size_t rows, size_t width) {

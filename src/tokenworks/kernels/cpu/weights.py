@@ -61,16 +61,17 @@ class Loader:
         tables |= {name for expert in experts for name in expert.weights}
         self._matrices = [name for name in self._needs if name in tables]
         self._vectors = [name for name in self._needs if name not in tables]
-        self._shapes: dict[str, Shape] = {}
+        self.shapes: dict[str, Shape] = {}
+        """Of every weight, when loaded."""
         self._unkept: Packed = {}
         """What `keep` is to write."""
 
     def load(self) -> tuple[dict[str, int], dict[str, int]]:
         """Numbers of matrices and of vectors, by name. Raises ModelError."""
         try:
-            vectors = {name: self._executor.vector(_raw(name, self._look_up(name))) for name in self._vectors}
+            vectors = {name: self._executor.vector(raw(name, self._look_up(name))) for name in self._vectors}
             packed = self._packed()
-            check_operations(self._program, self._shapes)
+            check_operations(self._program, self.shapes)
             matrices = {name: self._executor.use(*packed[name]) for name in self._matrices}
         except ValueError as error:
             raise ModelError(f"This checkpoint cannot run on the CPU backend: {error}.") from None
@@ -108,7 +109,7 @@ class Loader:
         file = open_packed(place.path, place.sources)
         if file is None:
             return None
-        shapes = self._shapes | {name: facts[1:3] for name, (facts, _) in file.matrices().items()}
+        shapes = self.shapes | {name: facts[1:3] for name, (facts, _) in file.matrices().items()}
         if shapes.keys() != self._needs.keys():
             return None
         try:
@@ -117,7 +118,7 @@ class Loader:
             check_operations(self._program, shapes)
         except ModelError:
             return None
-        self._shapes = shapes
+        self.shapes = shapes
         return file
 
     def _from_file(self, place: PackedPlace, file: PackedFile, available_bytes: float) -> Packed | None:
@@ -162,18 +163,19 @@ class Loader:
             full = sum(tensor.data.nbytes for tensor in batch) >= PACK_BATCH_BYTES
             if full or number == len(self._matrices) - 1:
                 names = self._matrices[number + 1 - len(batch) : number + 1]
-                raws = [_raw(*pair) for pair in zip(names, batch, strict=True)]
+                raws = [raw(*pair) for pair in zip(names, batch, strict=True)]
                 yield dict(zip(names, self._executor.pack(raws), strict=True))
                 _release_pages(batch)
                 batch, raws = [], []
 
     def _look_up(self, name: str) -> Tensor:
         tensor = look_up(self._weights, name, self._needs[name])
-        self._shapes[name] = tensor.shape
+        self.shapes[name] = tensor.shape
         return tensor
 
 
-def _raw(name: str, tensor: Tensor) -> "_cpu.Raw":
+def raw(name: str, tensor: Tensor) -> "_cpu.Raw":
+    """As the executor takes it."""
     return name, tensor.format, math.prod(tensor.shape[:-1]), tensor.shape[-1], tensor.data, tensor.row_scales
 
 
