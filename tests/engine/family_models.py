@@ -15,6 +15,7 @@ from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.delta import DeltaNet
 from tokenworks.models.experts import Mixture
+from tokenworks.models.latent import Latent
 from tokenworks.models.mamba import Mamba2
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
@@ -22,6 +23,7 @@ from tokenworks.models.rope import Rope
 
 WIDTH, VOCABULARY, EOS, CONTEXT_TOKENS = 64, 128, 127, 200
 _ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="global", turned=16)
+_LATENT = Latent(heads=5, rank=24, turned=16, unturned=9, value_size=11, scale=0.2, rope="global", query_rank=20)
 _MLP = Mlp(width=96, activation="silu")
 
 
@@ -51,6 +53,7 @@ MODELS = {
         (_MAMBA, _MLP),
     ),
     "delta nets and gated attention": _decoder((_DELTA, _MLP), (replace(_ATTENTION, gated=True), _MLP), (_DELTA, None)),
+    "latent attention": _decoder((_LATENT, _MLP), (_LATENT, _MLP)),
     "experts": _decoder(
         *[(_ATTENTION, Mixture(experts=6, width=32, top_k=2, activation="silu", normalise=True))] * 2,
     ),

@@ -28,18 +28,27 @@ class Shape:
     cached: bool = True
     sinks: float = 0.0
     """How large the heads' sinks are."""
+    latent: int = 0
+    """V is so many columns of K, and kv_heads is 1."""
 
     @property
     def width(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_size
+        return (self.heads + (1 if self.latent else 2) * self.kv_heads) * self.head_size
 
     @property
     def tolerance(self) -> float:
         """Absolute. With a cache of bytes the kernels, unlike the reference, round the weights of V to 15 bits."""
-        return 1e-3 if self.cache_dtype == "int8" else 2e-5
+        return 1e-3 if self.cache_dtype == "int8" and not self.latent else 2e-5
 
     def program(self) -> Program:
         h, kv, d = self.heads, self.kv_heads, self.head_size
+        if self.latent:
+            return program_of(
+                self.width,
+                lambda b, x: b.attend_latent(
+                    x.columns(0, h * d), x.columns(h * d, d), heads=h, head_size=d, latent=self.latent, scale=d**-0.5
+                ),
+            )
         return program_of(
             self.width,
             lambda b, x: b.attend(
@@ -85,6 +94,10 @@ SHAPES = [
     Shape(8, 2, 64, window=128, sinks=3.0),
     Shape(8, 2, 64, window=128, sinks=200.0, cache_dtype="float32"),  # heads that look at nothing
     Shape(8, 2, 64, sinks=3.0, cache_dtype="int8"),
+    Shape(16, 1, 192, latent=128),
+    Shape(4, 1, 96, latent=80, cache_dtype="float32"),
+    Shape(7, 1, 26, latent=18, block_tokens=5),
+    Shape(100, 1, 48, latent=40, cache_dtype="int8"),
 ]
 
 

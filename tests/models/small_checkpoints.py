@@ -14,10 +14,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     BambaConfig,
     BertConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4MoeConfig,
+    Glm4MoeLiteConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -115,6 +118,30 @@ _GRANITE_4 = _HYBRID | {
     "residual_multiplier": 0.3,
     "attention_multiplier": 0.2,
     "logits_scaling": 0.4,
+}
+_DEEPSEEK = {k: v for k, v in _SMALL.items() if k != "head_dim"} | {
+    "num_key_value_heads": 5,
+    "kv_lora_rank": 14,
+    "q_lora_rank": 18,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 11,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 22,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 1.7,
+    **_NO_SPECIAL,
+}
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e3,
+    "factor": 8.0,
+    "beta_fast": 3.0,
+    "beta_slow": 1.0,
+    "mscale": 0.9,
+    "mscale_all_dim": 1.4,
+    "original_max_position_embeddings": 32,
 }
 DECODERS: dict[str, Any] = {
     "bamba": BambaConfig(**_HYBRID, attn_layer_indices=[1], mamba_proj_bias=True, attention_bias=True, mlp_bias=True),
@@ -293,6 +320,33 @@ DECODERS: dict[str, Any] = {
         attention_bias=True,
     ),
     "gpt-oss": GptOssConfig(**_GPT_OSS),
+    "deepseek-v2": DeepseekV2Config(**_DEEPSEEK | {"q_lora_rank": None}, n_shared_experts=2),
+    "deepseek-v2-grouped": DeepseekV2Config(
+        **_DEEPSEEK | {"rope_parameters": _DEEPSEEK_YARN},
+        n_shared_experts=1,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+    ),
+    "deepseek-v3": DeepseekV3Config(
+        **_DEEPSEEK | {"rope_parameters": _DEEPSEEK_YARN, "qk_nope_head_dim": 9},
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+    ),
+    # Keys whose columns fill registers, and are read in place; halves that are not interleaved.
+    "deepseek-v3-biased": DeepseekV3Config(
+        **_DEEPSEEK | {"q_lora_rank": None, "kv_lora_rank": 32, "qk_rope_head_dim": 16, "first_k_dense_replace": 2},
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        attention_bias=True,
+        rope_interleave=False,
+        norm_topk_prob=False,
+    ),
+    "glm4-moe-lite": Glm4MoeLiteConfig(
+        **{k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"}, n_shared_experts=1
+    ),
     "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
 }
 

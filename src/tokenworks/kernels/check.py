@@ -9,6 +9,7 @@ from tokenworks.kernels.program import (
     Experts,
     LayerNorm,
     Linear,
+    LinearHeads,
     Program,
     RmsNorm,
     Rope,
@@ -49,6 +50,9 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
                     need(name, None, x.width)
                 for name in filter(None, biases):
                     need(name, None)
+            case LinearHeads(weights=weights):
+                for name in weights:
+                    need(name, instruction.outputs, instruction.inputs)
             case Rope(turned=turned, inverse_frequencies=inverse_frequencies, axes=axes):
                 assert len(axes) in (0, turned // 2), "an axis for each frequency"
                 need(inverse_frequencies, turned // 2)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tokenworks.kernels.heads import LinearHeads as LinearHeads
 from tokenworks.kernels.mixture import Expert as Expert
 from tokenworks.kernels.mixture import Experts as Experts
 from tokenworks.kernels.mixture import Route as Route
@@ -106,6 +107,8 @@ class Attend:
     Of these only the ones less than `window` places away, unless `window` is 0.
     `softcap` 0 is off, else softcap * tanh(s / softcap). `sinks` names a weight [heads]: one more score for each head,
     which takes its share of the softmax and adds nothing (arXiv 2309.17453, learned as in gpt-oss).
+    With `latent` other than 0, V is the last `latent` columns of each head of K (so are the columns of `v`) and is kept
+    with it, once; out has `latent` columns for each head (arXiv 2405.04434). Only with a cache.
     """
 
     output: Value
@@ -123,6 +126,12 @@ class Attend:
     sinks: str | None = None
     portion: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n portions of the rows alone; together all rows. So that a run can pause between them."""
+    latent: int = 0
+
+    @property
+    def value_size(self) -> int:
+        """Columns of a head's result."""
+        return self.latent or self.head_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +255,7 @@ Instruction = (
     | RmsNorm
     | LayerNorm
     | Linear
+    | LinearHeads
     | Rope
     | Attend
     | Recurrent
@@ -269,6 +279,9 @@ class KvLayer:
     kv_heads: int
     head_size: int
     window: int
+    latent: int = 0
+    """V is these last columns of K (see Attend). A cache of int8 keeps such layers in float16: their rotary columns and
+    the others differ too much in size to share a scale, and one vector for all heads is small already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +347,18 @@ class ProgramBuilder:
         self._cache_layers.append(layer)
         return len(self._cache_layers) - 1
 
-    def rmsnorm(self, x: Value, weight: str, epsilon: float, *, group: int | None = None, wide: bool = False) -> Value:
-        out = self._new(x.width)
+    def rmsnorm(
+        self,
+        x: Value,
+        weight: str,
+        epsilon: float,
+        *,
+        group: int | None = None,
+        wide: bool = False,
+        into: Value | None = None,
+    ) -> Value:
+        """`into` may be x."""
+        out = into or self._new(x.width)
         self._instructions.append(RmsNorm(out, x, weight, epsilon, group or x.width, wide))
         return out
 
@@ -356,6 +379,13 @@ class ProgramBuilder:
         """`width` is the sum of the weights' output features."""
         out = into or self._new(width)
         self._instructions.append(Linear(out, x, tuple(weights), tuple(biases or ())))
+        return out
+
+    def linear_heads(self, x: Value, weights: Iterable[str], outputs: int, *, kept: int = 0) -> Value:
+        """`outputs`: of each weight."""
+        names = tuple(weights)
+        out = self._new(len(names) * (kept + outputs))
+        self._instructions.append(LinearHeads(out, x, names, kept))
         return out
 
     def rope(
@@ -442,6 +472,14 @@ class ProgramBuilder:
         layer = self._keep(StateLayer(heads * key_size * value_size))
         shape = (heads, key_heads, key_size, value_size)
         self._instructions.append(DeltaRule(out, q, k, v, steps, rates, layer, decay, step_bias, *shape))
+        return out
+
+    def attend_latent(self, q: Value, k: Value, *, heads: int, head_size: int, latent: int, scale: float) -> Value:
+        """All heads share one K, the last `latent` columns of which are V. Takes the next cache layer."""
+        layer = self._keep(KvLayer(1, head_size, 0, latent))
+        out = self._new(heads * latent)
+        v = k.columns(head_size - latent, latent)
+        self._instructions.append(Attend(out, q, k, v, layer, heads, 1, head_size, scale, 0, 0.0, latent=latent))
         return out
 
     def gate(self, gate: Value, up: Value, activation: Activation, *, limit: float = 0.0, offset: float = 0.0) -> Value:

@@ -32,6 +32,7 @@ from tokenworks.kernels.program import (
     KvLayer,
     LayerNorm,
     Linear,
+    LinearHeads,
     Merge,
     Pause,
     Pool,
@@ -89,8 +90,11 @@ class ReferenceExecutable:
         for number, layer in enumerate(program.cache_layers):
             if isinstance(layer, KvLayer):
                 shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
-                dtype = np.float32 if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
-                self._caches[number] = (np.zeros(shape, dtype), np.zeros(shape, dtype))
+                in_bytes_as = np.float16 if layer.latent else np.float32
+                dtype = in_bytes_as if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
+                keys = np.zeros(shape, dtype)
+                # A latent layer's values are a view of its keys.
+                self._caches[number] = (keys, keys[..., -layer.latent :] if layer.latent else np.zeros(shape, dtype))
             else:
                 self._states[number] = np.zeros((limits.state_slots, layer.floats), np.float32)
         self._rounded = limits.cache_dtype == "int8"
@@ -102,7 +106,9 @@ class ReferenceExecutable:
         self.parts = len(self._parts)
         self.from_packed_file = False
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
-        self.cache_bytes = sum(keys.nbytes + values.nbytes for keys, values in self._caches.values())
+        self.cache_bytes = sum(
+            keys.nbytes + (values.nbytes if values.base is None else 0) for keys, values in self._caches.values()
+        )
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
 
     def keep_packed(self) -> None:
@@ -295,6 +301,13 @@ def _linear(step: _Step, op: Linear) -> Float64:
     return np.concatenate(parts, axis=1)
 
 
+def _linear_heads(step: _Step, op: LinearHeads) -> Float64:
+    x = step.load(op.x)
+    heads = x.reshape(len(x), len(op.weights), op.kept + op.inputs)
+    made = np.stack([heads[:, h, op.kept :] @ step.weight(name).T for h, name in enumerate(op.weights)], axis=1)
+    return np.concatenate((heads[..., : op.kept], made), axis=2).reshape(len(x), op.output.width)
+
+
 def _rope(step: _Step, op: Rope) -> Float64:
     x = step.load(op.x)
     heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
@@ -314,11 +327,12 @@ def _attend(step: _Step, op: Attend) -> Float64:
     sinks = None if op.sinks is None else step.weight(op.sinks)
     q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
     k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
-    v = step.load(op.v).reshape(tokens, op.kv_heads, op.head_size)
-    if op.cache_layer is not None and step.cache_in_bytes:
+    v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)
+    if op.cache_layer is not None and step.cache_in_bytes and not op.latent:
         q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
     number, count = op.portion
-    out = step.load(op.output).reshape(q.shape) if number else np.zeros_like(q)
+    shape = (tokens, op.heads, op.value_size)
+    out = step.load(op.output).reshape(shape) if number else np.zeros(shape)
     for s, (start, stop) in enumerate(_sequences(step.batch, op.windows)):
         if op.cache_layer is None:
             rows = stop - start
@@ -519,6 +533,7 @@ _COMPUTE: dict[type, Callable[..., Float64]] = {
     RmsNorm: _rmsnorm,
     LayerNorm: _layernorm,
     Linear: _linear,
+    LinearHeads: _linear_heads,
     Rope: _rope,
     Attend: _attend,
     ShortConvolution: _recurrent,

@@ -18,11 +18,13 @@ STATE_ONLY_BLOCKS = 1 << 16
 
 def token_bytes(layers: Iterable[CacheLayer], dtype: CacheType) -> int:
     """Bytes of K and V of one token over all layers."""
-    return sum(
-        2 * layer.kv_heads * (layer.head_size * ELEMENT_BYTES[dtype] + SCALE_BYTES[dtype])
-        for layer in layers
-        if isinstance(layer, KvLayer)
-    )
+    return sum(_token_bytes(layer, dtype) for layer in layers if isinstance(layer, KvLayer))
+
+
+def _token_bytes(layer: KvLayer, dtype: CacheType) -> int:
+    if layer.latent:
+        return layer.kv_heads * layer.head_size * ELEMENT_BYTES["float16" if dtype == "int8" else dtype]
+    return 2 * layer.kv_heads * (layer.head_size * ELEMENT_BYTES[dtype] + SCALE_BYTES[dtype])
 
 
 def state_bytes(layers: Iterable[CacheLayer]) -> int:

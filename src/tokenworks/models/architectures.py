@@ -3,6 +3,7 @@ one, and a row here."""
 
 from tokenworks.models.families import (
     bert,
+    deepseek,
     gemma,
     gemma_vision,
     glm_moe,
@@ -45,6 +46,10 @@ HF_ARCHITECTURES = {
     "qwen3_next": qwen_next.QWEN3_NEXT,
     "qwen3_5_text": qwen_next.QWEN3_5,
     "qwen3_5_moe_text": qwen_next.QWEN3_5_MOE,
+    "deepseek_v2": deepseek.DEEPSEEK_V2,
+    "deepseek_v3": deepseek.DEEPSEEK_V3,
+    "kimi_k2": deepseek.DEEPSEEK_V3,
+    "glm4_moe_lite": deepseek.GLM4_MOE_LITE,
     "gemma3_text": gemma.GEMMA3,
     "gemma3": gemma_vision.GEMMA3_VISION,
     "qwen2_5_vl": qwen_vision.QWEN2_5_VL,

@@ -111,10 +111,11 @@ def _checkpoint(
     vision = config.vision if isinstance(config, DecoderConfig) else None
     if vision is not None:
         shapes = shapes | vision_shapes(vision, config.width)
-    places = _places(names, shapes)
+    as_stored = {name: shape[::-1] if names.is_turned(name) else shape for name, shape in shapes.items()}
+    places = _places(names, as_stored)
     stored_shapes: dict[str, tuple[int, ...]] = {}
     for canonical, place in places.items():
-        shape = shapes[canonical]
+        shape = as_stored[canonical]
         end = (place.first_row + shape[0], *shape[1:])  # the last part's
         stored_shapes[place.name] = end[::-1] if place.name in names.transposed else end
     for name, shape in stored_shapes.items():
@@ -135,7 +136,7 @@ def _checkpoint(
     }
     for name, values in computed_weights(vision).items() if vision else ():
         computed[name] = _float32(name, values)
-    return Checkpoint(path, architecture, config, _Weights(config, found, places, shapes, names, computed))
+    return Checkpoint(path, architecture, config, _Weights(config, found, places, as_stored, names, computed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class _Weights(Mapping[str, Tensor]):
     config: ModelConfig
     found: Mapping[str, Found]
     places: Mapping[str, _Place]
-    shapes: Mapping[str, tuple[int, ...]]
+    stored_shapes: Mapping[str, tuple[int, ...]]
     names: FileNames
     computed: Mapping[str, Tensor]
 
@@ -191,10 +192,12 @@ class _Weights(Mapping[str, Tensor]):
         assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
         transposed, rows = place.name in self.names.transposed, self.names.rows_of(name)
         if isinstance(stored, Tensor | PackedTensor) and not transposed and rows is None:
-            stored = stored.rows(place.first_row, self.shapes[name][0])
+            stored = stored.rows(place.first_row, self.stored_shapes[name][0])
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         if transposed:
             return _float32(name, dequantise(tensor).T)
+        if self.names.is_turned(name):
+            return _turned(name, tensor)
         if rows is not None:
             assert isinstance(self.config, DecoderConfig)
             tensor = gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
@@ -251,6 +254,17 @@ def _halves(tensor: Tensor, heads: int) -> Tensor:
     if scales is not None:
         scales = np.ascontiguousarray(scales.reshape(pairs).swapaxes(1, 2)).reshape(-1)
     return replace(tensor, data=data, row_scales=scales)
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    """[in, out] as [out, in]. Blocks lie along rows, so what is quantised becomes float16, whose rounding is a fraction
+    of what the quantisation left."""
+    if tensor.format not in ("F32", "F16", "BF16"):
+        halves = np.ascontiguousarray(dequantise(tensor).T.astype(np.float16))
+        return Tensor(name, "F16", halves.shape, halves.view(np.uint8).reshape(-1))
+    elements = tensor.data.reshape(*tensor.shape, -1)
+    data = np.ascontiguousarray(elements.swapaxes(0, 1)).reshape(-1)
+    return Tensor(name, tensor.format, tensor.shape[::-1], data)
 
 
 def _float32(name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:

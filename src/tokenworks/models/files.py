@@ -72,6 +72,8 @@ class FileNames:
     """Names in the file, with {} for each number, of convolutions [out, ...] that are seen as linear maps [out, in]."""
     transposed: frozenset[str] = frozenset()
     """Names in the file of linear maps stored as [in, out]."""
+    turned: frozenset[str] = frozenset()
+    """Canonical names of linear maps that are [in, out] among the rows of a tensor that they share."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """How some files begin names, and how those here begin: the first that fits is exchanged."""
 
@@ -103,6 +105,9 @@ class FileNames:
 
     def rows_of(self, canonical: str) -> Rows | None:
         return self.rows.get(_NUMBER.sub("{}", canonical))
+
+    def is_turned(self, canonical: str) -> bool:
+        return bool(self.turned) and _NUMBER.sub("{}", canonical) in self.turned
 
 
 @dataclass(frozen=True, slots=True)

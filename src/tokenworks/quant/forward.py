@@ -29,6 +29,7 @@ from tokenworks.kernels.program import (
     Instruction,
     LayerNorm,
     Linear,
+    LinearHeads,
     Merge,
     Pause,
     Pool,
@@ -105,6 +106,8 @@ class Forward:
         match instruction:
             case Linear(x=x):
                 return product(instruction, self.input(x))
+            case LinearHeads():
+                return self._linear_heads(instruction)
             case Embed():
                 return self._embed(instruction)
             case ShortConvolution() | SelectiveScan() | DeltaRule():
@@ -156,6 +159,11 @@ class Forward:
         }
         return np.asarray(table[index[op.index]] * np.float32(op.scale), np.float32)
 
+    def _linear_heads(self, op: LinearHeads) -> Float32:
+        heads = self.input(op.x).reshape(len(self.input(op.x)), len(op.weights), -1)
+        made = [heads[:, h, op.kept :] @ dequantise(self._weights[name]).T for h, name in enumerate(op.weights)]
+        return np.concatenate((heads[..., : op.kept], np.stack(made, axis=1)), axis=2).reshape(len(heads), -1)
+
     def _rope(self, op: Rope, x: Float32) -> Float32:
         windows, length = self.tokens.shape
         angles = np.arange(length, dtype=np.float32)[:, None] * self._vector(op.inverse_frequencies)
@@ -168,15 +176,15 @@ class Forward:
 
     def _attend(self, op: Attend) -> Float32:
         windows, length = self.tokens.shape
-        # [windows, heads, length, head_size]
+        # [windows, heads, length, a head's columns]
         q, k, v = (
-            self.input(value).reshape(windows, length, -1, op.head_size).transpose(0, 2, 1, 3)
-            for value in (op.q, op.k, op.v)
+            self.input(value).reshape(windows, length, -1, size).transpose(0, 2, 1, 3)
+            for value, size in ((op.q, op.head_size), (op.k, op.head_size), (op.v, op.value_size))
         )
         sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
         mask = _mask(length, op.window, causal=op.cache_layer is not None)
         shared = op.heads // op.kv_heads
-        out = np.empty((windows, length, op.heads, op.head_size), np.float32)
+        out = np.empty((windows, length, op.heads, op.value_size), np.float32)
         for w in range(windows):
             scores = np.float32(op.scale) * (q[w] @ k[w].repeat(shared, axis=0).transpose(0, 2, 1))
             if op.softcap:

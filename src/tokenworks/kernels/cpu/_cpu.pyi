@@ -59,7 +59,7 @@ class Executor:
         block_tokens: int,
         cache_type: CacheType,
         merged: int,
-        layers: list[tuple[int, int]],
+        layers: list[tuple[int, int, int]],
         state_slots: int,
         states: list[int],
     ) -> None: ...
@@ -82,6 +82,20 @@ class Executor:
     def linear(
         self, rows: Rows, output: Place, x: Place, residual: Place | None, segments: list[tuple[int, int]]
     ) -> None: ...
+    def prepare_heads(
+        self,
+        rows: Rows,
+        output: Place,
+        x: Place,
+        heads: int,
+        kept: int,
+        inputs: int,
+        outputs: int,
+        quantised: bool,
+        floats: bool,
+        /,
+    ) -> None: ...
+    def linear_heads(self, rows: Rows, output: Place, kept: int, matrices: list[int], /) -> None: ...
     def rope(
         self,
         rows: Rows,
@@ -112,6 +126,7 @@ class Executor:
         sinks: int,
         portion: int,
         portions: int,
+        latent: int,
         /,
     ) -> None: ...
     def short_convolution(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
-from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, Product, Store, make_plan
+from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, PrepareHeads, Product, Store, make_plan
 from tokenworks.kernels.cpu.weights import Loader, raw
 from tokenworks.kernels.program import (
     Activate,
@@ -21,6 +21,7 @@ from tokenworks.kernels.program import (
     KvLayer,
     LayerNorm,
     Linear,
+    LinearHeads,
     Merge,
     Pause,
     Pool,
@@ -83,7 +84,11 @@ class CpuExecutable:
             limits.block_tokens,
             _cpu.CacheType[limits.cache_dtype],
             self._plan.merged,
-            [(layer.kv_heads, layer.head_size) for layer in program.cache_layers if isinstance(layer, KvLayer)],
+            [
+                (layer.kv_heads, layer.head_size, layer.latent)
+                for layer in program.cache_layers
+                if isinstance(layer, KvLayer)
+            ],
             limits.state_slots,
             [layer.floats for layer in program.cache_layers if isinstance(layer, StateLayer)],
         )
@@ -221,6 +226,12 @@ class _Writer:
             case Prepare(x=x):
                 forms = {to.quantised(self._matrices[name]) for name in call.weights}
                 to.prepare(rows, at(x), x.width, True in forms, False in forms)
+            case PrepareHeads(linear=linear):
+                forms = {to.quantised(self._matrices[name]) for name in linear.weights}
+                shape_of_heads = (len(linear.weights), linear.kept, linear.inputs, linear.outputs)
+                to.prepare_heads(rows, at(linear.output), at(linear.x), *shape_of_heads, True in forms, False in forms)
+            case LinearHeads(output=out):
+                to.linear_heads(rows, at(out), call.kept, [self._matrices[name] for name in call.weights])
             case Product(linear=linear):
                 residual = None if call.residual is None else at(call.residual)
                 biases = linear.biases or (None,) * len(linear.weights)
@@ -242,7 +253,8 @@ class _Writer:
                 rows_of = (at(out), at(call.q), at(call.k), at(call.v))
                 sinks = -1 if call.sinks is None else vectors[call.sinks]
                 to.attend(
-                    *rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks, *call.portion
+                    *(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks),
+                    *(*call.portion, call.latent),
                 )
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 self._write_recurrent(call, self._layers[call.cache_layer])

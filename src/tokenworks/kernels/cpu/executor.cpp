@@ -15,6 +15,11 @@ constexpr int64_t line = 64;
 
 int64_t to_line(int64_t bytes) { return (bytes + line - 1) / line * line; }
 
+// Latent layers are never kept in bytes (kernels/program.py: CacheLayer).
+CacheType type_of(CacheType type, int latent) {
+    return latent && type == CacheType::int8 ? CacheType::float16 : type;
+}
+
 std::invalid_argument named(const RawWeight& weight, const std::string& what) {
     return std::invalid_argument("weight '" + weight.name + "': " + what);
 }
@@ -128,12 +133,13 @@ void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t pre
 
     // Block after block, and in each all layers: a block is one piece, so a cache in use touches no more than it fills.
     cache_shape_ = cache;
-    for (auto [kv_heads, head_size] : cache.layers) {
+    for (auto [kv_heads, head_size, latent] : cache.layers) {
         layer_offsets_.push_back(block_bytes_);
-        if (cache.type == CacheType::int8 && head_size > largest_byte_head)
+        if (cache.type == CacheType::int8 && !latent && head_size > largest_byte_head)
             throw std::invalid_argument("a cache of int8 takes heads of at most " + std::to_string(largest_byte_head) +
                                         " elements, and these have " + std::to_string(head_size));
-        block_bytes_ += 2 * to_line(tokenworks::cpu::cache_bytes(cache.type, kv_heads, head_size, cache.block_tokens));
+        const CacheType type = type_of(cache.type, latent);
+        block_bytes_ += (latent ? 1 : 2) * to_line(tokenworks::cpu::cache_bytes(type, kv_heads, head_size, cache.block_tokens));
     }
     cache_ = Region(static_cast<size_t>(block_bytes_ * cache.blocks), false);
     for (const int64_t floats : cache.states) {
@@ -148,7 +154,9 @@ Cache Executor::cache_of(int layer) const {
     const auto index = static_cast<size_t>(layer);
     const int64_t end = index + 1 < layer_offsets_.size() ? layer_offsets_[index + 1] : block_bytes_;
     char* k = reinterpret_cast<char*>(cache_.data()) + layer_offsets_[index];
-    return {k, k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens, cache_shape_.type};
+    const int latent = std::get<2>(cache_shape_.layers[index]);
+    return {k, latent ? k : k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens,
+            type_of(cache_shape_.type, latent)};
 }
 
 void Executor::barrier() {
@@ -309,7 +317,7 @@ void Executor::store(Place k, Place v, int layer) {
     args.k = at(k);
     args.v = at(v);
     args.cache = cache_of(layer);
-    std::tie(args.kv_heads, args.head_size) = cache_shape_.layers[static_cast<size_t>(layer)];
+    std::tie(args.kv_heads, args.head_size, args.latent) = cache_shape_.layers[static_cast<size_t>(layer)];
     calls_.push_back([this, args](const Step& step, Share& share) {
         AttendArgs now = args;
         fill(now, step);
@@ -318,7 +326,8 @@ void Executor::store(Place k, Place v, int layer) {
 }
 
 void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
-                      float scale, int window, float softcap, bool windows, int sinks, int portion, int portions) {
+                      float scale, int window, float softcap, bool windows, int sinks, int portion, int portions,
+                      int latent) {
     windows_ |= windows;
     AttendArgs args{};
     args.output = at(output);
@@ -331,6 +340,7 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     args.scale = scale;
     args.window = window;
     args.softcap = softcap;
+    args.latent = latent;
     args.sinks = sinks < 0 ? nullptr : vectors_[static_cast<size_t>(sinks)].data();
     args.portion = portion;
     args.portions = portions;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -72,9 +73,14 @@ struct Step {
 struct CacheShape {
     int blocks, block_tokens;
     CacheType type;
-    std::vector<std::pair<int, int>> layers;  // kv_heads, head_size
+    std::vector<std::tuple<int, int, int>> layers;  // kv_heads, head_size, latent columns of K (0: V is kept too)
     int state_slots;
     std::vector<int64_t> states;  // floats of each layer that keeps a state
+};
+
+// kernels/heads.py: LinearHeads.
+struct HeadsShape {
+    int heads, kept, inputs, outputs;
 };
 
 // One expert by the numbers of its matrices and of their biases, -1 where there is none; `number` is the router's.
@@ -118,11 +124,15 @@ class Executor {
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, Place x, const Place* residual,
                 const std::vector<std::pair<int, int>>& segments);
+    // The same for heads that have a product each; matrices: one for each head.
+    void prepare_heads(Rows rows, Place output, Place x, const HeadsShape& shape, bool quantised, bool floats);
+    void linear_heads(Rows rows, Place output, int kept, const std::vector<int>& matrices);
     void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
               const std::vector<int32_t>& axes);
     void store(Place k, Place v, int layer);
     void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
-                int window, float softcap, bool windows, int sinks, int portion, int portions);  // sinks: vector, or -1
+                int window, float softcap, bool windows, int sinks, int portion, int portions,
+                int latent);  // sinks: vector, or -1
     void scale(Rows rows, Place output, Place x, int width, float factor);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
     // state: number of the layer among those that keep a state; weights are vector numbers, bias -1 for none.

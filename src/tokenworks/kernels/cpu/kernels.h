@@ -124,6 +124,7 @@ struct AttendArgs {
     float scale;
     int window;     // 0: none
     float softcap;  // 0: none
+    int latent;     // V is these last columns of K, and the cache has no other; 0: V is one of its own
     const float* sinks;  // [heads]: one more score of each, that mixes nothing in; or null
     int portion, portions;  // of the rows, as kernels/program.py says
     Cache cache;

@@ -236,7 +236,7 @@ NB_MODULE(_cpu, m) {
         .def("vector", [](Executor& executor, const Raw& weight) { return executor.vector(raw(weight)); })
         .def("allocate",
              [](Executor& executor, int64_t arena_floats, int64_t prepared_rows, int64_t prepared_width, int blocks,
-                int block_tokens, CacheType type, int merged, const std::vector<std::pair<int, int>>& layers,
+                int block_tokens, CacheType type, int merged, const std::vector<std::tuple<int, int, int>>& layers,
                 int state_slots, const std::vector<int64_t>& states) {
                  const CacheShape cache{blocks, block_tokens, type, layers, state_slots, states};
                  executor.allocate(arena_floats, prepared_rows, prepared_width, merged, cache);
@@ -260,6 +260,12 @@ NB_MODULE(_cpu, m) {
                  executor.linear(rows, output, x, residual ? &*residual : nullptr, segments);
              },
              "rows"_a, "output"_a, "x"_a, "residual"_a.none(), "segments"_a)
+        .def("prepare_heads",
+             [](Executor& executor, Rows rows, Place output, Place x, int heads, int kept, int inputs, int outputs,
+                bool quantised, bool floats) {
+                 executor.prepare_heads(rows, output, x, {heads, kept, inputs, outputs}, quantised, floats);
+             })
+        .def("linear_heads", &Executor::linear_heads)
         .def("rope", &Executor::rope)
         .def("store", &Executor::store)
         .def("attend", &Executor::attend)

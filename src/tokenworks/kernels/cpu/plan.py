@@ -19,6 +19,7 @@ from tokenworks.kernels.program import (
     Input,
     Instruction,
     Linear,
+    LinearHeads,
     Merge,
     Pause,
     Pool,
@@ -49,6 +50,13 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareHeads:
+    """The same for the heads' products of `linear`; and copies the columns that pass."""
+
+    linear: LinearHeads
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """Writes the step's K and V to the cache of `attend`."""
 
@@ -64,7 +72,7 @@ class Product:
     residual: Value | None
 
 
-Call = Instruction | Prepare | Store | Product
+Call = Instruction | Prepare | PrepareHeads | Store | Product
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +108,18 @@ def make_plan(program: Program, limits: Limits) -> Plan:
     }
     sizes = [width * rows[kind] for width, kind in zip(program.buffer_widths, kinds, strict=True)]
     offsets, arena_floats = _place_buffers(calls, sizes, program.result.buffer)
-    prepared_width = max((planned.call.x.width for planned in calls if isinstance(planned.call, Prepare)), default=0)
+    prepared_width = max((_prepared_width(planned.call) for planned in calls), default=0)
     return Plan(tuple(calls), tuple(offsets), tuple(kinds), arena_floats, prepared_width, merged)
+
+
+def _prepared_width(call: Call) -> int:
+    match call:
+        case Prepare(x=x):
+            return x.width
+        case PrepareHeads(linear=linear):  # each head's columns are whole blocks of 32
+            return len(linear.weights) * -(-linear.inputs // 32) * 32
+        case _:
+            return 0
 
 
 def reads(call: Call) -> tuple[Value, ...]:
@@ -114,6 +132,8 @@ def reads(call: Call) -> tuple[Value, ...]:
             return (attend.k, attend.v)
         case ShortConvolution() | SelectiveScan() | DeltaRule():
             return inputs_of(call)
+        case PrepareHeads(linear=linear):
+            return (linear.x,)
         case Gate(gate=gate, up=up):
             return (gate, up)
         case Add(a=a, b=b):
@@ -129,6 +149,8 @@ def reads(call: Call) -> tuple[Value, ...]:
 
 
 def written(call: Call) -> Value | None:
+    if isinstance(call, PrepareHeads):
+        return call.linear.output
     return None if isinstance(call, Prepare | Store | Pause) else call.output
 
 
@@ -172,6 +194,9 @@ def _lower(program: Program) -> list[Call]:
                 product = calls[-1]
                 assert isinstance(product, Product)
                 calls[-1] = Product(product.linear, output, residual)
+            case LinearHeads():
+                prepared = None
+                calls += [PrepareHeads(instruction), instruction]
             case Attend() if instruction.cache_layer is not None:
                 calls += [Store(instruction), instruction]
             case _:
@@ -194,7 +219,7 @@ def _sum_to_take_over(calls: list[Call], a: Value, b: Value, uses: Counter[int])
 
 
 def _row_wise(call: Call) -> bool:
-    return not isinstance(call, Product | Attend | Experts | Recurrent | Pause)
+    return not isinstance(call, Product | LinearHeads | Attend | Experts | Recurrent | Pause)
 
 
 def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall]:

@@ -21,7 +21,7 @@ from tokenworks.kernels.backend import PackedPlace
 from tokenworks.kernels.check import Shape, check_operations, check_shape, look_up, needs
 from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.packed_file import Bytes, Facts, PackedFile, Writer, mapped_by_large_pages, open_packed
-from tokenworks.kernels.program import Embed, Experts, Linear, Program
+from tokenworks.kernels.program import Embed, Experts, Linear, LinearHeads, Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.clock import wall_time_s
 from tokenworks.protocol.errors import ModelError
@@ -56,7 +56,7 @@ class Loader:
         self._executor, self._program, self._weights, self._place = executor, program, weights, place
         self._needs = needs(program)
         tables = {i.table for i in program.instructions if isinstance(i, Embed)}
-        tables |= {name for i in program.instructions if isinstance(i, Linear) for name in i.weights}
+        tables |= {name for i in program.instructions if isinstance(i, Linear | LinearHeads) for name in i.weights}
         experts = [expert for i in program.instructions if isinstance(i, Experts) for expert in i.experts]
         tables |= {name for expert in experts for name in expert.weights}
         self._matrices = [name for name in self._needs if name in tables]

@@ -25,12 +25,12 @@ void store(const AttendArgs& args, Share& share) {
 }
 
 INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int row, int head) {
-    const float* mixed = total.mixed + int64_t{r} * whole_panels(args.head_size);
-    float* out = args.output.row(row) + head * args.head_size;
+    const float* mixed = total.mixed + int64_t{r} * whole_panels(value_size(args));
+    float* out = args.output.row(row) + head * value_size(args);
     float sum = total.sum[r];
     if (args.sinks) sum += power_of_two(smaller(all(args.sinks[head] * log2_e - total.maximum[r]), all(126.0f)))[0];
     const Floats share = all(1.0f / sum);
-    each(args.head_size, [&](int at, auto get, auto put) { put(out + at, get(mixed + at) * share); });
+    each(value_size(args), [&](int at, auto get, auto put) { put(out + at, get(mixed + at) * share); });
 }
 
 // All the segments of a task, one after the other.
@@ -69,7 +69,7 @@ INLINE void each_task(const AttendArgs& args, int rows_in_task, const Body& body
 template <typename Path>
 void attend_split(const AttendArgs& args, Share& share, int rows_in_task, int segments, const Path& path,
                   const Partial& part) {
-    const int group = group_of(args), wide = whole_panels(args.head_size);
+    const int group = group_of(args), wide = whole_panels(value_size(args));
     float* partials = args.scratch + share.parts * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const auto slot = [&](int row, int head, int s) {
         return partials + ((int64_t{row} * args.heads + head) * segments + s) * partial_floats(1, wide);
@@ -123,7 +123,7 @@ void attend_by(const AttendArgs& args, Share& share) {
     const bool split = few && segments > 1 && int64_t{args.rows} * args.heads * segments <= args.partials;
     const int parts_of_task = split ? segments : 1;
     while (rows > 4 && args.rows * args.kv_heads * parts_of_task < pieces * rows) rows /= 2;
-    const int all_rows = rows * group_of(args), wide = whole_panels(args.head_size);
+    const int all_rows = rows * group_of(args), wide = whole_panels(value_size(args));
     float* memory = args.scratch + share.part * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const Partial total = partial_at(memory, all_rows, wide);
     const Path path(args, memory + partial_floats(all_rows, wide), all_rows);

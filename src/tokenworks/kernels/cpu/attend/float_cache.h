@@ -26,6 +26,7 @@ void store_row(const AttendArgs& args, const int32_t* table, int row) {
             T elements[lanes];
             store(elements, storable(get(args.k.row(row) + head * size + d), elements));
             for (int i = 0; i < n; i++) k[int64_t{d + i} * tokens] = elements[i];
+            if (args.latent) return;
             store(elements, storable(get(args.v.row(row) + head * size + d), elements));
             __builtin_memcpy(v + d, elements, static_cast<size_t>(n) * sizeof(T));
         });
@@ -76,7 +77,7 @@ void gather(const Source& source, int start, int from, int to, float* k, float* 
         const T* from_v = block_of<T>(source, cache.v, start + i) + int64_t{slot} * size;
         float* to_k = k + (i / panel) * size * panel + i % panel;
         for (int d = 0; d < size; d++) to_k[d * panel] = number(from_k[int64_t{d} * cache.block_tokens]);
-        for (int d = 0; d < size; d++) v[int64_t{i} * wide + d] = number(from_v[d]);
+        for (int d = 0; d < size && !source.args->latent; d++) v[int64_t{i} * wide + d] = number(from_v[d]);
     }
 }
 
@@ -93,15 +94,29 @@ void gather_rows(const Source& source, int start, int from, int to, float* k, fl
 }
 
 template <typename T>
-void widen(const Panels<T>& panels_, int from, int to, int size, float* k, float* v) {
+void widen(const Panels<T>& panels_, int from, int to, int size, bool values, float* k, float* v) {
     for (int p = from / panel; p * panel < to; p++) {
         float* to_k = k + p * size * panel;
         float* to_v = v + p * panel * size;
         for (int d = 0; d < size; d++)
             for (int i = 0; i < panel; i += lanes)
                 store(to_k + d * panel + i, load(panels_.k[p] + d * panels_.k_step + i));
-        for (int at = 0; at < panel * size; at += lanes) store(to_v + at, load(panels_.v[p] + at));
+        for (int at = 0; at < panel * size && values; at += lanes) store(to_v + at, load(panels_.v[p] + at));
     }
+}
+
+// `keys` with V, the last `latent` dimensions of K, copied to v: [segment][whole_panels(latent)].
+Panels<float> values_of_keys(const Panels<float>& keys, int from, int to, int size, int latent, float* v) {
+    Panels<float> result = keys;
+    result.v_step = whole_panels(latent);
+    for (int p = from / panel; p * panel < to; p++) {
+        const float* k = keys.k[p] + (size - latent) * keys.k_step;
+        float* panel_v = v + p * panel * result.v_step;
+        result.v[p] = panel_v;
+        for (int d = 0; d < latent; d++, k += keys.k_step)
+            UNROLL for (int i = 0; i < panel; i++) panel_v[i * result.v_step + d] = k[i];
+    }
+    return result;
 }
 
 // Positions [from, to) of the segment at `start`, copied to k and v: segment * whole_panels(head_size) floats each.
@@ -109,7 +124,7 @@ Panels<float> panels_copied(const Source& source, int start, int from, int to, f
     const AttendArgs& args = *source.args;
     const int size = args.head_size;
     if (in_place(args) && args.cache.type == CacheType::float16)
-        widen(panels_in_place<uint16_t>(source, start, from, to), from, to, size, k, v);
+        widen(panels_in_place<uint16_t>(source, start, from, to), from, to, size, !args.latent, k, v);
     else if (!args.cache.k)
         gather_rows(source, start, from, to, k, v);
     else if (args.cache.type == CacheType::float16)

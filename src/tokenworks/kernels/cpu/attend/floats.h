@@ -15,7 +15,7 @@ class FloatPath {
         v_ = k_ + int64_t{segment} * wide;
         scores_ = v_ + int64_t{segment} * wide;
         q_ = scores_ + int64_t{rows} * segment;
-        part_ = partial_at(q_ + int64_t{rows} * args.head_size, rows, wide);
+        part_ = partial_at(q_ + int64_t{rows} * args.head_size, rows, whole_panels(value_size(args)));
     }
 
     void load_queries(const Task& task) const {
@@ -33,25 +33,32 @@ class FloatPath {
         const int first = seen_by(task, 0).from - start;
         const int last = seen_by(task, task.rows - 1).to - start;
         const int from = first > 0 ? first / panel * panel : 0, to = last < segment ? last : segment;
-        const int rows = task.rows * group_, wide = whole_panels(args_.head_size);
+        const int rows = task.rows * group_, wide = whole_panels(value_size(args_));
         const Partial& part = fresh ? total : part_;
         // Reading halves in place converts them once for each few rows; copying converts once, and stores.
         const bool half = args_.cache.type == CacheType::float16;
         if (in_place(args_) && !half)
-            attend_panels(task, panels_in_place<float>(task.source, start, from, to), start, from, to, part);
-        else if (in_place(args_) && rows <= rows_at_once)
+            attend_panels(task, with_values(panels_in_place<float>(task.source, start, from, to), from, to), start, from, to,
+                          part);
+        else if (in_place(args_) && rows <= rows_at_once && !args_.latent)
             attend_panels(task, panels_in_place<uint16_t>(task.source, start, from, to), start, from, to, part);
         else
-            attend_panels(task, panels_copied(task.source, start, from, to, k_, v_), start, from, to, part);
+            attend_panels(task, with_values(panels_copied(task.source, start, from, to, k_, v_), from, to), start, from, to,
+                          part);
         if (fresh) return;
         for (int r = 0; r < rows; r++) merge(total, r, part, r, wide);
     }
 
   private:
+    // Where V is a part of K: a copy of it, as V lies.
+    Panels<float> with_values(const Panels<float>& keys, int from, int to) const {
+        return args_.latent ? values_of_keys(keys, from, to, args_.head_size, args_.latent, v_) : keys;
+    }
+
     template <typename T>
     void attend_panels(const Task& task, const Panels<T>& panels_, int start, int from, int to,
                        const Partial& part) const {
-        const int rows = task.rows * group_, wide = whole_panels(args_.head_size);
+        const int rows = task.rows * group_, wide = whole_panels(value_size(args_));
         all_scores(q_, rows, panels_, from, to, args_.head_size, scores_);
         for (int r = 0; r < rows; r++) {
             const Seen seen = seen_by(task, r / group_);

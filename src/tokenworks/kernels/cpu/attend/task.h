@@ -53,6 +53,9 @@ INLINE Seen seen_by(const Task& task, int r) {
 
 INLINE int group_of(const AttendArgs& args) { return args.heads / args.kv_heads; }
 
+// Columns of a head's V and of its result.
+INLINE int value_size(const AttendArgs& args) { return args.latent ? args.latent : args.head_size; }
+
 // Panels can be read in place when they lie whole in a block, and dimensions fill registers.
 INLINE bool in_place(const AttendArgs& args) {
     return args.cache.k && args.cache.block_tokens % panel == 0 && args.head_size % panel == 0;

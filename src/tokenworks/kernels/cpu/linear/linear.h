@@ -61,6 +61,7 @@ struct LinearArgs {
     Prepared x;
     const Segment* segments;
     int segment_count;
+    bool apart = false;  // each segment has an input of its own; in x they follow each other
 };
 
 // Rows in groups, each with products of its own (the rows that chose an expert): group g has rows starts[g] ..
@@ -84,6 +85,12 @@ struct LinearGroupsArgs {
     const Segment* segments;  // [groups, segment_count]
     int segment_count;
 };
+
+// Where in `prepared` the data of row `row` begin, if rows of `width` come before it.
+inline Prepared from_row(const Prepared& prepared, int64_t row, int64_t width) {
+    const int64_t blocks = (width + 31) / 32;
+    return {prepared.codes + row * blocks * 32, prepared.facts + row * blocks, prepared.floats + row * width};
+}
 
 // --- What an instruction set gives ---
 

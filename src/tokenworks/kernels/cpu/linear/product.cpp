@@ -98,23 +98,20 @@ void prepare_row(const float* x, int64_t width, int row, const Tile& tile, const
     }
 }
 
-Prepared from_row(const Prepared& prepared, int64_t row, int64_t width) {
-    const int64_t blocks = (width + 31) / 32;
-    return {prepared.codes + row * blocks * 32, prepared.facts + row * blocks, prepared.floats + row * width};
-}
-
 // Runs those tasks of a product that this thread takes. `task` is the last number taken, first_task that of the
 // product's first.
 void run_tasks(const LinearArgs& args, Share& share, const LinearKernels& kernels, int& task, int& first_task) {
     for (int s = 0; s < args.segment_count; s++) {
         const Segment& segment = args.segments[s];
+        LinearArgs of = args;
+        if (args.apart) of.x = from_row(args.x, int64_t{s} * args.rows, segment.weight->in_features);
         const Tasks tasks = tasks_of(*segment.weight, args.rows, share.parts);
         for (; task < first_task + tasks.count; task = share.take()) {
             const int now = task - first_task, first = now % tasks.panel_count * tasks.panels;
             const int row = now / tasks.panel_count * tasks.rows;
             const int end = std::min(first + tasks.panels, segment.weight->panels());
             for (int p = first; p < end; p++)
-                run_panel(args, segment, p, {row, std::min(row + tasks.rows, args.rows)}, kernels);
+                run_panel(of, segment, p, {row, std::min(row + tasks.rows, args.rows)}, kernels);
         }
         first_task += tasks.count;
     }
