@@ -58,7 +58,9 @@ def test_experts_stacked_as_transformers_has_them_in_memory(name: str, tmp_path:
 
 
 # A tied head may repeat one token.
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3-softcaps", "qwen2-moe", "mamba2", "nemotron-h"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "gemma3-softcaps", "qwen2-moe", "deepseek-v3", "mamba2", "nemotron-h"]
+)
 def test_greedy_continuations_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     write_decoder(name, tmp_path)
     prompt = IDS[:11]
