@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", nargs="?", metavar="MODEL", help="serve this model alone (default: the configuration's)"
     )
     parser.add_argument("--name", help="the name clients ask for MODEL by")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="serve MODEL with a LoRA adapter too, a PEFT folder, as NAME; may be given again",
+    )
     parser.add_argument("--port", type=_port, help="default: 8000; 0: any free one")
     parser.add_argument("--host", help="default: 127.0.0.1, this machine alone; 0.0.0.0: every network it is on")
     parser.add_argument("--config", metavar="FILE", type=Path, help="factory.yaml (docs/configuration.md)")
@@ -62,13 +69,25 @@ def _factory(arguments: argparse.Namespace) -> Factory:
 
         factory = load(arguments.config)
     if arguments.source:
-        factory = msgspec.structs.replace(factory, models=(ServedModel(source=arguments.source, name=arguments.name),))
+        factory = msgspec.structs.replace(factory, models=(_served(arguments),))
+    elif arguments.adapter:
+        raise InvalidRequest("--adapter is for the MODEL on the command line, and there is none.")
     elif arguments.name:
         raise InvalidRequest(
             "--name names the MODEL on the command line, and there is none: write `serve MODEL --name ...`."
         )
     given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
     return msgspec.structs.replace(factory, server=msgspec.structs.replace(factory.server, **given))
+
+
+def _served(arguments: argparse.Namespace) -> ServedModel:
+    adapters: dict[str, str] = {}
+    for given in arguments.adapter:
+        name, equals, path = given.partition("=")
+        if not (name and equals and path) or name in adapters:
+            raise InvalidRequest(f"--adapter {given}: NAME=PATH was expected, each name once.")
+        adapters[name] = path
+    return ServedModel(source=arguments.source, name=arguments.name, adapters=adapters)
 
 
 def _on_this_disk(factory: Factory) -> "list[PoolModel]":
@@ -78,6 +97,7 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
     from tokenworks.fleet.pool import PoolModel
     from tokenworks.fleet.settings import WorkerSettings
     from tokenworks.models.sources import resolve
+    from tokenworks.protocol.messages import Adapter
 
     models: dict[str, PoolModel] = {}
     with PullBar() as bar:
@@ -94,8 +114,12 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
             name = wanted.name or found.name
             if name in models:
                 raise ModelError(f"Two of the configuration's models are named {name!r}: give one another `name`.")
-            settings = WorkerSettings(path=str(found.path), draft_path=draft_path, engine=engine)
+            adapters = tuple(Adapter(each, str(Path(path).resolve())) for each, path in wanted.adapters.items())
+            settings = WorkerSettings(path=str(found.path), draft_path=draft_path, adapters=adapters, engine=engine)
             models[name] = PoolModel(name, settings, wanted.start)
+    names = [*models, *(adapter.name for model in models.values() for adapter in model.settings.adapters)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ModelError(f"Two of the configuration's models and adapters are named {twice!r}.")
     if not models:
         raise ModelError("There is no model to serve: name one, or list `models` in the configuration.")
     return list(models.values())

@@ -17,8 +17,7 @@ from tokenworks.engine.sequence import AdapterUse
 from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Executable, Limits
 from tokenworks.protocol.errors import TokenworksError
-from tokenworks.protocol.messages import EngineStats, Finish, Generate, StepDone, TokenChunk
-from tokenworks.protocol.messages import Adapter, Finish, Generate, StepDone, TokenChunk
+from tokenworks.protocol.messages import Adapter, EngineStats, Finish, Generate, StepDone, TokenChunk
 
 GRAMMAR_WAIT_S = 0.01
 """With nothing else to do, a step waits so long for a grammar, then returns, so that its caller can hear messages."""

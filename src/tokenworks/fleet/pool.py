@@ -7,13 +7,25 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec.structs import replace
+
 from tokenworks.fleet.handle import WorkerHandle
 from tokenworks.fleet.host import Command, worker_command
 from tokenworks.fleet.settings import WorkerSettings
-from tokenworks.fleet.stream import EmbedCall, TokenStream
+from tokenworks.fleet.stream import EmbedCall, LoadCall, TokenStream
 from tokenworks.fleet.supervisor import START_LIMIT_S, Phase, Supervisor
-from tokenworks.protocol.errors import EngineError, ModelNotFound, Overloaded
-from tokenworks.protocol.messages import Embed, Embedded, EngineStats, Generate, Ready, TokenChunk
+from tokenworks.protocol.errors import EngineError, InvalidRequest, ModelError, ModelNotFound, Overloaded
+from tokenworks.protocol.messages import (
+    Adapter,
+    DropAdapter,
+    Embed,
+    Embedded,
+    EngineStats,
+    Generate,
+    LoadAdapter,
+    Ready,
+    TokenChunk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,9 @@ class Pool:
         self._start_limit_s = start_limit_s
         self._handles: dict[str, WorkerHandle] = {}
         self._draining = False
+        self._adapters: dict[str, tuple[str, Adapter]] = {}
+        """By the name that clients ask for: the model, and the adapter."""
+        self._versions = 0
 
     async def start(self, models: Iterable[PoolModel]) -> None:
         """Spawns the workers that start now, and returns at once: wait with `ready`."""
@@ -57,6 +72,7 @@ class Pool:
             supervisor = Supervisor(on_demand=model.start == "on_demand", start_limit_s=self._start_limit_s)
             handle = WorkerHandle(model.name, model.settings, self._command, supervisor)
             self._handles[model.name] = handle
+            self._adapters |= {adapter.name: (model.name, adapter) for adapter in model.settings.adapters}
             if model.start == "now":
                 handle.want()
 
@@ -78,6 +94,8 @@ class Pool:
         Raises ModelNotFound, Overloaded while draining, WorkerLost.
         """
         handle = self._open_handle(name)
+        if name in self._adapters:
+            request = replace(request, adapter=self._adapters[name][1])
         stream = TokenStream(request)
         handle.submit(request.request_id, stream)
         try:
@@ -105,6 +123,44 @@ class Pool:
         if embedded.error is not None:
             raise EngineError(embedded.error)
         return embedded
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The adapters served, and their models."""
+        return {name: model for name, (model, _) in self._adapters.items()}
+
+    async def load_adapter(self, model: str, name: str, path: str) -> None:
+        """From now on `name` is served: the model with the adapter in the folder `path`.
+
+        Raises InvalidRequest for a name in use, ModelNotFound, ModelError when the adapter cannot be used, Overloaded,
+        WorkerLost.
+        """
+        handle = self._open_handle(model)
+        self._versions += 1
+        adapter = Adapter(name, path, self._versions)
+        request = LoadAdapter(uuid.uuid4().hex, adapter)
+        self._refuse_used(name)
+        call = LoadCall(request)
+        handle.submit(request.request_id, call)
+        try:
+            loaded = await call.result
+        finally:
+            handle.leave(request.request_id)
+        if loaded.error is not None:
+            raise ModelError(loaded.error)
+        self._refuse_used(name)
+        self._adapters[name] = (model, adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """No new request can name it; those that run with it finish. Raises ModelNotFound."""
+        if name not in self._adapters:
+            raise ModelNotFound(name, list(self._adapters))
+        model, adapter = self._adapters.pop(name)
+        self._handles[model].tell(DropAdapter(adapter))
+
+    def _refuse_used(self, name: str) -> None:
+        if name in self._handles or name in self._adapters:
+            raise InvalidRequest(f"The name {name!r} is served already.", param="lora_name")
 
     def known(self, name: str) -> Ready | None:
         """What the model's latest worker said about it; None while no worker has ever got ready."""
@@ -135,9 +191,9 @@ class Pool:
         await asyncio.gather(*(handle.close() for handle in self._handles.values()))
 
     def _handle(self, name: str) -> WorkerHandle:
-        handle = self._handles.get(name)
+        handle = self._handles.get(self._adapters[name][0] if name in self._adapters else name)
         if handle is None:
-            raise ModelNotFound(name, self.names)
+            raise ModelNotFound(name, [*self.names, *self._adapters])
         return handle
 
     def _open_handle(self, name: str) -> WorkerHandle:

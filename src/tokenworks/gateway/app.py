@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from tokenworks.config import ServerSettings
 from tokenworks.gateway import (
+    adapters,
     chat,
     chat_types,
     completions,
@@ -92,6 +93,14 @@ ROUTES: tuple[Api, ...] = (
     ),
     Api("GET", "/v1/models", info.list_models, "The models served", None, info.ModelList),
     Api("GET", "/v1/models/{id:path}", info.get_model, "One model", None, info.ModelCard, False, (404,)),
+    Api(
+        "POST", "/v1/load_lora_adapter", adapters.load_adapter, "Serve a LoRA adapter",
+        adapters.LoadBody, None, False, _MODEL_ERRORS,
+    ),
+    Api(
+        "POST", "/v1/unload_lora_adapter", adapters.unload_adapter, "Serve a LoRA adapter no longer",
+        adapters.UnloadBody, None, False, (400, 404, 413),
+    ),
     Api(
         "POST", "/tokenize", tokenize.tokenize, "A text or conversation to token ids",
         tokenize.TokenizeBody, tokenize.Tokenized, False, _MODEL_ERRORS,

@@ -19,6 +19,8 @@ class ModelCard(msgspec.Struct):
     created: int
     object: Literal["model"] = "model"
     owned_by: Literal["tokenworks"] = "tokenworks"
+    parent: str | None = None
+    """Of an adapter: its model."""
     max_model_len: int | None = None
     """Tokens of context, as vLLM names it; null until a model that starts on demand has been started once."""
 
@@ -41,18 +43,20 @@ class Readiness(msgspec.Struct):
 async def list_models(request: Request) -> Response:
     """GET /v1/models."""
     serving: Serving = request.app.state.gateway
-    return json_response(ModelList([_card(serving, model) for model in serving.models]))
+    return json_response(ModelList([_card(serving, name) for name in (*serving.models, *serving.pool.adapters)]))
 
 
 async def get_model(request: Request) -> Response:
     """GET /v1/models/{id}."""
     serving: Serving = request.app.state.gateway
-    return json_response(_card(serving, serving.find(request.path_params["id"]).name))
+    return json_response(_card(serving, request.path_params["id"]))
 
 
 def _card(serving: Serving, name: str) -> ModelCard:
-    known = serving.pool.known(name)
-    return ModelCard(name, serving.created_s, max_model_len=known.context_tokens if known else None)
+    model = serving.find(name).name
+    known = serving.pool.known(model)
+    parent = model if model != name else None
+    return ModelCard(name, serving.created_s, parent=parent, max_model_len=known.context_tokens if known else None)
 
 
 async def version(request: Request) -> Response:

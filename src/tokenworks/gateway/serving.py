@@ -106,6 +106,7 @@ class Serving:
         self.store = store
         self.max_body_bytes = settings.max_body_mb * 2**20
         self.max_waiting = settings.max_waiting
+        self.adapters_folder = settings.adapters_folder
         self._fetcher = Fetcher(settings.picture_hosts, self.max_body_bytes)
         self.metrics = Metrics()
         self.created_s = int(wall_time_s())
@@ -118,10 +119,16 @@ class Serving:
         return next(iter(self.models))
 
     def find(self, name: str) -> "PoolModel":
-        model = self.models.get(name)
+        """A model, or that of an adapter."""
+        adapters = self.pool.adapters
+        model = self.models.get(adapters.get(name, name))
         if model is None:
-            raise ModelNotFound(name[:200], list(self.models))
+            raise ModelNotFound(name[:200], [*self.models, *adapters])
         return model
+
+    def forget(self, name: str) -> None:
+        """What is kept of an adapter's text side: the next of its name may be another model's."""
+        self._text_models.pop(name, None)
 
     def warm(self) -> None:
         """Start loading the tokenizers of the models that start now, while their workers load weights."""

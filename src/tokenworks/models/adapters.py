@@ -94,6 +94,8 @@ def _refuse_others(fields: Fields) -> None:
 def _names_of(base: Checkpoint) -> FileNames:
     """What the family's safetensors checkpoints call its weights: adapters are made of those, whatever is served."""
     key = GGUF_NAMED_AS.get(base.architecture, base.architecture) if base.path.is_file() else base.architecture
+    if key not in HF_ARCHITECTURES:
+        raise ModelError(f"{base.path}: adapters of GGUF models of architecture {key!r} are not supported.")
     return HF_ARCHITECTURES[key].files
 
 

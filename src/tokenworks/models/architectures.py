@@ -82,5 +82,6 @@ GGUF_NAMED_AS = {
     "qwen2moe": "qwen2_moe",
     "qwen3moe": "qwen3_moe",
     "gemma3": "gemma3_text",
+    "glm4moe": "glm4_moe",
 }
 """By general.architecture, where it differs: the model_type whose checkpoints have the same weights."""
