@@ -70,7 +70,8 @@ def main() -> None:
     base, mixed = (np.array(times[5:]) * 1e3 for times in spent.values())
     print(
         f"{count} adapters of rank {given.rank}, {model.adapter_bytes / 1e6:.0f} MB beside "
-        f"{model.weight_bytes / 1e6:.0f} MB of weights: {np.median(mixed):.1f} ms a step, the base alone {np.median(base):.1f} ms; "
+        f"{model.weight_bytes / 1e6:.0f} MB of weights: {np.median(mixed):.1f} ms a step, the base alone "
+        f"{np.median(base):.1f} ms; "
         f"{np.median(base) / np.median(mixed):.0%} of its throughput (fastest steps: {base.min() / mixed.min():.0%})"
     )
 
