@@ -228,7 +228,7 @@ async def test_a_worker_with_a_draft_model(smollm2):
 
 
 async def test_a_draft_model_that_cannot_draft(smollm2, minilm, gemma3):
-    for other, why in ((minilm, "embeddings"), (gemma3, "different vocabularies")):
+    for other, why in ((minilm, "it is an encoder"), (gemma3, "different vocabularies")):
         async with serving(smollm2, other) as pool:
             with pytest.raises(ModelError, match=why):
                 await pool.ready("m")
