@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -22,6 +23,8 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 class ScriptedPool:
+    adapters: ClassVar[dict[str, str]] = {}
+
     def __init__(self, script: Script) -> None:
         self.generated: list[Generate] = []
         self._script = script
