@@ -1,4 +1,5 @@
-"""Models with recurrent states, quantised: what is written back in the file's own order and form is read as it was."""
+"""Models with recurrent states or latent attention, quantised: what is written back in the file's own order and form is
+read as it was."""
 
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tokenworks.quant.served import Served
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
 
 
-@pytest.mark.parametrize("name", ["mamba2", "nemotron-h", "qwen3-next", "qwen3-5", "granite-4-dense"])
+@pytest.mark.parametrize("name", ["mamba2", "nemotron-h", "qwen3-next", "qwen3-5", "granite-4-dense", "deepseek-v3"])
 def test_int8_is_near_the_model_and_the_rest_as_it_was(name: str, tmp_path: Path) -> None:
     write_decoder(name, tmp_path / "model")
     recipe = read_recipe("standard", "int8")

@@ -197,7 +197,7 @@ class _Weights(Mapping[str, Tensor]):
         if transposed:
             return _float32(name, dequantise(tensor).T)
         if self.names.is_turned(name):
-            return _turned(name, tensor)
+            return turned(name, tensor)
         if rows is not None:
             assert isinstance(self.config, DecoderConfig)
             tensor = gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
@@ -256,7 +256,7 @@ def _halves(tensor: Tensor, heads: int) -> Tensor:
     return replace(tensor, data=data, row_scales=scales)
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
+def turned(name: str, tensor: Tensor) -> Tensor:
     """[in, out] as [out, in]. Blocks lie along rows, so what is quantised becomes float16, whose rounding is a fraction
     of what the quantisation left."""
     if tensor.format not in ("F32", "F16", "BF16"):

@@ -13,7 +13,7 @@ import tokenworks
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import HF_ARCHITECTURES
-from tokenworks.models.checkpoint import Checkpoint, layer_of
+from tokenworks.models.checkpoint import Checkpoint, layer_of, turned
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
@@ -133,6 +133,8 @@ def _config(source: Checkpoint) -> dict[str, Any]:
 
 
 def _kept(canonical: str, tensor: Tensor, names: FileNames) -> Stored:
+    if names.is_turned(canonical):
+        tensor = turned(canonical, tensor)
     form = names.form_of(canonical)
     if form is not None:
         return Stored("F32", tensor.shape, form.write(dequantise(tensor)).astype("<f4"))
