@@ -9,6 +9,7 @@ from factory_process import CONTEXT_TOKENS
 
 from tokenworks.gateway.serving import TextModel
 from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.protocol.messages import Ready
 
 
 def test_models_say_how_much_they_take(client: openai.OpenAI, http: httpx.Client) -> None:
@@ -20,7 +21,8 @@ def test_models_say_how_much_they_take(client: openai.OpenAI, http: httpx.Client
 
 
 def test_a_million_token_ids_become_text_while_others_are_served(smollm2: Path) -> None:
-    model = TextModel("smollm2", load_tokenizer(smollm2), CONTEXT_TOKENS, 49152)
+    ready = Ready("generate", CONTEXT_TOKENS, 49152, 0, 0, {})
+    model = TextModel("smollm2", load_tokenizer(smollm2), ready, None)
     words = model.tokenizer.encode("Und der Haifisch, der hat Zähne – ", special=False)
     turns = 0
 
