@@ -103,7 +103,9 @@ def _modules(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """Those that an adapter can change, by name in the checkpoint (as `FileNames.names` has it)."""
     modules: dict[str, _Module] = {}
     for weight, shape in shapes.items():
-        if len(shape) != 2 or weight == "embed" or ".experts." in weight or weight.endswith("router"):
+        if len(shape) != 2 or weight == "embed" or weight.endswith("router"):
+            continue
+        if ".experts." in weight or ".heads." in weight:  # latent attention's are not as the file has them
             continue
         name = names.of(weight).removesuffix(".weight")
         if names.is_kernel(names.of(weight)) or names.form_of(weight) is not None:
