@@ -7,7 +7,9 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
 from tokenworks.kernels.backend import Limits, SampleBatch, StepBatch
 from tokenworks.kernels.program import ProgramBuilder
-from tokenworks.kernels.reference import ReferenceBackend, activation, sample_row
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.reference.elementwise import activation
+from tokenworks.kernels.reference.sampling import sample_row
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 

@@ -8,7 +8,8 @@ from kernel_support import compiled, program_of
 
 from tokenworks.kernels.backend import Executable, Float32, SampleBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.reference import ReferenceBackend, sample_row
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.reference.sampling import sample_row
 
 
 @pytest.fixture(scope="module")

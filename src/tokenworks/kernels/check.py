@@ -17,7 +17,7 @@ from tokenworks.kernels.program import (
     SelectiveScan,
     ShortConvolution,
 )
-from tokenworks.kernels.recurrent import weights_of
+from tokenworks.kernels.program.recurrent import weights_of
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 

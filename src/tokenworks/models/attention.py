@@ -34,7 +34,7 @@ class Attention:
     qk_norm_whole: bool = False
     """Over all heads together, not each alone."""
     sinks: bool = False
-    """Each head has a score that no position has (kernels/program.py: Attend)."""
+    """Each head has a score that no position has (kernels/program/attention.py: Attend)."""
     gated: bool = False
     """What is read is multiplied by sigmoid(q_gate(x))."""
 

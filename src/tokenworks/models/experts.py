@@ -1,8 +1,8 @@
 """A mixture of experts in place of one feed-forward network (arXiv 1701.06538; Mixtral, arXiv 2401.04088).
 
 A router gives each token's `top_k` experts and their weights; the token's result is their weighted sum. Families differ
-in how scores become weights (kernels/mixture.py: Route) and in whether a network that every token passes is added
-(shared experts: DeepSeekMoE, arXiv 2401.06066).
+in how scores become weights (kernels/program/experts.py: Route) and in whether a network that every token passes is
+added (shared experts: DeepSeekMoE, arXiv 2401.06066).
 """
 
 from dataclasses import dataclass

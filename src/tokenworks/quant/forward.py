@@ -47,9 +47,9 @@ from tokenworks.kernels.program import (
     StateLayer,
     Value,
 )
-from tokenworks.kernels.recurrence import advance
-from tokenworks.kernels.recurrent import inputs_of, weights_of
-from tokenworks.kernels.reference import LEAST_SUM, choose_experts
+from tokenworks.kernels.program.recurrent import inputs_of, weights_of
+from tokenworks.kernels.reference.experts import LEAST_SUM, choose_experts
+from tokenworks.kernels.reference.recurrent import advance
 from tokenworks.kernels.tensor import Tensor
 
 Float32 = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor in executor.cpp."""
+"""The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-// The table of operations as the CPU runs it: one argument struct per instruction of kernels/program.py, and one table
+// The table of operations as the CPU runs it: one argument struct per instruction of kernels/program, and one table
 // of kernels per instruction set. dispatch.cpp fills the tables and is the only place that chooses one.
 //
 // Rules for a kernel
@@ -126,7 +126,7 @@ struct AttendArgs {
     float softcap;  // 0: none
     int latent;     // V is these last columns of K, and the cache has no other; 0: V is one of its own
     const float* sinks;  // [heads]: one more score of each, that mixes nothing in; or null
-    int portion, portions;  // of the rows, as kernels/program.py says
+    int portion, portions;  // of the rows, as kernels/program/attention.py says
     Cache cache;
     const int32_t* positions;     // [rows]
     const int32_t* ends;          // [rows] or null: what a row sees ends there, not at its own position
@@ -208,7 +208,7 @@ struct ScaleRowsArgs {
     int width;
 };
 
-// Row-wise. kernels/mixture.py says what each field of Route means.
+// Row-wise. kernels/program/experts.py says what each field of Route means.
 struct RouteArgs {
     int rows;
     Columns output, x;

@@ -7,7 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "executor.h"
+#include "executor/executor.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -31,7 +31,7 @@ from tokenworks.kernels.program import (
     ShortConvolution,
     Value,
 )
-from tokenworks.kernels.recurrent import inputs_of
+from tokenworks.kernels.program.recurrent import inputs_of
 
 RowKind = Literal["tokens", "selected", "sequences", "merged"]
 """What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step, each of the

@@ -1,4 +1,4 @@
-// How attention cuts its work, and the memory it needs for that: shared with executor.cpp, which owns the memory.
+// How attention cuts its work, and the memory it needs for that: shared with the executor, which owns the memory.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Mixtures of experts: each token's rows go through the few experts that it chose (kernels/mixture.py).
+// Mixtures of experts: each token's rows go through the few experts that it chose (kernels/program/experts.py).
 //
 // A (token, chosen expert) pair is a row. Rows are sorted by expert, so that an expert's weights are read once for all of
 // its tokens; each expert's rows are multiplied as if they were all there are, so that a token's result does not depend on

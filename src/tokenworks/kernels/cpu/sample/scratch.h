@@ -1,4 +1,4 @@
-// The memory that sampling needs: shared with executor.cpp, which owns it.
+// The memory that sampling needs: shared with the executor, which owns it.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,22 @@
-"""Products of each attention head by itself."""
+"""Products with weights."""
 
 from dataclasses import dataclass
 
-from tokenworks.kernels.value import Value
+from tokenworks.kernels.program.value import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """out = x @ concat(weights).T + concat(biases); a weight is [out_features, in_features] in any format.
+
+    Several weights stack along their output features, so that Q, K, V or gate, up run as one product.
+    `biases` is empty, or has one name or None for each weight.
+    """
+
+    output: Value
+    x: Value
+    weights: tuple[str, ...]
+    biases: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

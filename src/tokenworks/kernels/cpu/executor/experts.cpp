@@ -3,15 +3,6 @@
 
 namespace tokenworks::cpu {
 
-void Executor::scale_rows(Rows rows, Place output, Place x, Place by, int width) {
-    const ScaleRowsArgs args{0, at(output), at(x), at(by), width};
-    calls_.push_back([this, rows, args](const Step& step, Share& share) {
-        ScaleRowsArgs now = args;
-        now.rows = step.rows(rows);
-        kernels_.scale_rows(now, share);
-    });
-}
-
 void Executor::route(Rows rows, Place output, Place x, RouteArgs args, int bias) {
     args.output = at(output);
     args.x = at(x);

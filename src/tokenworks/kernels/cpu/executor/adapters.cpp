@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "executor.h"
-#include "half.h"
+#include "../half.h"
 
 namespace tokenworks::cpu {
 namespace {

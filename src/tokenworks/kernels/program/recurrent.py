@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenworks.kernels.value import Value
+from tokenworks.kernels.program.value import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "adapt/adapters.h"
-#include "experts/experts.h"
-#include "linear/linear.h"
-#include "memory.h"
-#include "team.h"
+#include "../adapt/adapters.h"
+#include "../experts/experts.h"
+#include "../linear/linear.h"
+#include "../memory.h"
+#include "../team.h"
 
 namespace tokenworks::cpu {
 
@@ -78,7 +78,7 @@ struct CacheShape {
     std::vector<int64_t> states;  // floats of each layer that keeps a state
 };
 
-// kernels/heads.py: LinearHeads.
+// kernels/program/linear.py: LinearHeads.
 struct HeadsShape {
     int heads, kept, inputs, outputs;
 };

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenworks.kernels.value import Activation, Value
+from tokenworks.kernels.program.value import Activation, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,35 @@
-"""What the instructions with a state compute, in float64, token after token. The formulas: kernels/recurrent.py."""
+"""What the instructions with a state compute, token after token. The formulas: kernels/program/recurrent.py."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from tokenworks.kernels.recurrent import DeltaRule, Recurrent, SelectiveScan, ShortConvolution
-
-Float64 = npt.NDArray[np.float64]
+from tokenworks.kernels.program import DeltaRule, Recurrent, SelectiveScan, ShortConvolution
+from tokenworks.kernels.program.recurrent import inputs_of, weights_of
+from tokenworks.kernels.reference.elementwise import sigmoid
+from tokenworks.kernels.reference.step import Float64, Step, sequences
 
 LENGTH_EPSILON = 1e-6
 """Added to the squared length that the delta rule divides q and k by."""
+
+
+def recurrent(step: Step, op: Recurrent) -> Float64:
+    batch, states = step.batch, step.batch.states
+    assert states is not None, "a program with recurrent layers needs StepBatch.states"
+    values = [step.load(value) for value in inputs_of(op)]
+    weights = [step.weight(name) for name in weights_of(op)]
+    kept = step.states[op.cache_layer].astype(np.float64)  # a copy: what is read is as it was before the step
+    writings = iter(zip(states.rows.tolist(), states.slots.tolist(), strict=True))
+    outputs: list[Float64] = []
+    for (start, stop), begin in zip(sequences(batch), states.begin.tolist(), strict=True):
+        state = kept[begin] if begin >= 0 else np.zeros(kept.shape[1])
+        while start < stop:
+            row, slot = next(writings)
+            made, state = advance(op, [value[start : row + 1] for value in values], weights, state)
+            outputs.append(made)
+            step.states[op.cache_layer][slot] = state
+            start = row + 1
+    return np.concatenate(outputs)
 
 
 def advance(
@@ -33,7 +52,7 @@ def _short_convolution(
     rows, kernel = len(x), weight.shape[1]
     seen = np.concatenate([state.reshape(kernel - 1, -1), x])
     out = np.asarray(bias + sum(seen[i : i + rows] * weight[:, i] for i in range(kernel)), np.float64)
-    return out * _sigmoid(out), seen[rows:].reshape(-1)
+    return out * sigmoid(out), seen[rows:].reshape(-1)
 
 
 def _selective_scan(
@@ -74,7 +93,7 @@ def _delta_rule(
     v = v.reshape(-1, op.heads, op.value_size)
     q, k = (_unit(u.reshape(len(v), op.key_heads, -1)).repeat(op.heads // op.key_heads, axis=1) for u in (q, k))
     q = q / op.key_size**0.5
-    kept, rates = np.exp(decay * _softplus(steps + step_bias)), _sigmoid(rates)
+    kept, rates = np.exp(decay * _softplus(steps + step_bias)), sigmoid(rates)
     out = np.empty_like(v)
     for row in range(len(v)):
         h = kept[row][:, None, None] * h
@@ -90,7 +109,3 @@ def _unit(x: Float64) -> Float64:
 
 def _softplus(x: Float64) -> Float64:
     return np.logaddexp(0.0, x)
-
-
-def _sigmoid(x: Float64) -> Float64:
-    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * x), np.float64)

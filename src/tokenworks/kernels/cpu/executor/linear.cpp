@@ -1,0 +1,49 @@
+// The executor's instructions for products with weights.
+#include "executor.h"
+
+namespace tokenworks::cpu {
+
+void Executor::prepare(Rows rows, Place x, int width, bool quantised, bool floats) {
+    const PrepareArgs args{0, at(x), width, quantised, floats, prepared_input_};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        PrepareArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.prepare(now, share);
+    });
+}
+
+void Executor::linear(Rows rows, Place output, Place x, const Place* residual,
+                      const std::vector<std::pair<int, int>>& segments) {
+    std::vector<Segment>& stacked = segments_.emplace_back();
+    Product& product = products_.emplace_back();
+    product.x = at(x);
+    product.output = at(output);
+    int64_t column = 0;
+    for (auto [matrix, bias] : segments) {
+        const PackedMatrix& weight = matrices_[static_cast<size_t>(matrix)];
+        stacked.push_back({&weight, bias < 0 ? nullptr : vectors_[static_cast<size_t>(bias)].data(), column});
+        product.matrices.push_back(matrix);
+        product.columns.push_back(column);
+        column += weight.out_features;
+    }
+    const LinearArgs args{0,
+                          at(output),
+                          residual ? at(*residual).data : nullptr,
+                          residual ? residual->second : 0,
+                          prepared_input_,
+                          stacked.data(),
+                          static_cast<int>(stacked.size())};
+    calls_.push_back([this, rows, args, &product](const Step& step, Share& share) {
+        LinearArgs now = args;
+        now.rows = step.rows(rows);
+        AdaptArgs adapting;
+        const bool adapts = step.adapters && this->adapts(rows, product, adapting);
+        if (adapts) kernels_.adapt_down(adapting, share);
+        kernels_.linear(now, share);
+        if (!adapts) return;
+        share.barrier();
+        kernels_.adapt_up(adapting, share);
+    });
+}
+
+}  // namespace tokenworks::cpu

@@ -1,0 +1,81 @@
+// The executor's instructions that bring rows into a step, and choose among them.
+#include "executor.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace tokenworks::cpu {
+
+void Executor::input(Place output, int width) {
+    input_width_ = width;
+    const InputArgs args{0, at(output), width, nullptr};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        InputArgs now = args;
+        now.rows = step.tokens;
+        now.inputs = step.inputs;
+        kernels_.input(now, share);
+    });
+}
+
+void Executor::inject(Place x, int width, int offset, bool replace) {
+    feature_width_ = std::max(feature_width_, offset + width);
+    const InjectArgs args{0, at(x), width, replace, offset, nullptr, 0, nullptr, 0};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        if (!step.features) return;
+        InjectArgs now = args;
+        now.rows = step.tokens;
+        now.features = step.features;
+        now.feature_stride = step.feature_width;
+        now.feature_rows = step.feature_rows;
+        now.feature_count = step.feature_count;
+        kernels_.inject(now, share);
+    });
+}
+
+void Executor::merge(Place output, Place x, int width, int count, bool mean) {
+    const MergeArgs args{0, at(output), at(x), width, count, mean};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        MergeArgs now = args;
+        now.rows = step.rows(Rows::merged);
+        kernels_.merge(now, share);
+    });
+}
+
+void Executor::embed(Rows rows, Place output, int matrix, int width, Index index, float scale) {
+    const PackedMatrix& table = matrices_[static_cast<size_t>(matrix)];
+    if (index == Index::token) token_limit_ = std::min(token_limit_, table.out_features);
+    if (index == Index::position) position_limit_ = std::min(position_limit_, table.out_features);
+    if (index == Index::axis) axis_limit_ = std::min(axis_limit_, table.out_features);
+    EmbedArgs args{0, at(output), &table, width, nullptr, scale};
+    calls_.push_back([this, rows, args, index](const Step& step, Share& share) {
+        EmbedArgs now = args;
+        now.rows = step.rows(rows);
+        now.index = index == Index::token      ? step.token_ids
+                    : index == Index::position ? step.positions
+                    : index == Index::axis     ? step.axes
+                                               : nullptr;
+        kernels_.embed(now, share);
+    });
+}
+
+void Executor::select_rows(Place output, Place x, int width) {
+    const SelectRowsArgs args{0, at(output), at(x), width, nullptr};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        SelectRowsArgs now = args;
+        now.rows = step.selected;
+        now.index = step.logit_rows;
+        kernels_.select_rows(now, share);
+    });
+}
+
+void Executor::pool(Place output, Place x, int width, bool mean, bool normalise) {
+    const PoolArgs args{0, at(output), at(x), width, nullptr, mean, normalise};
+    calls_.push_back([this, args](const Step& step, Share& share) {
+        PoolArgs now = args;
+        now.sequences = step.sequences;
+        now.row_starts = step.row_starts;
+        kernels_.pool(now, share);
+    });
+}
+
+}  // namespace tokenworks::cpu

@@ -1,0 +1,90 @@
+"""Rotary positions, attention, and the cache's rounding."""
+
+import numpy as np
+
+from tokenworks.kernels.program import Attend, Rope
+from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp, sequences
+
+LEAST_SCALE = 2.0**-24
+"""Heads whose codes would be worth no more than this are written as zeros."""
+
+
+def rope(step: Step, op: Rope) -> Float64:
+    x = step.load(op.x)
+    heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
+    first, second = np.split(heads[..., : op.turned], 2, axis=2)
+    places = step.batch.positions[:, None]
+    if op.axes and step.batch.axes is not None:
+        places = step.batch.axes[list(op.axes)].T
+    angles = places[:, None, :].astype(np.float64) * step.weight(op.inverse_frequencies)
+    cos, sin = op.scale * np.cos(angles), op.scale * np.sin(angles)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    rotated = np.concatenate([*turned, heads[..., op.turned :]], axis=2)
+    return np.asarray(rotated.reshape(x.shape), np.float64)
+
+
+def attend(step: Step, op: Attend) -> Float64:
+    tokens = len(step.batch.tokens)
+    sinks = None if op.sinks is None else step.weight(op.sinks)
+    q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
+    k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
+    v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)
+    if op.cache_layer is not None and step.cache_in_bytes and not op.latent:
+        q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
+    number, count = op.portion
+    shape = (tokens, op.heads, op.value_size)
+    out = step.load(op.output).reshape(shape) if number else np.zeros(shape)
+    for s, (start, stop) in enumerate(sequences(step.batch, op.windows)):
+        if op.cache_layer is None:
+            rows = stop - start
+            for row in range(start + rows * number // count, start + rows * (number + 1) // count):
+                reach = op.window or stop - start
+                near = slice(max(start, row - reach + 1), min(stop, row + reach))
+                out[row] = _attend_one(op, q[row], k[near], v[near], sinks)
+            continue
+        keys, values = step.caches[op.cache_layer]
+        block_tokens = keys.shape[1]
+        table = step.batch.block_tables[s]
+        positions = step.batch.positions[start:stop]
+        blocks = table[positions // block_tokens]
+        keys[blocks, positions % block_tokens] = k[start:stop]
+        values[blocks, positions % block_tokens] = v[start:stop]
+        for row in range(start, stop):
+            position = int(step.batch.positions[row])
+            first = max(0, position - op.window + 1) if op.window else 0
+            seen = np.arange(first, position + 1 if step.batch.ends is None else step.batch.ends[row])
+            where = (table[seen // block_tokens], seen % block_tokens)
+            seen_k, seen_v = keys[where].astype(np.float64), values[where].astype(np.float64)
+            out[row] = _attend_one(op, q[row], seen_k, seen_v, sinks)
+    return np.asarray(out.reshape(tokens, -1), np.float64)
+
+
+def rotated(x: Float64) -> Float64:
+    """The Walsh-Hadamard transform, not normalised, of each run of 2^n elements of x [..., head_size], n as large as
+    divides the head: q·k grows by 2^n. In float32, as it decides how codes are rounded."""
+    head_size = x.shape[-1]
+    out, h = x.astype(np.float32), 1
+    while h < head_size & -head_size:
+        first, second = np.moveaxis(out.reshape(*x.shape[:-1], -1, 2, h), -2, 0)
+        out, h = np.stack([first + second, first - second], axis=-2).reshape(x.shape), 2 * h
+    return out.astype(np.float64)
+
+
+def in_bytes(x: Float64) -> Float64:
+    """x [..., head_size] with each head rounded to codes -127..127 times a scale."""
+    values = x.astype(np.float32)
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    scale = largest / np.float32(127)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=scale > LEAST_SCALE)
+    return np.asarray(np.rint(values * inverse).astype(np.float64) * scale, np.float64)
+
+
+def _attend_one(op: Attend, q: Float64, k: Float64, v: Float64, sinks: Float64 | None) -> Float64:
+    """One token's q [heads, head_size] over the n positions it sees: k and v [n, kv_heads, head_size]."""
+    shared = op.heads // op.kv_heads
+    scores = op.scale * np.einsum("hd,nhd->hn", q, k.repeat(shared, axis=1))
+    if op.softcap:
+        scores = op.softcap * np.tanh(scores / op.softcap)
+    whole = scores if sinks is None else np.concatenate([scores, sinks[:, None]], axis=1)
+    weights = np.exp(scores - log_sum_exp(whole))
+    return np.asarray(np.einsum("hn,nhd->hd", weights, v.repeat(shared, axis=1)), np.float64)

@@ -1,0 +1,65 @@
+"""What the operations of one step share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.kernels.backend import Float32, StepBatch
+from tokenworks.kernels.program import Value
+
+Float64 = npt.NDArray[np.float64]
+
+
+Adapter = Mapping[str, tuple[Float64, Float64]]
+"""By the weight's name: [rank, in_features], and [out_features, rank] times the scale."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What the operations of one step read and write; buffers are [rows, stride] float32, made when first written."""
+
+    batch: StepBatch
+    weights: Mapping[str, Float32]
+    caches: Mapping[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
+    states: Mapping[int, Float32]
+    cache_in_bytes: bool
+    buffers: dict[int, Float32]
+    adapters: Mapping[int, Adapter]
+
+    def load(self, value: Value) -> Float64:
+        return self.buffers[value.buffer][:, columns(value)].astype(np.float64)
+
+    def store(self, value: Value, rows: Float64) -> None:
+        if value.buffer not in self.buffers:
+            self.buffers[value.buffer] = np.zeros((len(rows), value.stride), np.float32)
+        self.buffers[value.buffer][:, columns(value)] = rows
+
+    def weight(self, name: str) -> Float64:
+        return self.weights[name].astype(np.float64)
+
+    def adapted_rows(self, rows: int) -> list[tuple[Adapter, npt.NDArray[np.int64]]]:
+        """The step's adapters, each with the rows that it changes, of `rows`: all tokens' or the selected ones."""
+        batch = self.batch
+        if batch.adapters is None:
+            return []
+        slots = np.repeat(batch.adapters, np.diff(batch.row_starts))
+        if rows != len(slots):
+            slots = slots[batch.logit_rows]
+        return [(self.adapters[slot], np.nonzero(slots == slot)[0]) for slot in np.unique(slots[slots >= 0]).tolist()]
+
+
+def columns(value: Value) -> slice:
+    return slice(value.offset, value.offset + value.width)
+
+
+def sequences(batch: StepBatch, windows: bool = False) -> list[tuple[int, int]]:
+    starts = batch.window_starts if windows else batch.row_starts
+    assert starts is not None, "this program has windows"
+    return list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+
+
+def log_sum_exp(rows: Float64) -> Float64:
+    largest = rows.max(axis=1, keepdims=True)
+    return np.asarray(largest + np.log(np.exp(rows - largest).sum(axis=1, keepdims=True)), np.float64)
