@@ -40,14 +40,14 @@ def scan(heads: int, head_size: int, groups: int, state_size: int) -> Body:
     return inner + 2 * shared + heads, body
 
 
-def delta(heads: int, key_heads: int, key_size: int, value_size: int) -> Body:
+def delta(heads: int, key_heads: int, key_size: int, value_size: int, *, alternating: bool = False) -> Body:
     keys, values = key_heads * key_size, heads * value_size
 
     def body(b: ProgramBuilder, x: Value) -> Value:
         return b.delta_rule(
             x.columns(0, keys), x.columns(keys, keys), x.columns(2 * keys, values), x.columns(2 * keys + values, heads),
             x.columns(2 * keys + values + heads, heads), decay="decay", step_bias="step_bias", heads=heads,
-            key_heads=key_heads,
+            key_heads=key_heads, alternating=alternating,
         )  # fmt: skip
 
     return 2 * keys + values + 2 * heads, body
@@ -62,6 +62,7 @@ BODIES = {
     "scan, one group": scan(5, 24, 1, 20),
     "delta": delta(4, 2, 64, 32),
     "delta, odd sizes": delta(3, 1, 7, 18),
+    "delta, key heads in turn": delta(6, 2, 16, 5, alternating=True),
     "delta, key heads of their own": delta(2, 2, 16, 5),
 }
 

@@ -23,7 +23,9 @@ from transformers import (
     Glm4MoeLiteConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     GraniteMoeHybridConfig,
+    GraniteMoeSharedConfig,
     LlamaConfig,
     Mamba2Config,
     MinistralConfig,
@@ -234,6 +236,18 @@ DECODERS: dict[str, Any] = {
         logits_scaling=2.5,
         tie_word_embeddings=True,
     ),
+    "granite-moe": GraniteMoeConfig(
+        **_SMALL,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        attention_multiplier=0.3,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        logits_scaling=0.7,
+    ),
+    "granite-moe-shared": GraniteMoeSharedConfig(
+        **_SMALL, num_local_experts=3, num_experts_per_tok=2, shared_intermediate_size=20
+    ),
     "olmo2": Olmo2Config(**_SMALL | {"num_key_value_heads": 5}, **_NO_SPECIAL),
     "olmo3": Olmo3Config(
         **_SMALL | {"num_hidden_layers": 5},
@@ -351,10 +365,11 @@ DECODERS: dict[str, Any] = {
 }
 
 
-def write_decoder(name: str, folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> None:
-    """A checkpoint of DECODERS[name] with random weights, biases and norms, large enough that each one matters."""
+def write_decoder(name: str, folder: Path, dtype: torch.dtype = torch.float32, config: Any = None, **how: Any) -> None:
+    """A checkpoint of DECODERS[name], or of `config`, with random weights, biases and norms, large enough that each one
+    matters."""
     torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(DECODERS[name])
+    model = AutoModelForCausalLM.from_config(config or DECODERS[name])
     randomise(model)
     model.to(dtype).save_pretrained(folder, **how)
 

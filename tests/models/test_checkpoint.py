@@ -1,22 +1,18 @@
 """Files that are not what they should be: every one is refused, with the file and the cause named."""
 
 import json
-import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 from safetensors.numpy import load_file, save_file
-from small_checkpoints import DECODERS, log_softmax, our_logits, write_decoder
+from small_checkpoints import write_decoder
 
-from tokenworks.kernels.reference import ReferenceBackend
-from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.config import DecoderConfig
 from tokenworks.models.gguf import open_gguf
 from tokenworks.protocol.errors import ModelError
 
@@ -164,126 +160,20 @@ def test_not_a_model_at_all(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / "x.gguf")
 
 
-# --- GGUF, written by the gguf package from a safetensors checkpoint's weights ---
-
-_GGUF_CASES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-    "gemma3": gguf.MODEL_ARCH.GEMMA3,
-    "mixtral": gguf.MODEL_ARCH.LLAMA,
-    "qwen2-moe": gguf.MODEL_ARCH.QWEN2MOE,
-    "qwen3-moe": gguf.MODEL_ARCH.QWEN3MOE,
-    "gpt-oss": gguf.MODEL_ARCH.GPT_OSS,
-}
-_EXPERT = re.compile(r"(.*experts)\.(\d+)\.(.*)")
-
-
-def _write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
-    """What llama.cpp's converter makes of a checkpoint: its names, its order of q and k, its norms."""
-    arch, config = _GGUF_CASES[name], DECODERS[name]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_context_length(256)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(changes.get("layers", config.num_hidden_layers))
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if name == "gemma3":
-        writer.add_rope_freq_base(1e3)
-        writer.add_float32("gemma3.rope.freq_base_swa", 1e2)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(8.0)
-        writer.add_sliding_window(3)
-    else:
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    if experts:
-        writer.add_expert_count(experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
-        if "moe" in name:
-            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-        if name == "qwen2-moe":
-            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    stacks: dict[str, list[Any]] = {}
-    weights = load_file(folder / WEIGHTS)
-    if name == "gpt-oss":
-        writer.add_sliding_window(config.sliding_window)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(8.0)
-        writer.add_rope_scaling_orig_ctx_len(32)
-        for theirs in [key for key in weights if "gate_up_proj" in key or key.endswith("down_proj")]:
-            weight = weights.pop(theirs)
-            weight = weight if theirs.endswith("bias") else weight.swapaxes(1, 2)
-            parts = {"gate": weight[:, ::2], "up": weight[:, 1::2]} if "gate_up" in theirs else {"down": weight}
-            end = ".bias" if theirs.endswith("bias") else ".weight"
-            weights |= {theirs.split("gate_up")[0].split("down")[0] + m + "_proj" + end: w for m, w in parts.items()}
-        weights = {key.replace("down_proj_bias", "down_proj.bias"): weight for key, weight in weights.items()}
-        weights = {key.replace("sinks", "sinks.weight"): weight for key, weight in weights.items()}
-    for theirs in sorted(weights, key=lambda key: [int(p) if p.isdigit() else 0 for p in key.split(".")]):
-        weight = weights[theirs]
-        if match := _EXPERT.fullmatch(theirs):
-            stack = stacks.setdefault(f"{match[1]}.{match[3]}", [])
-            stack.append(weight)
-            if len(stack) < experts:
-                continue
-            theirs, weight = f"{match[1]}.{match[3]}", np.stack(stack)
-        if name == "gemma3" and "norm" in theirs:
-            weight = weight + 1
-        if name in ("llama", "mixtral") and ("q_proj" in theirs or "k_proj" in theirs):
-            heads = config.num_attention_heads if "q_proj" in theirs else config.num_key_value_heads
-            halves = weight.reshape(heads, 2, config.head_dim // 2, -1)
-            weight = halves.swapaxes(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(theirs, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(weight))
-    for extra, weight in changes.get("extra", {}).items():
-        writer.add_tensor(extra, weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("name", _GGUF_CASES)
-def test_a_gguf_file_is_the_same_model_as_its_checkpoint(name: str, tmp_path: Path) -> None:
-    write_decoder(name, tmp_path)
-    _write_gguf(tmp_path, name, tmp_path / "m.gguf")
-    ids = list(range(3, 40))
-    ours, theirs = (our_logits(path, ids, ReferenceBackend()) for path in (tmp_path / "m.gguf", tmp_path))
-    if name == "gemma3":  # GGUF cannot say query_pre_attn_scalar: there the head size rules
-        a, b = (open_checkpoint(path).config for path in (tmp_path / "m.gguf", tmp_path))
-        assert isinstance(a, DecoderConfig)
-        assert isinstance(b, DecoderConfig)
-        assert a.ropes == b.ropes
-        for ours, checkpoints in zip(a.layers, b.layers, strict=True):
-            assert isinstance(ours.mixer, Attention)
-            assert isinstance(checkpoints.mixer, Attention)
-            assert ours.mixer.scale == 10**-0.5
-            epsilon = checkpoints.mixer.qk_norm_epsilon  # a float32 in GGUF
-            assert ours.mixer.qk_norm_epsilon == pytest.approx(epsilon)
-            mixer = replace(ours.mixer, scale=7**-0.5, qk_norm_epsilon=epsilon)
-            assert replace(ours, mixer=mixer) == checkpoints
-    else:
-        np.testing.assert_allclose(log_softmax(ours), log_softmax(theirs), atol=1e-5, rtol=0)
-
-
 def test_gguf_rope_divisors(written: Path, tmp_path: Path) -> None:
     divisors = np.array([1, 2, 4, 8], np.float32)
-    _write_gguf(written, "llama", tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
+    write_gguf(written, "llama", tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
     frequencies = open_checkpoint(tmp_path / "m.gguf").tensors["rope.global"].data.view(np.float32)
     np.testing.assert_allclose(frequencies, 10000.0 ** -np.array([0, 0.25, 0.5, 0.75]) / divisors, rtol=1e-6)
 
 
 def test_gguf_files_that_do_not_fit(written: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    _write_gguf(written, "llama", path, layers=2)
+    write_gguf(written, "llama", path, layers=2)
     with pytest.raises(ModelError, match=r"m\.gguf: tensor 'blk\.2\.\S+' is unexpected"):
         open_checkpoint(path)
     path.unlink()
-    _write_gguf(written, "llama", path, layers=4)
+    write_gguf(written, "llama", path, layers=4)
     with pytest.raises(ModelError, match=r"tensor 'blk\.3\.\S+' is missing"):
         open_checkpoint(path)
     whole = path.read_bytes().replace(b"llama", b"mamba")
@@ -293,7 +183,7 @@ def test_gguf_files_that_do_not_fit(written: Path, tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_cut_anywhere_or_damaged_is_refused_or_whole(written: Path, tmp_path: Path) -> None:
-    _write_gguf(written, "llama", tmp_path / "m.gguf")
+    write_gguf(written, "llama", tmp_path / "m.gguf")
     whole, path = (tmp_path / "m.gguf").read_bytes(), tmp_path / "cut.gguf"
     for keep in [*range(0, 3000, 37), len(whole) // 2, len(whole) - 1]:
         path.write_bytes(whole[:keep])

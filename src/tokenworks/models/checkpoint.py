@@ -122,6 +122,8 @@ def _checkpoint(
         tensor = found.get(name)
         if isinstance(tensor, Tensor) and names.is_kernel(name):
             tensor = found[name] = replace(tensor, shape=(tensor.shape[0], math.prod(tensor.shape[1:])))
+        if isinstance(tensor, Tensor) and names.is_reshaped(name) and math.prod(tensor.shape) == math.prod(shape):
+            tensor = found[name] = replace(tensor, shape=shape)
         _check_tensor(path, name, tensor, shape)
     layers = len(config.layers) if isinstance(config, DecoderConfig) else 0
     for name in found:

@@ -23,6 +23,8 @@ class DeltaNet:
     kernel: int
     """Tokens that the short convolution sees."""
     norm_epsilon: float
+    alternating: bool = False
+    """Heads take queries and keys in turn: head h those of h % key_heads, not of h // (heads / key_heads)."""
 
     def _widths(self) -> dict[str, int]:
         keys, values = self.key_heads * self.key_size, self.heads * self.value_size
@@ -46,6 +48,7 @@ class DeltaNet:
             step_bias=name + "step_bias",
             heads=self.heads,
             key_heads=self.key_heads,
+            alternating=self.alternating,
         )
         normed = b.rmsnorm(read, name + "scan_weight", self.norm_epsilon, group=self.value_size)
         return b.gate(made.columns(gate_at, values), normed, "silu")

@@ -70,6 +70,9 @@ class FileNames:
 
     kernels: frozenset[str] = frozenset()
     """Names in the file, with {} for each number, of convolutions [out, ...] that are seen as linear maps [out, in]."""
+    reshaped: frozenset[str] = frozenset()
+    """Names in the file, with {} for each number, of tensors that some files have in another shape: the same numbers in
+    the same order."""
     transposed: frozenset[str] = frozenset()
     """Names in the file of linear maps stored as [in, out]."""
     turned: frozenset[str] = frozenset()
@@ -102,6 +105,9 @@ class FileNames:
 
     def is_kernel(self, name: str) -> bool:
         return _NUMBER.sub("{}", name) in self.kernels
+
+    def is_reshaped(self, name: str) -> bool:
+        return _NUMBER.sub("{}", name) in self.reshaped
 
     def rows_of(self, canonical: str) -> Rows | None:
         return self.rows.get(_NUMBER.sub("{}", canonical))

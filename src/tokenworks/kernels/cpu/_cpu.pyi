@@ -166,6 +166,7 @@ class Executor:
         key_heads: int,
         key_size: int,
         value_size: int,
+        alternating: bool,
         /,
     ) -> None: ...
     def gate(

@@ -337,7 +337,8 @@ class _Writer:
             case DeltaRule():
                 inputs = at(call.q), at(call.k), at(call.v), at(call.steps), at(call.rates)
                 sizes = call.heads, call.key_heads, call.key_size, call.value_size
-                to.delta_rule(out, *inputs, state, vectors[call.decay], vectors[call.step_bias], *sizes)
+                by_head = vectors[call.decay], vectors[call.step_bias]
+                to.delta_rule(out, *inputs, state, *by_head, *sizes, call.alternating)
 
     def _at(self, value: Value) -> tuple[int, int]:
         return _place(self._plan, value)

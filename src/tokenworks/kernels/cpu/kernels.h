@@ -174,6 +174,7 @@ struct DeltaRuleArgs {
     States states;
     const float *decay, *step_bias;  // [heads]
     int heads, key_heads, key_size, value_size;
+    bool alternating;  // head h has the q and k of head h % key_heads, not of h / (heads / key_heads)
 };
 
 // Row-wise.

@@ -175,12 +175,13 @@ class ProgramBuilder:
         step_bias: str,
         heads: int,
         key_heads: int,
+        alternating: bool = False,
     ) -> Value:
         out = self._new(v.width)
         key_size, value_size = k.width // key_heads, v.width // heads
         layer = self._keep(StateLayer(heads * key_size * value_size))
         shape = (heads, key_heads, key_size, value_size)
-        self._instructions.append(DeltaRule(out, q, k, v, steps, rates, layer, decay, step_bias, *shape))
+        self._instructions.append(DeltaRule(out, q, k, v, steps, rates, layer, decay, step_bias, *shape, alternating))
         return out
 
     def attend_latent(self, q: Value, k: Value, *, heads: int, head_size: int, latent: int, scale: float) -> Value:

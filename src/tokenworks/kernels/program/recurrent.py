@@ -70,6 +70,8 @@ class DeltaRule:
     key_heads: int
     key_size: int
     value_size: int
+    alternating: bool = False
+    """Head h has the q and k of head h % key_heads, not of h // (heads / key_heads)."""
 
 
 Recurrent = ShortConvolution | SelectiveScan | DeltaRule

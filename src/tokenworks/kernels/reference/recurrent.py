@@ -91,7 +91,9 @@ def _delta_rule(
 ) -> tuple[Float64, Float64]:
     h = state.reshape(op.heads, op.key_size, op.value_size)
     v = v.reshape(-1, op.heads, op.value_size)
-    q, k = (_unit(u.reshape(len(v), op.key_heads, -1)).repeat(op.heads // op.key_heads, axis=1) for u in (q, k))
+    heads = np.arange(op.heads)
+    shared = heads % op.key_heads if op.alternating else heads // (op.heads // op.key_heads)
+    q, k = (_unit(u.reshape(len(v), op.key_heads, -1))[:, shared] for u in (q, k))
     q = q / op.key_size**0.5
     kept, rates = np.exp(decay * _softplus(steps + step_bias)), sigmoid(rates)
     out = np.empty_like(v)

@@ -13,13 +13,16 @@ import numpy.typing as npt
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.experts import Mixture
-from tokenworks.models.families import from_hf, mixtures
+from tokenworks.models.families import from_gguf, from_hf, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture, weights_and_biases
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, weights_and_biases
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.latent import Latent
 from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import Mixer
-from tokenworks.models.rope import Rope, yarn_scale
+from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.rope import Rope, Yarn, yarn_scale
+from tokenworks.models.stacked import Stack
+from tokenworks.protocol.errors import ModelError
 
 
 def _v2(f: Fields) -> DecoderConfig:
@@ -105,6 +108,50 @@ def _latent(f: Fields, rope: Rope) -> Latent:
     )
 
 
+def _read_gguf(file: GgufFile) -> DecoderConfig:
+    """Of all: DeepSeek-V2's scores are a softmax."""
+    f = from_gguf.fields(file)
+    if not f.has("attention.key_length_mla"):
+        raise ModelError(f"{file.path}: its heads' projections lie as they did before 2025; convert the model anew.")
+    rope, count, dense = from_gguf.rope(f, file), from_gguf.layer_count(f), f.count("leading_dense_block_count")
+    shared, width = f.count("expert_shared_count"), f.integer("expert_feed_forward_length")
+    plain = Mlp(width=f.integer("feed_forward_length"), activation="silu")
+    experts: FeedForward = plain
+    if dense < count:
+        corrected = any(name.endswith(".exp_probs_b.bias") for name in file.tensors)
+        experts = mixtures.mixture_gguf(
+            f,
+            file,
+            default_score="sigmoid" if corrected else "softmax",
+            shared=Mlp(width=shared * width, activation="silu") if shared else None,
+        )
+    scale = f.integer("attention.key_length_mla") ** -0.5
+    if isinstance(rope.stretched, Yarn) and f.has(_LOG):
+        # llama.cpp stores a tenth of mscale_all_dim. mscale, which it does not, is the same in all published models.
+        scale *= yarn_scale(rope.stretched.factor, 10 * f.number(_LOG)) ** 2
+        rope = replace(rope, scale=1.0)
+    unturned = f.integer("attention.key_length_mla") - rope.size
+    if unturned < 1:
+        raise f.wrong("attention.key_length_mla", f"more than rope.dimension_count ({rope.size})")
+    latent = Latent(
+        heads=f.integer("attention.head_count"),
+        rank=f.integer("attention.kv_lora_rank"),
+        turned=rope.size,
+        unturned=unturned,
+        value_size=f.integer("attention.value_length_mla"),
+        scale=scale,
+        rope="global",
+        turned_scale=rope.scale,
+        query_rank=f.integer("attention.q_lora_rank") if "blk.0.attn_q_a.weight" in file.tensors else 0,
+        biased=from_gguf.biased(file, {m: _GGUF_MAPS[m] for m in ("q_a", "kv_a", "o")}),
+    )
+    networks = [plain if number < dense else experts for number in range(count)]
+    return from_gguf.decoder(f, file, [latent] * count, networks, {"global": rope})
+
+
+_LOG = "rope.scaling.yarn_log_multiplier"
+
+
 def _pairs(part: Latent) -> npt.NDArray[np.int64]:
     pairs = np.arange(part.turned)
     return pairs.reshape(-1, 2).T.reshape(-1) if part.interleaved else pairs
@@ -144,7 +191,26 @@ _FILES = replace(
     rows={LAYER + name: rows for name, rows in _ROWS.items()},
     turned=frozenset({f"{LAYER}heads.{{}}.k_up"}),
 )
+_GGUF_MAPS = {"q": "attn_q", "q_a": "attn_q_a", "q_b": "attn_q_b", "kv_a": "attn_kv_a_mqa", "o": "attn_output"}
+_GGUF_HEADS = {"k_up": "attn_k_b", "v_up": "attn_v_b"}
+_GGUF_FILES = replace(
+    from_gguf.NAMES,
+    names={
+        **from_gguf.NAMES.names,
+        **mixtures.GGUF_NAMES,
+        **weights_and_biases({ours: f"blk.{{}}.{theirs}" for ours, theirs in _GGUF_MAPS.items()}),
+        **{f"{LAYER}{m}_a_norm": f"blk.{{}}.attn_{m}_a_norm.weight" for m in ("q", "kv")},
+        **{f"{LAYER}heads.{{}}.{ours}": f"blk.{{}}.{theirs}.{{}}.weight" for ours, theirs in _GGUF_HEADS.items()},
+    },
+    further_layers="blk.{}.",
+    stacks=(
+        *mixtures.GGUF_STACKS,
+        *(Stack(f"blk.{{}}.{name}.weight", (f"blk.{{}}.{name}.{{}}.weight",)) for name in _GGUF_HEADS.values()),
+    ),
+    rows=_FILES.rows,
+)
 
+DEEPSEEK2_GGUF = GgufArchitecture(_read_gguf, _GGUF_FILES)
 DEEPSEEK_V2 = HfArchitecture(_v2, _FILES)
 DEEPSEEK_V3 = HfArchitecture(_v3, _FILES)
 GLM4_MOE_LITE = HfArchitecture(_glm4_lite, _FILES)

@@ -55,13 +55,11 @@ def _read_gguf(file: GgufFile) -> DecoderConfig:
     part = mixtures.mixture_gguf(
         f,
         file,
-        score="sigmoid",
+        default_score="sigmoid",
         normalise=f.flag("expert_weights_norm", True),
-        corrected=True,
-        group_best=2,
         shared=Mlp(width=width * f.integer("expert_shared_count", 1), activation="silu"),
     )
-    count = from_gguf.layer_count(f) - f.count("nextn_predict_layers")
+    count = from_gguf.layer_count(f)
     plain = Mlp(width=f.integer("feed_forward_length"), activation="silu")
     layers = [plain if number < dense else part for number in range(count)]
     return from_gguf.decoder(f, file, [attention] * count, layers, {"global": rope})
@@ -79,9 +77,7 @@ _NAMES = {
 _GGUF_NAMES = {
     **from_gguf.NAMES.names,
     **mixtures.GGUF_NAMES,
-    **{f"{LAYER}shared.{m}": f"blk.{{}}.ffn_{m}_shexp.weight" for m in _PARTS},
     f"{LAYER}mlp_norm": "blk.{}.post_attention_norm.weight",
-    f"{LAYER}router_correction": "blk.{}.exp_probs_b.bias",
 }
 
 GLM4_MOE = HfArchitecture(

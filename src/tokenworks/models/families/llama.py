@@ -3,7 +3,6 @@
 Mistral (arXiv 2310.06825)     a window in every layer, or in none
 SmolLM 3                       no rotary positions in every fourth layer
 Phi 3 (arXiv 2404.14219)       q, k, v and gate, up stored as one map each; LongRoPE
-Granite 3                      the embeddings, residual sums, scores and logits are scaled
 """
 
 from dataclasses import replace
@@ -11,7 +10,7 @@ from dataclasses import replace
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import HfArchitecture
+from tokenworks.models.files import GgufArchitecture, HfArchitecture
 from tokenworks.models.gguf import GgufFile
 
 _MLP_MAPS = frozenset({"gate", "up", "down"})
@@ -60,32 +59,36 @@ def _phi3(f: Fields) -> DecoderConfig:
     return from_hf.decoder(f, "phi3", mixers, from_hf.mlp(f), {"global": rope})
 
 
-def _granite(f: Fields) -> DecoderConfig:
-    rope = from_hf.only_rope(f)
-    attention = from_hf.attention(
-        f, rope, biased=from_hf.attention_biases(f), scale=f.number("attention_multiplier", 1.0)
-    )
-    mlp = from_hf.mlp(f, biased=_MLP_MAPS if f.flag("mlp_bias", False) else frozenset())
-    # x + m * part(norm(x)) over all layers is m * (x / m + part(norm(x))), and an RMS norm undoes the factor in front.
-    sums = f.number("residual_multiplier", 1.0)
-    return from_hf.decoder(
-        f,
-        "granite",
-        [attention] * from_hf.layer_count(f),
-        mlp,
-        {"global": rope},
-        embedding_scale=f.number("embedding_multiplier", 1.0) / sums,
-        norm_epsilon=from_hf.norm_epsilon(f) / sums**2,
-        logit_scale=1 / f.number("logits_scaling", 1.0),
-    )
-
-
 def of_gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
     rope = from_gguf.rope(f, file)
     count = from_gguf.layer_count(f)
     mixers = [from_gguf.attention(f, file, rope)] * count
     return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
+
+
+def _mistral3_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    f.refuse("attention.temperature_scale", (0.0,), "queries that grow with their position are not supported")
+    return of_gguf(file)
+
+
+def _smollm3_gguf(file: GgufFile) -> DecoderConfig:
+    """Every fourth layer is without positions; the metadata cannot say otherwise."""
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention = from_gguf.attention(f, file, rope)
+    count = from_gguf.layer_count(f)
+    mixers = [replace(attention, rope="global" if (number + 1) % 4 else "") for number in range(count)]
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
+
+
+def _phi3_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention = replace(from_gguf.attention(f, file, rope), window=f.count("attention.sliding_window"))
+    count = from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, [attention] * count, from_gguf.mlp(f, file), {"global": rope})
 
 
 _LAYER = "model.layers.{}."
@@ -98,4 +101,12 @@ LLAMA = HfArchitecture(_llama, from_hf.NAMES)
 MISTRAL = HfArchitecture(_mistral, from_hf.NAMES)
 SMOLLM3 = HfArchitecture(_smollm3, from_hf.NAMES)
 PHI3 = HfArchitecture(_phi3, replace(from_hf.NAMES, names=from_hf.NAMES.names | _PHI3_FUSED))
-GRANITE = HfArchitecture(_granite, from_hf.NAMES)
+
+_PHI3_GGUF_FUSED = {
+    **{f"layers.{{}}.{m}": "blk.{}.attn_qkv.weight" for m in "qkv"},
+    **{f"layers.{{}}.{m}": "blk.{}.ffn_up.weight" for m in ("gate", "up")},
+}
+_PAIRED = replace(from_gguf.NAMES, interleaved_rotary=True)
+MISTRAL3_GGUF = GgufArchitecture(_mistral3_gguf, _PAIRED)
+SMOLLM3_GGUF = GgufArchitecture(_smollm3_gguf, _PAIRED)
+PHI3_GGUF = GgufArchitecture(_phi3_gguf, replace(from_gguf.NAMES, names=from_gguf.NAMES.names | _PHI3_GGUF_FUSED))

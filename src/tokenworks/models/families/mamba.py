@@ -7,17 +7,28 @@ Nemotron 3 Nano                    or experts, routed as DeepSeek-V3's (arXiv 24
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.experts import Mixture
-from tokenworks.models.families import from_hf, mixtures
+from tokenworks.models.families import from_gguf, from_hf, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, FileNames, HfArchitecture, weights_and_biases
+from tokenworks.models.files import (
+    LAYER,
+    NEGATIVE_LOGARITHMS,
+    FileNames,
+    GgufArchitecture,
+    HfArchitecture,
+    weights_and_biases,
+)
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mamba import Mamba2
 from tokenworks.models.mlp import Mlp
+from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.rope import Rope
 from tokenworks.models.stacked import Stack
 
 CONTEXT_TOKENS = 1 << 17
@@ -55,6 +66,37 @@ def step_range(f: Fields, key: str) -> tuple[float, float]:
         if all(isinstance(v, int | float) for v in (low, high)) and 0 <= low < high:
             return float(low), float(high)
     raise f.wrong(key, "two rising numbers")
+
+
+def mamba2_gguf(f: Fields, file: GgufFile) -> Mamba2:
+    heads, inner = f.integer("ssm.time_step_rank"), f.integer("ssm.inner_size")
+    groups, kernel = f.integer("ssm.group_count"), f.integer("ssm.conv_kernel")
+    if inner % heads:
+        raise f.wrong("ssm.time_step_rank", f"a divisor of ssm.inner_size ({inner})")
+    if heads % groups:
+        raise f.wrong("ssm.group_count", f"a divisor of ssm.time_step_rank ({heads})")
+    if kernel < 2:
+        raise f.wrong("ssm.conv_kernel", "2 or more")
+    return Mamba2(
+        heads=heads,
+        head_size=inner // heads,
+        groups=groups,
+        state_size=f.integer("ssm.state_size"),
+        kernel=kernel,
+        norm_epsilon=norm_epsilon_gguf(f),
+        biased=from_gguf.biased(file, _GGUF_MAPS),
+    )
+
+
+def norm_epsilon_gguf(f: Fields) -> float:
+    """Older files of Nemotron-H have the other key only."""
+    return f.number("attention.layer_norm_rms_epsilon", f.number("attention.layer_norm_epsilon", 1e-5))
+
+
+def _mamba2_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    count, context = from_gguf.layer_count(f), min(f.integer("context_length"), CONTEXT_TOKENS)
+    return from_gguf.decoder(f, file, [mamba2_gguf(f, file)] * count, [None] * count, {}, context_tokens=context)
 
 
 def _mamba2(f: Fields) -> DecoderConfig:
@@ -164,6 +206,34 @@ def _kinds(f: Fields, known: list[str]) -> list[str]:
     return kinds
 
 
+def _nemotron_h_gguf(file: GgufFile) -> DecoderConfig:
+    """Layers that have K and V are attention; of the others, those of no width are Mamba-2's."""
+    f = from_gguf.fields(file)
+    f.refuse("moe_latent_size", (0,), "experts of a narrower stream are not supported")
+    count = from_gguf.layer_count(f)
+    kv_heads = from_gguf.of_layers(f, file, "attention.head_count_kv", count)
+    widths = from_gguf.of_layers(f, file, "feed_forward_length", count)
+    unturned = Rope(size=0, base=1.0)
+    mixers: list[Mixer | None] = []
+    networks: list[FeedForward | None] = []
+    for kv, width in zip(kv_heads, widths, strict=True):
+        attention = replace(from_gguf.attention(f, file, unturned, kv_heads=kv), rope="") if kv else None
+        mixers.append(attention if kv else None if width else mamba2_gguf(f, file))
+        networks.append(_network_gguf(f, file, width) if width and not kv else None)
+    return from_gguf.decoder(f, file, mixers, networks, {}, norm_epsilon=norm_epsilon_gguf(f))
+
+
+def _network_gguf(f: Fields, file: GgufFile, width: int) -> FeedForward:
+    if not f.count("expert_count"):
+        biased = from_gguf.biased(file, {m: from_gguf.MLP_MAPS[m] for m in ("up", "down")})
+        return Mlp(width=width, activation="relu2", gated=False, biased=biased)
+    shared = Mlp(width=f.integer("expert_shared_feed_forward_length"), activation="relu2", gated=False)
+    return mixtures.mixture_gguf(
+        f, file, default_score="sigmoid", activation="relu2", gated=False, shared=shared, width=f.integer(_WIDTH, width)
+    )
+
+
+_WIDTH = "expert_feed_forward_length"
 _IN_LAYER = "backbone.layers.{}."
 _MIXER = _IN_LAYER + "mixer."
 _EXPERT_MAPS = {m: f"{m}_proj" for m in ("up", "down")}
@@ -194,6 +264,21 @@ NAMES = FileNames(
     forms={LAYER + "decay": NEGATIVE_LOGARITHMS},
     kernels=frozenset({_MIXER + "conv1d.weight"}),
 )
+_GGUF_MAPS = {"in": "ssm_in", "out": "ssm_out", "conv": "ssm_conv1d"}
+_GGUF_VECTORS = {"decay": "ssm_a", "step_bias": "ssm_dt.bias", "skip": "ssm_d", "scan_weight": "ssm_norm.weight"}
+GGUF_NAMES = weights_and_biases({ours: f"blk.{{}}.{theirs}" for ours, theirs in _GGUF_MAPS.items()}) | {
+    LAYER + ours: f"blk.{{}}.{theirs}" for ours, theirs in _GGUF_VECTORS.items()
+}
+GGUF_RESHAPED = frozenset(f"blk.{{}}.{theirs}" for theirs in _GGUF_VECTORS.values())
+_MAMBA2_GGUF = replace(from_gguf.NAMES, names=from_gguf.NAMES.names | GGUF_NAMES, reshaped=GGUF_RESHAPED)
+_NEMOTRON_H_GGUF = replace(
+    _MAMBA2_GGUF,
+    names=_MAMBA2_GGUF.names | mixtures.GGUF_NAMES | {LAYER + "mlp_norm": "blk.{}.attn_norm.weight"},
+    stacks=mixtures.GGUF_STACKS,
+    further_layers="blk.{}.",
+)
 
 MAMBA2 = HfArchitecture(_mamba2, NAMES)
 NEMOTRON_H = HfArchitecture(_nemotron_h, NAMES)
+MAMBA2_GGUF = GgufArchitecture(_mamba2_gguf, _MAMBA2_GGUF)
+NEMOTRON_H_GGUF = GgufArchitecture(_nemotron_h_gguf, _NEMOTRON_H_GGUF)

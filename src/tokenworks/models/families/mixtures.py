@@ -28,25 +28,32 @@ def mixture(f: Fields, **differences: Any) -> Mixture:
     return Mixture(**fields)
 
 
-def mixture_gguf(f: Fields, file: GgufFile, **differences: Any) -> Mixture:
-    """`differences`: fields of Mixture that are read another way than here."""
+def mixture_gguf(
+    f: Fields, file: GgufFile, default_score: Literal["softmax", "sigmoid"] = "softmax", **differences: Any
+) -> Mixture:
+    """`default_score`: where the file says none. `differences`: fields of Mixture that are read another way."""
     experts = f.integer("expert_count", maximum=MOST_EXPERTS)
     scores: dict[str, Literal["softmax", "sigmoid"]] = {"1": "softmax", "2": "sigmoid", "3": "softmax"}
-    gating = str(f.table.get(f"{f.prefix}expert_gating_func") or 1)
-    if gating not in scores:
+    gating = f.table.get(f"{f.prefix}expert_gating_func") or (1 if default_score == "softmax" else 2)
+    if str(gating) not in scores:
         raise f.wrong("expert_gating_func", f"one of {', '.join(scores)}")
     width = next(
         (t.shape[-2] for name, t in file.tensors.items() if name.endswith((".ffn_up_exps.weight", ".ffn_up.0.weight"))),
         None,
     )
+    groups = f.integer("expert_group_count", 1)
     fields: dict[str, Any] = {
         "experts": experts,
         "width": f.integer("expert_feed_forward_length", width),
         "top_k": f.integer("expert_used_count", maximum=experts),
         "activation": "silu",
-        "score": scores[gating],
+        "score": scores[str(gating)],
         "normalise": f.flag("expert_weights_norm", False),
         "scale": f.number("expert_weights_scale", 1.0),
+        "corrected": any(name.endswith(".exp_probs_b.bias") for name in file.tensors),
+        "groups": groups,
+        "kept_groups": f.integer("expert_group_used_count", 1 if groups == 1 else None, maximum=groups),
+        "group_best": 1 if scores[str(gating)] == "softmax" else 2,
         **differences,
     }
     return Mixture(**fields)
@@ -68,9 +75,17 @@ def stacks(of_layer: str, maps: dict[str, str]) -> tuple[Stack, ...]:
 
 HF_MAPS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
-GGUF_NAMES = {f"{LAYER}router": "blk.{}.ffn_gate_inp.weight"} | {
-    f"{LAYER}experts.{{}}.{m}": f"blk.{{}}.ffn_{m}.{{}}.weight" for m in ("gate", "up", "down")
+_EACH = {m: f"blk.{{}}.ffn_{m}.{{}}.weight" for m in ("gate", "up", "down")}
+GGUF_NAMES = {
+    f"{LAYER}router": "blk.{}.ffn_gate_inp.weight",
+    f"{LAYER}router_correction": "blk.{}.exp_probs_b.bias",
+    **{f"{LAYER}experts.{{}}.{m}": name for m, name in _EACH.items()},
+    **{f"{LAYER}shared.{m}": f"blk.{{}}.ffn_{m}_shexp.weight" for m in _EACH},
+    f"{LAYER}shared_gate": "blk.{}.ffn_gate_inp_shexp.weight",
 }
-GGUF_STACKS = tuple(
-    Stack(f"blk.{{}}.ffn_{m}_exps.weight", (f"blk.{{}}.ffn_{m}.{{}}.weight",)) for m in ("gate", "up", "down")
+GGUF_STACKS = (
+    *(Stack(f"blk.{{}}.ffn_{m}_exps.weight", (name,)) for m, name in _EACH.items()),
+    Stack("blk.{}.ffn_gate_up_exps.weight", (_EACH["gate"], _EACH["up"])),
 )
+GGUF_RESHAPED = frozenset({GGUF_NAMES[f"{LAYER}shared_gate"]})
+"""Older files have it as a vector."""

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf, mixtures
+from tokenworks.models.families import from_gguf, from_hf, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.rope import Rope
 
 
@@ -59,6 +60,35 @@ def _decoder(f: Fields, architecture: str, windows: list[int], ropes: dict[str, 
     return from_hf.decoder(f, architecture, mixers, from_hf.mlp(f), ropes, norms="behind")
 
 
+def _olmo2_gguf(file: GgufFile) -> DecoderConfig:
+    """OLMo 3's files are of architecture "olmo2"; their windows tell them from OLMo 2's."""
+    f = from_gguf.fields(file)
+    count, window = from_gguf.layer_count(f), f.count("attention.sliding_window")
+    ropes = {"global": from_gguf.rope(f, file)}
+    slides = [0] * count
+    if window:
+        ropes["local"] = Rope(size=ropes["global"].size, base=f.number("rope.freq_base_swa", ropes["global"].base))
+        slides = from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)
+
+    def attention(slide: int) -> Attention:
+        name = "local" if slide else "global"
+        plain = from_gguf.attention(f, file, ropes[name])
+        epsilon = from_gguf.norm_epsilon(f)
+        return replace(plain, rope=name, window=slide and window, qk_norm_epsilon=epsilon, qk_norm_whole=True)
+
+    mixers = [attention(slide) for slide in slides]
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), ropes, norms="behind")
+
+
+def _olmoe_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    f.refuse("attention.clamp_kqv", (0.0,), "clipping q, k and v is not supported")
+    rope, epsilon = from_gguf.rope(f, file), from_gguf.norm_epsilon(f)
+    attention = replace(from_gguf.attention(f, file, rope), qk_norm_epsilon=epsilon, qk_norm_whole=True)
+    mixers = [attention] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, mixtures.mixture_gguf(f, file), {"global": rope})
+
+
 _NORMS = {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
 _NAMES = replace(
     from_hf.NAMES,
@@ -73,6 +103,9 @@ _MIXED = replace(
     | {f"{LAYER}router": "model.layers.{}.mlp.gate.weight"},
     stacks=mixtures.stacks(_EXPERTS, mixtures.HF_MAPS),
 )
+_MIXED_GGUF = replace(from_gguf.NAMES, names=from_gguf.NAMES.names | mixtures.GGUF_NAMES, stacks=mixtures.GGUF_STACKS)
 OLMO2 = HfArchitecture(_olmo2, _NAMES)
 OLMO3 = HfArchitecture(_olmo3, _NAMES)
 OLMOE = HfArchitecture(_olmoe, _MIXED)
+OLMO2_GGUF = GgufArchitecture(_olmo2_gguf, from_gguf.NAMES)
+OLMOE_GGUF = GgufArchitecture(_olmoe_gguf, _MIXED_GGUF)

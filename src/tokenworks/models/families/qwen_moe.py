@@ -69,19 +69,14 @@ _NAMES = {
 }
 FILES = replace(from_hf.NAMES, names=_NAMES, stacks=mixtures.stacks(f"{_IN_LAYER}experts", mixtures.HF_MAPS))
 
-_GGUF_SHARED = {f"{LAYER}shared.{m}": f"blk.{{}}.ffn_{m}_shexp.weight" for m in ("gate", "up", "down")}
-_GGUF_FILES = replace(
+GGUF_FILES = replace(
     from_gguf.NAMES,
-    names={
-        **from_gguf.NAMES.names,
-        **mixtures.GGUF_NAMES,
-        **_GGUF_SHARED,
-        f"{LAYER}shared_gate": "blk.{}.ffn_gate_inp_shexp.weight",
-    },
+    names=from_gguf.NAMES.names | mixtures.GGUF_NAMES,
     stacks=mixtures.GGUF_STACKS,
+    reshaped=mixtures.GGUF_RESHAPED,
 )
 
 QWEN2_MOE = HfArchitecture(_qwen2, FILES)
 QWEN3_MOE = HfArchitecture(_qwen3, FILES)
-QWEN2_MOE_GGUF = GgufArchitecture(_qwen2_gguf, _GGUF_FILES)
-QWEN3_MOE_GGUF = GgufArchitecture(_qwen3_gguf, _GGUF_FILES)
+QWEN2_MOE_GGUF = GgufArchitecture(_qwen2_gguf, GGUF_FILES)
+QWEN3_MOE_GGUF = GgufArchitecture(_qwen3_gguf, GGUF_FILES)

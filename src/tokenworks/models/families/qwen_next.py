@@ -8,9 +8,10 @@ import numpy as np
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.delta import DeltaNet
-from tokenworks.models.families import from_hf, mixtures, qwen_moe
+from tokenworks.models.families import from_gguf, from_hf, mixtures, qwen_moe
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, HfArchitecture, Rows
+from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, GgufArchitecture, HfArchitecture, Rows
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
 
@@ -64,6 +65,52 @@ def _decoder(f: Fields, architecture: str, feed_forwards: list[FeedForward]) -> 
     parts: dict[str, Mixer] = {"linear_attention": delta, "full_attention": attention}
     mixers = [parts[kind] for kind in _kinds(f, list(parts))]
     return from_hf.decoder(f, architecture, mixers, feed_forwards, {"global": rope})
+
+
+def _next_gguf(file: GgufFile) -> DecoderConfig:
+    return _decoder_gguf(file, alternating=False)
+
+
+def _later_gguf(file: GgufFile) -> DecoderConfig:
+    return _decoder_gguf(file, alternating=True)
+
+
+def _decoder_gguf(file: GgufFile, *, alternating: bool) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    count, epsilon, interval = from_gguf.layer_count(f), from_gguf.norm_epsilon(f), f.integer(_INTERVAL, 4)
+    # Where rotary positions have several axes, texts have the same place along all.
+    rope = from_gguf.rope(f, file)
+    attention = from_gguf.attention(f, file, rope)
+    gate = frozenset({"q_gate"} if "q" in attention.biased else ())
+    attention = replace(attention, qk_norm_epsilon=epsilon, gated=True, biased=attention.biased | gate)
+    heads, key_heads, values = (f.integer(f"ssm.{key}") for key in ("time_step_rank", "group_count", "inner_size"))
+    if heads % key_heads:
+        raise f.wrong("ssm.group_count", f"a divisor of ssm.time_step_rank ({heads})")
+    if values % heads:
+        raise f.wrong("ssm.inner_size", f"a multiple of ssm.time_step_rank ({heads})")
+    delta = DeltaNet(
+        heads=heads,
+        key_heads=key_heads,
+        key_size=f.integer("ssm.state_size"),
+        value_size=values // heads,
+        kernel=f.integer("ssm.conv_kernel"),
+        norm_epsilon=epsilon,
+        alternating=alternating,
+    )
+    recurrent = [int((number + 1) % interval != 0) for number in range(count)]
+    if f.has(_RECURRENT):
+        recurrent = from_gguf.of_layers(f, file, _RECURRENT, count)
+    network: FeedForward
+    if f.count("expert_count"):
+        shared = Mlp(width=f.integer("expert_shared_feed_forward_length"), activation="silu")
+        network = mixtures.mixture_gguf(f, file, normalise=True, shared=shared, shared_gated=True)
+    else:
+        network = from_gguf.mlp(f, file)
+    mixers: list[Mixer] = [delta if each else attention for each in recurrent]
+    return from_gguf.decoder(f, file, mixers, network, {"global": rope})
+
+
+_INTERVAL, _RECURRENT = "full_attention_interval", "attention.recurrent_layers"
 
 
 def _kinds(f: Fields, known: list[str]) -> list[str]:
@@ -132,3 +179,27 @@ _BASE = replace(
 QWEN3_NEXT = HfArchitecture(_next, replace(_BASE, names=_BASE.names | _SHARED | _NEXT, rows=_IN_PIECES))
 QWEN3_5 = HfArchitecture(_dense, replace(_BASE, names=_BASE.names | _SHARED | _LATER, rows=_GATED))
 QWEN3_5_MOE = HfArchitecture(_moe, replace(_BASE, names=_BASE.names | _SHARED | _LATER, rows=_GATED))
+
+_GGUF_SHARED = {
+    LAYER + "q_gate": "blk.{}.attn_q.weight",
+    LAYER + "q_gate.bias": "blk.{}.attn_q.bias",
+    **{LAYER + m: "blk.{}.attn_qkv.weight" for m in ("queries", "keys", "values")},
+    LAYER + "gate_z": "blk.{}.attn_gate.weight",
+    LAYER + "out": "blk.{}.ssm_out.weight",
+    LAYER + "conv": "blk.{}.ssm_conv1d.weight",
+    LAYER + "decay": "blk.{}.ssm_a",
+    LAYER + "step_bias": "blk.{}.ssm_dt.bias",
+    LAYER + "scan_weight": "blk.{}.ssm_norm.weight",
+    LAYER + "mlp_norm": "blk.{}.post_attention_norm.weight",
+}
+_GGUF_BASE = replace(
+    qwen_moe.GGUF_FILES, names=qwen_moe.GGUF_FILES.names | _GGUF_SHARED, further_layers="blk.{}.", rows=_GATED
+)
+_GGUF_NEXT = {LAYER + m: "blk.{}.ssm_ba.weight" for m in ("rates", "steps")}
+_GGUF_LATER = {LAYER + "rates": "blk.{}.ssm_beta.weight", LAYER + "steps": "blk.{}.ssm_alpha.weight"}
+_GGUF_PIECES = _GATED | {LAYER + m: _pieces(m) for m in ("rates", "steps")}
+
+QWEN3_NEXT_GGUF = GgufArchitecture(
+    _next_gguf, replace(_GGUF_BASE, names=_GGUF_BASE.names | _GGUF_NEXT, rows=_GGUF_PIECES)
+)
+QWEN3_5_GGUF = GgufArchitecture(_later_gguf, replace(_GGUF_BASE, names=_GGUF_BASE.names | _GGUF_LATER))

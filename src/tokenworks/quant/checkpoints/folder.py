@@ -2,25 +2,23 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 import tokenworks
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import HF_ARCHITECTURES
-from tokenworks.models.checkpoint import Checkpoint, layer_of, turned
-from tokenworks.models.config import DecoderConfig
+from tokenworks.models.checkpoint import Checkpoint, turned
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
-from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.checkpoints import compressed_tensors, modelopt
 from tokenworks.quant.checkpoints.gguf_source import config_of_gguf, write_gguf_tokenizer
+from tokenworks.quant.checkpoints.pieces import by_tensor, file_order, whole
 from tokenworks.quant.checkpoints.safetensors import Stored, write_safetensors
 from tokenworks.quant.schemes import Quantised, SchemeName
 
@@ -44,20 +42,17 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     schemes: dict[str, SchemeName] = {}
     kept: list[str] = []
     stored = compressed_tensors.stored if layout == "compressed-tensors" else modelopt.stored
-    for name, parts in _by_tensor(source, names).items():
+    for name, parts in by_tensor(source, names).items():
         module = name.removesuffix(".weight")
-        chosen = [quantised[part] for part in parts if part in quantised]
-        if chosen:
-            if len(chosen) < len(parts):
-                raise InvalidRequest(f"{', '.join(parts)} are one tensor in a folder, {name}: give all one format.")
-            whole = _reordered(_joined(name, chosen), _file_order(source, names, parts))
-            tensors |= stored(module, whole)
-            schemes[module] = whole.scheme
+        weight = whole(source, names, name, parts, quantised)
+        if weight is not None:
+            tensors |= stored(module, weight)
+            schemes[module] = weight.scheme
         else:
             pieces = [_kept(part, source.tensors[part], names) for part in parts]
             shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
             data = np.concatenate([piece.data.ravel() for piece in pieces])
-            order = _file_order(source, names, parts)
+            order = file_order(source, names, parts)
             if order is not None:
                 data = data.reshape(shape[0], -1)[order].ravel()
             if names.is_kernel(name):
@@ -79,45 +74,6 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
         _copy_others(source.path, folder)
     else:
         write_gguf_tokenizer(source.path, folder)
-
-
-def _by_tensor(source: Checkpoint, names: FileNames) -> dict[str, list[str]]:
-    """For each tensor of the folder, the weights that lie in it, in order."""
-    parts: dict[str, list[str]] = {}
-    for canonical in source.tensors:
-        if not canonical.startswith("rope."):  # follows from the config
-            parts.setdefault(names.of(canonical), []).append(canonical)
-    return parts
-
-
-def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
-    """Rows under rows."""
-    if len({part.scheme for part in parts}) > 1:
-        raise InvalidRequest(f"{name} is one tensor in a folder: its weights need one format.")
-    blocks = [part.block_scales for part in parts if part.block_scales is not None]
-    return Quantised(
-        parts[0].scheme,
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate(blocks) if blocks else None,
-        np.concatenate([part.row_scales for part in parts]),
-    )
-
-
-def _file_order(source: Checkpoint, names: FileNames, parts: Sequence[str]) -> npt.NDArray[np.int64] | None:
-    """Which row of all parts, one under the other, is each of the tensor's; None: they lie there like that."""
-    rows = [(names.rows_of(part), part) for part in parts]
-    if rows[0][0] is None:
-        return None
-    assert isinstance(source.config, DecoderConfig)
-    layers = source.config.layers
-    return np.argsort(np.concatenate([of(layers[layer_of(part)].mixer) for of, part in rows if of is not None]))
-
-
-def _reordered(weight: Quantised, order: npt.NDArray[np.int64] | None) -> Quantised:
-    if order is None:
-        return weight
-    blocks = None if weight.block_scales is None else weight.block_scales[order]
-    return Quantised(weight.scheme, weight.codes[order], blocks, weight.row_scales[order])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,7 @@ from tokenworks.models.checkpoint import Checkpoint, rotary_heads
 from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
 from tokenworks.models.stacked import whole_of
 from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.quant.checkpoints.pieces import by_tensor, whole
 from tokenworks.quant.schemes import Bytes, Quantised
 
 _VERSION = 3
@@ -34,15 +35,20 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
     names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])].files
     tensors = dict(file.tensors)
     experts: dict[str, dict[int, Tensor]] = {}
-    for canonical, weight in quantised.items():
-        name = names.of(canonical)
-        if names.interleaved_rotary and (heads := rotary_heads(source.config, canonical)):
+    for name, parts in by_tensor(source, names).items():
+        weight = whole(source, names, name, parts, quantised)
+        if weight is None:
+            continue
+        if names.interleaved_rotary and (heads := rotary_heads(source.config, parts[0])):
             weight = _interleaved(weight, heads)
         tensor = ggml_tensor(name, weight)
-        if name not in tensors and (place := whole_of(name, names.stacks)):
+        place = whole_of(name, names.stacks)
+        if name in tensors:
+            tensors[name] = tensor
+        elif place and place[0] in tensors:
             experts.setdefault(place[0], {})[place[1]] = tensor
         else:
-            tensors[name] = tensor
+            raise InvalidRequest(f"{source.path}: {name} lies in a tensor with others that cannot be written anew.")
     tensors |= {name: _stacked(tensors[name], each) for name, each in experts.items()}
     _write(path, file.metadata_bytes, file.metadata_pairs, file.alignment, _with_scales(tensors))
 

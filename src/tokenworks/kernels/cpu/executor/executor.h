@@ -140,7 +140,7 @@ class Executor {
     void selective_scan(Place output, Place x, Place b, Place c, Place steps, int state, int decay, int step_bias, int skip,
                         int heads, int head_size, int groups, int state_size, float least_step, float most_step);
     void delta_rule(Place output, Place q, Place k, Place v, Place steps, Place rates, int state, int decay, int step_bias,
-                    int heads, int key_heads, int key_size, int value_size);
+                    int heads, int key_heads, int key_size, int value_size, bool alternating);
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
     void scale_rows(Rows rows, Place output, Place x, Place by, int width);

@@ -100,7 +100,7 @@ void Executor::selective_scan(Place output, Place x, Place b, Place c, Place ste
 }
 
 void Executor::delta_rule(Place output, Place q, Place k, Place v, Place steps, Place rates, int state, int decay,
-                          int step_bias, int heads, int key_heads, int key_size, int value_size) {
+                          int step_bias, int heads, int key_heads, int key_size, int value_size, bool alternating) {
     const DeltaRuleArgs args{at(output),
                              at(q),
                              at(k),
@@ -113,7 +113,8 @@ void Executor::delta_rule(Place output, Place q, Place k, Place v, Place steps, 
                              heads,
                              key_heads,
                              key_size,
-                             value_size};
+                             value_size,
+                             alternating};
     calls_.push_back([this, args](const Step& step, Share& share) {
         DeltaRuleArgs now = args;
         now.states = states(args.states, step);

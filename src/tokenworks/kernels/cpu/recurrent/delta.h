@@ -56,7 +56,8 @@ void delta_rule(const DeltaRuleArgs& args, Share& share) {
     in.k = SCRATCH(chunk * keys);
     float* strip = SCRATCH(keys * lanes);
     for (int task; (task = share.take()) < args.states.sequences * heads;) {
-        const int s = task / heads, head = task % heads, key_head = head / (heads / args.key_heads);
+        const int s = task / heads, head = task % heads;
+        const int key_head = args.alternating ? head % args.key_heads : head / (heads / args.key_heads);
         along_sequence(args.states, s, head * floats, floats, [&](float* state, int first, int rows) {
             in.rows = rows;
             time_steps(args.steps, head, first, rows, args.step_bias[head], 0.0f, 3e38f, args.decay[head], in.step, in.keep);

@@ -1,0 +1,66 @@
+"""Tensors of a file that hold several weights, or a weight's rows in another order: how quantised ones are put back."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenworks.models.checkpoint import Checkpoint, layer_of
+from tokenworks.models.config import DecoderConfig
+from tokenworks.models.files import FileNames
+from tokenworks.protocol.errors import InvalidRequest
+from tokenworks.quant.schemes import Quantised
+
+
+def by_tensor(source: Checkpoint, names: FileNames) -> dict[str, list[str]]:
+    """For each tensor of the file, the weights that lie in it, in order."""
+    parts: dict[str, list[str]] = {}
+    for canonical in source.tensors:
+        if not canonical.startswith("rope."):  # follows from the config
+            parts.setdefault(names.of(canonical), []).append(canonical)
+    return parts
+
+
+def whole(
+    source: Checkpoint, names: FileNames, name: str, parts: Sequence[str], quantised: Mapping[str, Quantised]
+) -> Quantised | None:
+    """Tensor `name` of its `parts`, or None where none is quantised.
+
+    Raises InvalidRequest when they have different formats, or some have none.
+    """
+    chosen = [quantised[part] for part in parts if part in quantised]
+    if not chosen:
+        return None
+    if len(chosen) < len(parts):
+        raise InvalidRequest(f"{', '.join(parts)} are one tensor in a file, {name}: give all one format.")
+    return _reordered(_joined(name, chosen), file_order(source, names, parts))
+
+
+def file_order(source: Checkpoint, names: FileNames, parts: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """Which row of all parts, one under the other, is each of the tensor's; None: they lie there like that."""
+    rows = [(names.rows_of(part), part) for part in parts]
+    if rows[0][0] is None:
+        return None
+    assert isinstance(source.config, DecoderConfig)
+    layers = source.config.layers
+    return np.argsort(np.concatenate([of(layers[layer_of(part)].mixer) for of, part in rows if of is not None]))
+
+
+def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
+    """Rows under rows."""
+    if len({part.scheme for part in parts}) > 1:
+        raise InvalidRequest(f"{name} is one tensor in a file: its weights need one format.")
+    blocks = [part.block_scales for part in parts if part.block_scales is not None]
+    return Quantised(
+        parts[0].scheme,
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate(blocks) if blocks else None,
+        np.concatenate([part.row_scales for part in parts]),
+    )
+
+
+def _reordered(weight: Quantised, order: npt.NDArray[np.int64] | None) -> Quantised:
+    if order is None:
+        return weight
+    blocks = None if weight.block_scales is None else weight.block_scales[order]
+    return Quantised(weight.scheme, weight.codes[order], blocks, weight.row_scales[order])
