@@ -10,16 +10,20 @@ from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import state_bytes
+from tokenworks.models.altup import AltUp
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.delta import DeltaNet
 from tokenworks.models.experts import Mixture
 from tokenworks.models.latent import Latent
+from tokenworks.models.laurel import Laurel
 from tokenworks.models.mamba import Mamba2
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Rope
+from tokenworks.models.side_by_side import Side, SideBySide
 
 WIDTH, VOCABULARY, EOS, CONTEXT_TOKENS = 64, 128, 127, 200
 _ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="global", turned=16)
@@ -44,7 +48,28 @@ def _decoder(*layers: tuple[Mixer | None, FeedForward | None]) -> DecoderConfig:
     )
 
 
+def _gemma_3n() -> DecoderConfig:
+    """The last two layers read what the first two have kept; three streams."""
+    kept = [replace(_ATTENTION, qk_norm_epsilon=1e-5, v_normed=True, window=window) for window in (5, 0)]
+    reading = [replace(attention, source=source) for source, attention in enumerate(kept)]
+    base = _decoder(*[(mixer, _MLP) for mixer in kept + reading])
+    return replace(
+        base,
+        layers=tuple(replace(layer, laurel=Laurel(rank=8, norm_epsilon=1e-5)) for layer in base.layers),
+        norms="around",
+        per_layer=PerLayer(vocabulary=90, size=8, layers=4, activation="gelu_tanh", norm_epsilon=1e-5),
+        streams=AltUp(streams=3, norm_epsilon=1e-5, scaled=True),
+    )
+
+
+_BESIDE = SideBySide(
+    sides=(Side(mixer=_MAMBA, width=96, output_scale=0.7), Side(mixer=_ATTENTION, width=64, input_scale=2.0))
+)
+
+
 MODELS = {
+    "layers that read others' K and V": _gemma_3n(),
+    "Mamba-2 beside attention": _decoder((_BESIDE, _MLP), (_BESIDE, None)),
     "Mamba-2": _decoder((_MAMBA, None), (_MAMBA, _MLP)),
     "Mamba-2 and attention": _decoder(
         (_MAMBA, None),

@@ -1,6 +1,6 @@
 """Attention on the CPU: equal to the reference, and the same bits however the work is cut."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from numpy.random import Generator
 
 from tokenworks.kernels.backend import Executable, Float32
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.program import Program
+from tokenworks.kernels.program import Program, ProgramBuilder, Value
 from tokenworks.kernels.reference import ReferenceBackend
 
 TOKENS = 700
@@ -213,3 +213,57 @@ def test_bytes_stand_a_few_dimensions_of_keys_that_are_much_larger() -> None:
     batch = step([(range(200), 0)], exact.tables(1, np.random.default_rng(7)))
     error = run(rounded.on(CpuBackend(), table), batch) - run(exact.on(CpuBackend(), table), batch)
     assert np.sqrt((error**2).mean()) < 0.04
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[5], SHAPES[12], SHAPES[16]], ids=str)
+def test_what_another_instruction_stored_is_read_by_all_rows_or_some(shape: Shape) -> None:
+    """A second attention reads the first one's cache: all rows, then rows that were selected, whose bits are those that
+    they have among all."""
+    h, kv, d = shape.heads, shape.kv_heads, shape.head_size
+    how = {"heads": h, "kv_heads": kv, "head_size": d, "scale": d**-0.5, "window": shape.window}
+    frequencies = 100.0 ** (-np.arange(d // 2) / (d // 2))
+
+    def program(select: bool) -> Program:
+        def body(b: ProgramBuilder, x: Value) -> Value:
+            k, v = x.columns(h * d, kv * d), x.columns((h + kv) * d, kv * d)
+            b.attend(x.columns(0, h * d), k, v, **how)
+            q = b.scale(x.columns(0, h * d), -1.5)
+            q = b.rope(b.select_rows(q) if select else q, d, "f")
+            return b.attend(q, None, None, source=0, **how)
+
+        return program_of(shape.width, body)
+
+    table = table_of(shape, 6)
+    rng = np.random.default_rng(7)
+    tables = shape.tables(3, rng)
+    batch = step([(range(0, 40), 0), (range(100, 260), 0), (range(300, 303), 0)], tables)
+    changes = {
+        "block_tokens": shape.block_tokens,
+        "cache_dtype": shape.cache_dtype,
+        "blocks": 4 * (700 // shape.block_tokens + 1),
+    }
+    arrays = {"x": table, "f": frequencies}
+    whole, want = (
+        run(compiled(backend(), program(False), arrays, **changes), batch) for backend in (CpuBackend, ReferenceBackend)
+    )
+    np.testing.assert_allclose(whole, want, rtol=0, atol=2 * shape.tolerance)
+    for rows in ([39, 199, 202], [0, 1, 2, 17, 38, 39, 40, 41, 120, 200, 201], []):
+        some = replace(batch, logit_rows=np.array(rows, np.int32))
+        got = run(compiled(CpuBackend(), program(True), arrays, **changes), some)
+        np.testing.assert_array_equal(got, whole[rows])
+        reference = run(compiled(ReferenceBackend(), program(True), arrays, **changes), some)
+        np.testing.assert_allclose(reference, want[rows], rtol=0, atol=1e-6)
+
+
+def test_selected_rows_must_ascend() -> None:
+    program = program_of(
+        24,
+        lambda b, x: (
+            b.attend(x.columns(0, 8), x.columns(8, 8), x.columns(16, 8), heads=1, kv_heads=1, head_size=8, scale=1.0),
+            b.attend(b.select_rows(x.columns(0, 8)), None, None, heads=1, kv_heads=1, head_size=8, scale=1.0, source=0),
+        )[1],
+    )
+    executable = compiled(CpuBackend(), program, {"x": np.ones((9, 24))})
+    batch = replace(step([(range(9), 0)], [[0]]), logit_rows=np.array([4, 2], np.int32))
+    with pytest.raises(ValueError, match="ascend"):
+        executable.run(batch)

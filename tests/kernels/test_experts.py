@@ -17,6 +17,7 @@ ROUTES = {
     "softmax": {"normalise": False},
     "softmax of the chosen": {"normalise": True},
     "sigmoid": {"normalise": True, "score": "sigmoid", "scale": 2.5, "bias": "b"},
+    "weighed": {"normalise": True, "expert_scales": "b"},
     "groups by their two best": {
         "normalise": True, "score": "sigmoid", "bias": "b", "groups": 6, "kept_groups": 2, "group_best": 2,
     },

@@ -133,3 +133,59 @@ def test_pool(width: int, how: str, normalise: bool) -> None:
     batch = step([(range(20), 0), ([20], 0), (range(21, 38), 0)])
     got = run(compiled(CpuBackend(), program, arrays), batch)
     np.testing.assert_allclose(got, run(compiled(ReferenceBackend(), program, arrays), batch), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_multiply_and_norms_without_weights(width: int) -> None:
+    arrays = {"x": rows_of(width, 11), "w": rows_of(width, 12)[0], "one": rows_of(1, 13)[0]}
+    check(program_of(width, lambda b, x: b.multiply(x, "w")), arrays, 40)
+    check(program_of(width, lambda b, x: b.multiply(x, "one", wide=False)), arrays, 40)
+    check(program_of(width, lambda b, x: b.rmsnorm(x, None, 1e-5, group=width // 2)), arrays, 40)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_streams(width: int) -> None:
+    arrays = {"x": rows_of(3 * width + 12, 14)}
+    columns = 3 * width + 12
+    for inputs, offset in ((3, 0.0), (1, 1.5)):
+        program = program_of(
+            columns,
+            lambda b, x, inputs=inputs, offset=offset: b.mix_streams(
+                x.columns(12, inputs * width), x.columns(0, 4 * inputs), inputs, offset=offset
+            ),
+        )
+        assert program.result.width == 4 * width
+        check(program, arrays, 40)
+    # In place too; rows of zeros stay zeros.
+    arrays["x"][3, :width] = 0.0
+    arrays["x"][5, width : 2 * width] = 0.0
+    for into in (False, True):
+        check(
+            program_of(
+                columns,
+                lambda b, x, into=into: b.match_magnitude(
+                    x.columns(0, width), x.columns(width, width), least=1e-5, into=x.columns(0, width) if into else None
+                ),
+            ),
+            arrays,
+            40,
+        )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sparsify(width: int) -> None:
+    arrays = {"x": rows_of(width, 15) + 2.0}
+    for deviations in (0.0, 0.9, -0.4):
+        check(program_of(width, lambda b, x, d=deviations: b.sparsify(x, d, into=x)), arrays, 40, rtol=2e-5)
+    got = run(
+        compiled(CpuBackend(), program_of(width, lambda b, x: b.sparsify(x, 0.5)), arrays), step([(range(40), 0)])
+    )
+    assert 0.1 < (got > 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda backend: backend.name)
+def test_a_token_beyond_a_table_has_its_first_row(backend: Backend) -> None:
+    arrays = {"x": rows_of(16, 16), "few": rows_of(16, 17)[:9]}
+    program = program_of(16, lambda b, x: b.embed("few", 16, index="known_token", scale=0.5))
+    got = run(compiled(backend, program, arrays), step([([8, 9, 39, 0], 0)]))
+    np.testing.assert_array_equal(got, 0.5 * arrays["few"][[8, 0, 0, 0]].astype(np.float32))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from small_gemma import GEMMA
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -362,6 +363,7 @@ DECODERS: dict[str, Any] = {
         **{k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"}, n_shared_experts=1
     ),
     "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
+    **GEMMA,
 }
 
 
@@ -419,6 +421,8 @@ def randomise(model: PreTrainedModel) -> None:
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.add_(0.1 * torch.randn_like(buffer))
+        if name.endswith("layer_scalar"):
+            buffer.mul_(0.5 + torch.rand_like(buffer))
 
 
 def reference_model(folder: Path) -> PreTrainedModel:

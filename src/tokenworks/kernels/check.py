@@ -10,6 +10,8 @@ from tokenworks.kernels.program import (
     LayerNorm,
     Linear,
     LinearHeads,
+    MixStreams,
+    Multiply,
     Program,
     RmsNorm,
     Rope,
@@ -40,7 +42,7 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
         match instruction:
             case Embed(output=output, table=table):
                 need(table, None, output.width)
-            case RmsNorm(x=x, weight=weight, group=group, wide=wide):
+            case RmsNorm(x=x, weight=str(weight), group=group, wide=wide):
                 need(weight, x.width if wide else group)
             case LayerNorm(x=x, weight=weight, bias=bias):
                 for name in filter(None, (weight, bias)):
@@ -58,8 +60,15 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
                 need(inverse_frequencies, turned // 2)
             case Attend(heads=heads, sinks=str(sinks)):
                 need(sinks, heads)
-            case Route(x=x, bias=str(bias)):
-                need(bias, x.width)
+            case Route(x=x, bias=bias, expert_scales=scales):
+                for name in filter(None, (bias, scales)):
+                    need(name, x.width)
+            case Multiply(x=x, weight=weight, wide=wide):
+                need(weight, x.width if wide else 1)
+            case MixStreams():
+                assert (
+                    instruction.x.width % instruction.inputs == 0 == instruction.coefficients.width % instruction.inputs
+                )
             case Experts(x=x, output=output, inner=inner):
                 for expert in instruction.experts:
                     for name in filter(None, (expert.up, expert.gate)):

@@ -33,50 +33,80 @@ class Attention:
     """q and k are RMS-normed before they are turned; 0 is off."""
     qk_norm_whole: bool = False
     """Over all heads together, not each alone."""
+    v_normed: bool = False
+    """v is RMS-normed too, each head alone, without weights."""
+    v_is_k: bool = False
+    """v is what the map makes for k, before its norm. Only where k has one."""
+    source: int | None = None
+    """The cache layer whose K and V it reads, which an earlier layer has written (arXiv 2405.12981); None: its own."""
     sinks: bool = False
     """Each head has a score that no position has (kernels/program/attention.py: Attend)."""
     gated: bool = False
     """What is read is multiplied by sigmoid(q_gate(x))."""
 
+    @property
+    def keeps(self) -> bool:
+        return self.source is None
+
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
-        size, q_width, kv_width = self.head_size, self.heads * self.head_size, self.kv_heads * self.head_size
-        maps = ("q", "k", "v", "q_gate") if self.gated else ("q", "k", "v")
-        qkv = linear(b, name, x, maps, q_width + 2 * kv_width + self.gated * q_width, self.biased)
-        q, k, v = qkv.columns(0, q_width), qkv.columns(q_width, kv_width), qkv.columns(q_width + kv_width, kv_width)
-        if self.qk_norm_epsilon:
-            q = b.rmsnorm(q, name + "q_norm", self.qk_norm_epsilon, group=q_width if self.qk_norm_whole else size)
-            k = b.rmsnorm(k, name + "k_norm", self.qk_norm_epsilon, group=kv_width if self.qk_norm_whole else size)
-        if self.rope:
-            frequencies = "rope." + self.rope
-            q = b.rope(q, size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
-            k = b.rope(k, size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
+        made = self._maps(b, name, x)
+        q, k, v = made["q"], made.get("k"), made.get("v")
+        if self.v_is_k:
+            v = k
+        if v and self.v_normed:
+            v = b.rmsnorm(v, None, self.qk_norm_epsilon, group=self.head_size)
+        q = self._placed(b, name + "q_norm", q)
+        k = k and self._placed(b, name + "k_norm", k)
         read = b.attend(
             q,
             k,
             v,
             heads=self.heads,
             kv_heads=self.kv_heads,
-            head_size=size,
+            head_size=self.head_size,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
             sinks=name + "sinks" if self.sinks else None,
+            source=self.source,
         )
-        return b.gate(qkv.columns(q_width + 2 * kv_width, q_width), read, "sigmoid") if self.gated else read
+        return b.gate(made["q_gate"], read, "sigmoid") if self.gated else read
+
+    def _widths(self) -> dict[str, int]:
+        """What the maps of x make."""
+        q_width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
+        widths = {"q": q_width}
+        if self.source is None:
+            widths |= {"k": kv_width} if self.v_is_k else {"k": kv_width, "v": kv_width}
+        return widths | ({"q_gate": q_width} if self.gated else {})
+
+    def _maps(self, b: ProgramBuilder, name: str, x: Value) -> dict[str, Value]:
+        widths, made, at = self._widths(), {}, 0
+        together = linear(b, name, x, tuple(widths), sum(widths.values()), self.biased)
+        for which, width in widths.items():
+            made[which] = together.columns(at, width)
+            at += width
+        return made
+
+    def _placed(self, b: ProgramBuilder, norm: str, x: Value) -> Value:
+        """q or k, normed and turned."""
+        if self.qk_norm_epsilon:
+            x = b.rmsnorm(x, norm, self.qk_norm_epsilon, group=x.width if self.qk_norm_whole else self.head_size)
+        if self.rope:
+            frequencies = "rope." + self.rope
+            b.rope(x, self.head_size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
+        return x
 
     def project(self, b: ProgramBuilder, name: str, mixed: Value, width: int) -> Value:
         return linear(b, name, mixed, ("o",), width, self.biased)
 
     def shapes(self, width: int) -> Shapes:
-        q_width, kv_width = self.heads * self.head_size, self.kv_heads * self.head_size
-        maps = {"q": (q_width, width), "k": (kv_width, width), "v": (kv_width, width), "o": (width, q_width)}
-        if self.gated:
-            maps["q_gate"] = (q_width, width)
-        shapes = shapes_of(maps, self.biased)
+        widths = self._widths()
+        maps = {which: (made, width) for which, made in widths.items()} | {"o": (width, widths["q"])}
+        shapes = shapes_of(maps, self.biased & maps.keys())
         if self.qk_norm_epsilon:
-            whole = self.qk_norm_whole
-            shapes["q_norm"] = (q_width if whole else self.head_size,)
-            shapes["k_norm"] = (kv_width if whole else self.head_size,)
+            normed = [which for which in ("q", "k") if which in widths]
+            shapes |= {f"{which}_norm": (widths[which] if self.qk_norm_whole else self.head_size,) for which in normed}
         if self.sinks:
             shapes["sinks"] = (self.heads,)
         return shapes

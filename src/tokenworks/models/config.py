@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tokenworks.kernels.program import ProgramBuilder, Value
+from tokenworks.models.altup import AltUp
+from tokenworks.models.laurel import Laurel
 from tokenworks.models.parts import FeedForward, Mixer, Shapes
+from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Rope
 from tokenworks.models.vision.config import VisionConfig
 
@@ -18,6 +21,10 @@ class Layer:
 
     mixer: Mixer | None
     feed_forward: FeedForward | None
+    norms_input: bool = True
+    """The feed-forward network gets its input normed; else it does that itself."""
+    laurel: Laurel | None = None
+    """Joins the stream beside the mixer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,12 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     """0 is off."""
+    per_layer: PerLayer | None = None
+    """Vectors that join the stream at the end of each layer."""
+    streams: AltUp | None = None
+    """How several residual streams are kept, if there are several."""
+    scaled_layers: bool = False
+    """What a layer makes of the stream is multiplied by one number of its own, layer_scale."""
     vision: VisionConfig | None = None
     """How it sees pictures, if it does."""
     kind: Literal["generate"] = "generate"

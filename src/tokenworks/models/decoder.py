@@ -5,37 +5,83 @@ the residual stream, both behind an RMS norm. What the parts are is the layer's 
 (arXiv 2503.19786) norms what the parts make too, before it joins the stream; OLMo 2 (arXiv 2501.00656) only that.
 """
 
+import math
+from dataclasses import dataclass
+
 from tokenworks.kernels.program import Program, ProgramBuilder, Value
-from tokenworks.models.config import DecoderConfig
+from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.parts import Shapes
+
+
+@dataclass(slots=True)
+class _Flow:
+    """What goes from layer to layer."""
+
+    stream: Value
+    """The residual stream; or several, side by side, of which layers see the first."""
+    vectors: Value | None
+    """Of all layers: see models/per_layer.py."""
+
+    def select_rows(self, b: ProgramBuilder) -> None:
+        self.stream = b.select_rows(self.stream)
+        self.vectors = self.vectors and b.select_rows(self.vectors)
 
 
 def decoder_program(config: DecoderConfig) -> Program:
     """Tokens of the step -> logits [R, vocabulary]."""
     b = ProgramBuilder()
-    x = b.embed("embed", config.width, scale=config.embedding_scale)
+    streams, width = config.streams, config.width
+    room = b.buffer(width * (streams.streams if streams else 1))
+    x = b.embed("embed", width, scale=config.embedding_scale, into=room.columns(0, width))
     deep = 0
     if config.vision is not None:
         x, deep = b.inject(x, 0, "replace"), len(config.vision.deep)
-    last_mixer = max(number for number, layer in enumerate(config.layers) if layer.mixer is not None)
+    flow = _Flow(room, config.per_layer.vectors(b, x) if config.per_layer else None)
+    if streams:
+        streams.spread(b, room)
+    # Behind the last mixer that keeps something no row's work is for another: only rows whose logits are wanted go on.
+    last = max(n for n, layer in enumerate(config.layers) if layer.mixer is not None and layer.mixer.keeps)
     for number, layer in enumerate(config.layers):
-        name = f"layers.{number}."
-        if layer.mixer is not None:
-            mixed = layer.mixer.mix(b, name, _norm(b, config, name + "attention_norm", x))
-            if number == last_mixer:
-                # Behind the last mixer no row looks at another: only those whose logits are wanted go on.
-                x, mixed = b.select_rows(x), b.select_rows(mixed)
-            x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, config.width))
-        if layer.feed_forward is not None:
-            made = layer.feed_forward.write(b, name, _norm(b, config, name + "mlp_norm", x))
-            x = _join(b, config, name + "mlp_post_norm", x, made)
+        _write_layer(b, config, number, layer, flow, selects=number == last)
         if number < deep:
-            x = b.inject(x, (1 + number) * config.width, "add")
-    x = b.rmsnorm(x, "norm", config.norm_epsilon)
+            b.inject(flow.stream, (1 + number) * width, "add")
+    x = b.rmsnorm(streams.gather(b, flow.stream) if streams else flow.stream, "norm", config.norm_epsilon)
     if config.logit_scale != 1.0:
         x = b.scale(x, config.logit_scale)
     logits = b.linear(x, ("embed" if config.tied_head else "head",), config.vocabulary)
     return b.finish(b.softcap(logits, config.logit_softcap) if config.logit_softcap else logits)
+
+
+def _write_layer(
+    b: ProgramBuilder, config: DecoderConfig, number: int, layer: Layer, flow: _Flow, *, selects: bool
+) -> None:
+    """`selects`: behind the mixer only the rows whose logits are wanted go on."""
+    name, width, streams = f"layers.{number}.", config.width, config.streams
+    if streams:
+        flow.stream = streams.predict(b, name, flow.stream)
+    x = flow.stream.columns(0, width)
+    if layer.mixer is not None:
+        normed = _norm(b, config, name + "attention_norm", x)
+        mixed = layer.mixer.mix(b, name, normed)
+        if selects:
+            flow.select_rows(b)
+            x, mixed = flow.stream.columns(0, width), b.select_rows(mixed)
+            normed = b.select_rows(normed) if layer.laurel else normed
+        x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, width))
+        if layer.laurel:
+            x = b.scale(b.add(x, layer.laurel.write(b, name, normed)), math.sqrt(0.5))
+    if layer.feed_forward is not None:
+        seen = _norm(b, config, name + "mlp_norm", x) if layer.norms_input else x
+        x = _join(b, config, name + "mlp_post_norm", x, layer.feed_forward.write(b, name, seen))
+    flow.stream = streams.correct(b, name, flow.stream, x) if streams else x
+    if config.per_layer:
+        assert flow.vectors is not None
+        vector = flow.vectors.columns(number * config.per_layer.size, config.per_layer.size)
+        seen = streams.first(b, name, flow.stream) if streams else flow.stream
+        made = config.per_layer.write(b, name, seen, vector)
+        flow.stream = streams.join(b, flow.stream, made) if streams else b.add(flow.stream, made)
+    if config.scaled_layers:
+        flow.stream = b.multiply(flow.stream, name + "layer_scale", wide=False)
 
 
 def _norm(b: ProgramBuilder, config: DecoderConfig, weight: str, x: Value) -> Value:
@@ -52,10 +98,24 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
     shapes: Shapes = {"embed": (config.vocabulary, config.width), "norm": (config.width,)}
     if not config.tied_head:
         shapes["head"] = (config.vocabulary, config.width)
-    norms = {"before": ("norm",), "behind": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
+    for part in (config.per_layer, config.streams):
+        if part is not None:
+            shapes |= part.shapes(config.width)
     for number, layer in enumerate(config.layers):
-        for kind, part in (("attention", layer.mixer), ("mlp", layer.feed_forward)):
-            if part is not None:
-                parts = part.shapes(config.width) | {f"{kind}_{norm}": (config.width,) for norm in norms}
-                shapes |= {f"layers.{number}.{name}": shape for name, shape in parts.items()}
+        shapes |= {f"layers.{number}.{name}": shape for name, shape in _layer_shapes(config, layer).items()}
     return shapes
+
+
+def _layer_shapes(config: DecoderConfig, layer: Layer) -> Shapes:
+    norms = {"before": ("norm",), "behind": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
+    shapes: Shapes = {}
+    for kind, part in (("attention", layer.mixer), ("mlp", layer.feed_forward)):
+        if part is not None:
+            shapes |= {f"{kind}_{norm}": (config.width,) for norm in norms}
+            shapes |= part.shapes(config.width)
+    if layer.laurel:
+        shapes |= layer.laurel.shapes(config.width)
+    for whole in (config.per_layer, config.streams):
+        if whole is not None:
+            shapes |= whole.layer_shapes(config.width)
+    return shapes | ({"layer_scale": (1,)} if config.scaled_layers else {})

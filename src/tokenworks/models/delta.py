@@ -32,6 +32,8 @@ class DeltaNet:
             "queries": keys, "keys": keys, "values": values, "gate_z": values, "rates": self.heads, "steps": self.heads,
         }  # fmt: skip
 
+    keeps = True
+
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         widths = self._widths()
         made = linear(b, name, x, tuple(widths), sum(widths.values()), frozenset())

@@ -39,17 +39,21 @@ class Mixture:
     """Which of router, gate, up, down have a bias."""
     shared: Mlp | None = None
     """What every token passes as well."""
+    weighed: bool = False
+    """Each expert's weight is multiplied by the weight router_expert_scales [experts]."""
     shared_gated: bool = False
     """What `shared` makes is multiplied by sigmoid(shared_gate(x)), one number for a token."""
 
-    def write(self, b: ProgramBuilder, name: str, x: Value) -> Value:
+    def write(self, b: ProgramBuilder, name: str, x: Value, seen: Value | None = None) -> Value:
+        """`seen`: what the router looks at, if that is not x."""
         routes = b.route(
-            linear(b, name, x, ("router",), self.experts, self.biased),
+            linear(b, name, seen or x, ("router",), self.experts, self.biased),
             self.top_k,
             score=self.score,
             normalise=self.normalise,
             scale=self.scale,
             bias=f"{name}router_correction" if self.corrected else None,
+            expert_scales=f"{name}router_expert_scales" if self.weighed else None,
             groups=self.groups,
             kept_groups=self.kept_groups,
             group_best=self.group_best,
@@ -93,6 +97,8 @@ class Mixture:
         shapes = shapes_of({"router": (self.experts, width)}, self.biased & {"router"})
         if self.corrected:
             shapes["router_correction"] = (self.experts,)
+        if self.weighed:
+            shapes["router_expert_scales"] = (self.experts,)
         for number in range(self.experts):
             shapes |= {f"experts.{number}.{name}": shape for name, shape in of_one.items()}
         if self.shared is not None:

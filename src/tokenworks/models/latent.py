@@ -43,6 +43,8 @@ class Latent:
     interleaved: bool = True
     """In files the two rows of a rotary pair are (2i, 2i + 1), not (i, i + turned / 2)."""
 
+    keeps = True
+
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         head, key, frequencies = self.turned + self.unturned, self.turned + self.rank, "rope." + self.rope
         first, width = ("q_a", self.query_rank) if self.query_rank else ("q", self.heads * head)

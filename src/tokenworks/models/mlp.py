@@ -17,14 +17,26 @@ class Mlp:
     biased: frozenset[str] = frozenset()
     """Which of gate, up, down have a bias."""
     gated: bool = True
+    deviations: float = 0.0
+    """Of the gate only what is so many standard deviations above its mean counts (kernels/program/streams.py: Sparsify);
+    0: all of it."""
+
+    gate_scale: float = 1.0
+    output_scale: float = 1.0
 
     def write(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         if not self.gated:
             up = b.activate(linear(b, name, x, ("up",), self.width, self.biased), self.activation)
             return linear(b, name, up, ("down",), x.width, self.biased)
         both = linear(b, name, x, ("gate", "up"), 2 * self.width, self.biased)
-        gated = b.gate(both.columns(0, self.width), both.columns(self.width, self.width), self.activation)
-        return linear(b, name, gated, ("down",), x.width, self.biased)
+        gate = both.columns(0, self.width)
+        if self.gate_scale != 1.0:
+            gate = b.scale(gate, self.gate_scale, into=gate)
+        if self.deviations:
+            gate = b.sparsify(gate, self.deviations, into=gate)
+        gated = b.gate(gate, both.columns(self.width, self.width), self.activation)
+        made = linear(b, name, gated, ("down",), x.width, self.biased)
+        return made if self.output_scale == 1.0 else b.scale(made, self.output_scale)
 
     def shapes(self, width: int) -> Shapes:
         maps = {"gate": (self.width, width), "up": (self.width, width), "down": (width, self.width)}

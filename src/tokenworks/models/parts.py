@@ -16,6 +16,10 @@ Shapes = dict[str, tuple[int, ...]]
 class Mixer(Protocol):
     """The part through which a token sees other tokens."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether later steps, or other layers, read what it writes to the cache."""
+
     def mix(self, b: ProgramBuilder, name: str, x: Value) -> Value:
         """Normed [T, width] -> [T, whatever `project` takes]: behind it no row looks at another."""
 

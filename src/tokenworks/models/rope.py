@@ -44,6 +44,13 @@ class LongRope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proportional:
+    """Gemma 4's p-RoPE: the first pairs turn as they would in a whole head, the others stand still."""
+
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
     """One rotary encoding of a model."""
 
@@ -52,7 +59,7 @@ class Rope:
     base: float
     factor: float = 1.0
     """All frequencies are slowed by it."""
-    stretched: Llama3 | Yarn | LongRope | None = None
+    stretched: Llama3 | Yarn | LongRope | Proportional | None = None
     divisors: tuple[float, ...] = ()
     """[size / 2], or empty: what a GGUF file has in place of `stretched`."""
     scale: float = 1.0
@@ -69,6 +76,8 @@ class Rope:
             case Yarn() as s:
                 kept = 1 - _ramp(self._pair(s, s.fast), self._pair(s, s.slow), self.size, s.whole)
                 inverse = inverse * (kept + (1 - kept) / s.factor)
+            case Proportional(pairs=pairs):
+                inverse[pairs:] = 0.0
             case LongRope() as s:
                 inverse = inverse / np.asarray(s.long if context_tokens > s.original_tokens else s.short)
         if self.divisors:

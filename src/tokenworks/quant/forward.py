@@ -30,7 +30,10 @@ from tokenworks.kernels.program import (
     LayerNorm,
     Linear,
     LinearHeads,
+    MatchMagnitude,
     Merge,
+    MixStreams,
+    Multiply,
     Pause,
     Pool,
     Program,
@@ -44,6 +47,7 @@ from tokenworks.kernels.program import (
     SelectRows,
     ShortConvolution,
     Softcap,
+    Sparsify,
     StateLayer,
     Value,
 )
@@ -72,6 +76,7 @@ class Forward:
         self.buffers: dict[int, Float32] = {}
         """[rows, width] by number, of those that are still to be read."""
         self._weights = weights
+        self._keepers = _keepers(program)
         self._last_use = _last_uses(program)
 
     @property
@@ -113,7 +118,8 @@ class Forward:
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 return self._recurrent(instruction)
             case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
-                return _by_rows(lambda rows: _rmsnorm(rows, self._vector(weight), epsilon, group), self.input(x))
+                scales = np.ones(group, np.float32) if weight is None else self._vector(weight)
+                return _by_rows(lambda rows: _rmsnorm(rows, scales, epsilon, group), self.input(x))
             case LayerNorm(x=x):
                 scale = self._vector(instruction.weight)
                 shift = np.zeros_like(scale) if instruction.bias is None else self._vector(instruction.bias)
@@ -132,6 +138,14 @@ class Forward:
                 return self.input(x) * np.float32(factor)
             case ScaleRows(x=x, by=by):
                 return self.input(x) * self.input(by)
+            case Multiply(x=x, weight=weight):
+                return self.input(x) * self._vector(weight)
+            case MixStreams(x=x):
+                return _mixed(instruction, self.input(x), self.input(instruction.coefficients))
+            case MatchMagnitude(x=x, like=like):
+                return _matched(self.input(x), self.input(like), instruction.least)
+            case Sparsify(x=x):
+                return _by_rows(lambda rows: _sparse(rows, instruction.deviations), self.input(x))
             case Route():
                 return self._route(instruction)
             case Experts():
@@ -153,6 +167,7 @@ class Forward:
         windows, length = self.tokens.shape
         index: dict[str, Int32] = {
             "token": self.tokens.ravel(),
+            "known_token": np.where(self.tokens < len(table), self.tokens, 0).ravel(),
             "position": np.tile(np.arange(length, dtype=np.int32), windows),
             "axis": np.zeros(windows * length, np.int32),
             "zero": np.zeros(windows * length, np.int32),
@@ -176,11 +191,14 @@ class Forward:
 
     def _attend(self, op: Attend) -> Float32:
         windows, length = self.tokens.shape
-        # [windows, heads, length, a head's columns]
-        q, k, v = (
-            self.input(value).reshape(windows, length, -1, size).transpose(0, 2, 1, 3)
-            for value, size in ((op.q, op.head_size), (op.k, op.head_size), (op.v, op.value_size))
-        )
+
+        def in_heads(value: Value, size: int) -> Float32:
+            """[windows, heads, length, a head's columns]"""
+            return self.input(value).reshape(windows, length, -1, size).transpose(0, 2, 1, 3)
+
+        kept = _keeper_of(op, self._keepers)
+        assert kept.k is not None and kept.v is not None
+        q, k, v = in_heads(op.q, op.head_size), in_heads(kept.k, op.head_size), in_heads(kept.v, op.value_size)
         sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
         mask = _mask(length, op.window, causal=op.cache_layer is not None)
         shared = op.heads // op.kv_heads
@@ -209,6 +227,8 @@ class Forward:
         weights = np.take_along_axis(scores, chosen, axis=1)
         if op.normalise:
             weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(LEAST_SUM))
+        if op.expert_scales is not None:
+            weights = weights * self._vector(op.expert_scales)[chosen]
         return np.concatenate((chosen.astype(np.float32), weights * np.float32(op.scale)), axis=1)
 
     def _experts(self, op: Experts, product: Product) -> Float32:
@@ -324,6 +344,21 @@ def _rmsnorm(x: Float32, weight: Float32, epsilon: float, group: int) -> Float32
     return np.asarray(groups / np.sqrt(mean + np.float32(epsilon)) * weight, np.float32).reshape(x.shape)
 
 
+def _mixed(op: MixStreams, x: Float32, coefficients: Float32) -> Float32:
+    factors = (coefficients + np.float32(op.offset)).reshape(len(x), -1, op.inputs)
+    return np.asarray(factors @ x.reshape(len(x), op.inputs, -1), np.float32).reshape(len(x), -1)
+
+
+def _matched(x: Float32, like: Float32, least: float) -> Float32:
+    found, wanted = (np.einsum("ri,ri->r", rows, rows)[:, None] / np.float32(rows.shape[1]) for rows in (x, like))
+    return np.asarray(x * np.sqrt(wanted / np.maximum(found, np.float32(least))), np.float32)
+
+
+def _sparse(x: Float32, deviations: float) -> Float32:
+    cut = x.mean(axis=1, keepdims=True) + np.float32(deviations) * x.std(axis=1, keepdims=True)
+    return np.maximum(x - cut, np.float32(0))
+
+
 def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Float32:
     centred = x - x.mean(axis=1, keepdims=True)
     variance = np.einsum("ri,ri->r", centred, centred)[:, None] / np.float32(x.shape[1])
@@ -338,13 +373,27 @@ def _mask(length: int, window: int, *, causal: bool) -> Float32:
     return np.where(hidden, np.float32(-np.inf), np.float32(0))
 
 
+def _keepers(program: Program) -> dict[int, Attend]:
+    """By cache layer the instruction that writes K and V there."""
+    attends = (op for op in program.instructions if isinstance(op, Attend) and op.k is not None)
+    return {op.cache_layer: op for op in attends if op.cache_layer is not None}
+
+
+def _keeper_of(op: Attend, keepers: Mapping[int, Attend]) -> Attend:
+    return op if op.k is not None or op.cache_layer is None else keepers[op.cache_layer]
+
+
 def _last_uses(program: Program) -> dict[int, int]:
     """Buffer number -> number of the last instruction that reads it; the result is never let go."""
     last: dict[int, int] = {}
+    keepers = _keepers(program)
     for number, instruction in enumerate(program.instructions):
         fields: dict[str, Any] = {
             field.name: getattr(instruction, field.name) for field in dataclasses.fields(instruction)
         }
+        if isinstance(instruction, Attend):
+            kept = _keeper_of(instruction, keepers)
+            fields |= {"k": kept.k, "v": kept.v}
         last |= {v.buffer: number for name, v in fields.items() if isinstance(v, Value) and name != "output"}
     last.pop(program.result.buffer, None)
     return last

@@ -21,9 +21,10 @@ class Rows(Enum):
 
 class Index(Enum):
     token = 0
-    position = 1
-    axis = 2
-    zero = 3
+    known_token = 1
+    position = 2
+    axis = 3
+    zero = 4
 
 class Activation(Enum):
     silu = 0
@@ -111,6 +112,7 @@ class Executor:
     def store(self, k: Place, v: Place, layer: int, /) -> None: ...
     def attend(
         self,
+        rows: Rows,
         output: Place,
         q: Place,
         k: Place,
@@ -185,6 +187,23 @@ class Executor:
     def add(self, rows: Rows, output: Place, a: Place, b: Place, width: int, /) -> None: ...
     def scale(self, rows: Rows, output: Place, x: Place, width: int, factor: float, /) -> None: ...
     def scale_rows(self, rows: Rows, output: Place, x: Place, by: Place, width: int, /) -> None: ...
+    def multiply(self, rows: Rows, output: Place, x: Place, width: int, weight: int, wide: bool, /) -> None: ...
+    def mix_streams(
+        self,
+        rows: Rows,
+        output: Place,
+        x: Place,
+        coefficients: Place,
+        width: int,
+        inputs: int,
+        outputs: int,
+        offset: float,
+        /,
+    ) -> None: ...
+    def match_magnitude(
+        self, rows: Rows, output: Place, x: Place, like: Place, width: int, least: float, /
+    ) -> None: ...
+    def sparsify(self, rows: Rows, output: Place, x: Place, width: int, deviations: float, /) -> None: ...
     def route(
         self,
         rows: Rows,
@@ -196,6 +215,7 @@ class Executor:
         normalise: bool,
         scale: float,
         bias: int,
+        expert_scales: int,
         groups: int,
         kept_groups: int,
         group_best: int,

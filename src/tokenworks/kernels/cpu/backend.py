@@ -22,7 +22,10 @@ from tokenworks.kernels.program import (
     LayerNorm,
     Linear,
     LinearHeads,
+    MatchMagnitude,
     Merge,
+    MixStreams,
+    Multiply,
     Pause,
     Pool,
     Program,
@@ -36,6 +39,7 @@ from tokenworks.kernels.program import (
     SelectRows,
     ShortConvolution,
     Softcap,
+    Sparsify,
     StateLayer,
     Value,
 )
@@ -218,7 +222,7 @@ class _Writer:
             case Embed(output=out):
                 to.embed(rows, at(out), self._matrices[call.table], out.width, _cpu.Index[call.index], call.scale)
             case RmsNorm(output=out):
-                weight = vectors[call.weight]
+                weight = -1 if call.weight is None else vectors[call.weight]
                 to.rmsnorm(rows, at(out), at(call.x), out.width, call.group, weight, call.wide, call.epsilon)
             case LayerNorm(output=out):
                 weight, bias = vectors[call.weight], -1 if call.bias is None else vectors[call.bias]
@@ -244,15 +248,16 @@ class _Writer:
                 frequencies = vectors[call.inverse_frequencies]
                 shape_of_head = (call.head_size, call.turned)
                 to.rope(rows, at(out), out.width, *shape_of_head, frequencies, call.scale, list(call.axes))
-            case Store(attend=attend):
-                assert attend.cache_layer is not None
-                to.store(at(attend.k), at(attend.v), self._layers[attend.cache_layer])
+            case Store(k=k, v=v):
+                to.store(at(k), at(v), self._layers[call.cache_layer])
             case Attend(output=out):
                 layer = -1 if call.cache_layer is None else self._layers[call.cache_layer]
                 shape = (call.heads, call.kv_heads, call.head_size)
-                rows_of = (at(out), at(call.q), at(call.k), at(call.v))
+                q = at(call.q)
+                rows_of = (at(out), q, q if call.k is None else at(call.k), q if call.v is None else at(call.v))
                 sinks = -1 if call.sinks is None else vectors[call.sinks]
                 to.attend(
+                    rows,
                     *(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks),
                     *(*call.portion, call.latent),
                 )
@@ -269,6 +274,15 @@ class _Writer:
                 to.scale(rows, at(out), at(call.x), out.width, call.factor)
             case ScaleRows(output=out):
                 to.scale_rows(rows, at(out), at(call.x), at(call.by), out.width)
+            case Multiply(output=out):
+                to.multiply(rows, at(out), at(call.x), out.width, vectors[call.weight], call.wide)
+            case MixStreams(output=out):
+                width, places = call.x.width // call.inputs, (at(out), at(call.x), at(call.coefficients))
+                to.mix_streams(rows, *places, width, call.inputs, call.outputs, call.offset)
+            case MatchMagnitude(output=out):
+                to.match_magnitude(rows, at(out), at(call.x), at(call.like), out.width, call.least)
+            case Sparsify(output=out):
+                to.sparsify(rows, at(out), at(call.x), out.width, call.deviations)
             case Route(output=out):
                 to.route(
                     rows,
@@ -280,6 +294,7 @@ class _Writer:
                     call.normalise,
                     call.scale,
                     -1 if call.bias is None else vectors[call.bias],
+                    -1 if call.expert_scales is None else vectors[call.expert_scales],
                     call.groups,
                     call.kept_groups,
                     call.group_best,

@@ -70,6 +70,7 @@ struct EmbedArgs {
     int width;
     const int32_t* index;  // [rows] table row of each row; null: always row 0
     float scale;
+    int64_t limit;  // row 0 is that of larger indices too
 };
 
 // Row-wise.
@@ -78,7 +79,7 @@ struct RmsNormArgs {
     Columns output, x;  // may be the same columns
     int width;          // a multiple of group
     int group;
-    const float* weight;  // [group], or if wide [width]
+    const float* weight;  // [group], or if wide [width]; null: ones
     bool wide;
     float epsilon;
 };
@@ -209,6 +210,35 @@ struct ScaleRowsArgs {
     int width;
 };
 
+// Row-wise; output may be x.
+struct MultiplyArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    const float* weight;  // [width], or if not wide one number
+    bool wide;
+};
+
+// Row-wise. kernels/program/streams.py says what each does. The output of the last two may be x.
+struct MixStreamsArgs {
+    int rows;
+    Columns output, x, coefficients;
+    int width, inputs, outputs;  // of a stream; how many there are
+    float offset;
+};
+struct MatchMagnitudeArgs {
+    int rows;
+    Columns output, x, like;
+    int width;
+    float least;
+};
+struct SparsifyArgs {
+    int rows;
+    Columns output, x;
+    int width;
+    float deviations;
+};
+
 // Row-wise. kernels/program/experts.py says what each field of Route means.
 struct RouteArgs {
     int rows;
@@ -217,7 +247,7 @@ struct RouteArgs {
     bool sigmoid;  // else softmax
     bool normalise;
     float scale;
-    const float* bias;  // [experts] or null
+    const float *bias, *expert_scales;  // [experts] or null
     int groups, kept_groups, group_best;
 };
 constexpr int most_experts = 1024, most_chosen = 64;  // kernels/check.py checks that there are no more
@@ -325,6 +355,10 @@ struct Kernels {
     void (*add)(const AddArgs&, Share&);
     void (*scale)(const ScaleArgs&, Share&);
     void (*scale_rows)(const ScaleRowsArgs&, Share&);
+    void (*multiply)(const MultiplyArgs&, Share&);
+    void (*mix_streams)(const MixStreamsArgs&, Share&);
+    void (*match_magnitude)(const MatchMagnitudeArgs&, Share&);
+    void (*sparsify)(const SparsifyArgs&, Share&);
     void (*route)(const RouteArgs&, Share&);
     void (*combine)(const CombineArgs&, Share&);
     void (*softcap)(const SoftcapArgs&, Share&);
@@ -362,7 +396,8 @@ TOKENWORKS_FILL(rope)
 TOKENWORKS_FILL(attend)
 TOKENWORKS_FILL(recurrent)    // short_convolution, selective_scan, delta_rule
 TOKENWORKS_FILL(gate)         // gate, activate, softcap: functions of an element
-TOKENWORKS_FILL(elementwise)  // add, scale, scale_rows
+TOKENWORKS_FILL(elementwise)  // add, scale, scale_rows, multiply
+TOKENWORKS_FILL(streams)      // mix_streams, match_magnitude, sparsify
 TOKENWORKS_FILL(experts)      // route, combine
 TOKENWORKS_FILL(rows)         // select_rows, pool
 TOKENWORKS_FILL(sample)       // sample, logprobs

@@ -204,6 +204,7 @@ NB_MODULE(_cpu, m) {
         .value("merged", Rows::merged);
     nb::enum_<Index>(m, "Index")
         .value("token", Index::token)
+        .value("known_token", Index::known_token)
         .value("position", Index::position)
         .value("axis", Index::axis)
         .value("zero", Index::zero);
@@ -277,16 +278,20 @@ NB_MODULE(_cpu, m) {
         .def("add", &Executor::add)
         .def("scale", &Executor::scale)
         .def("scale_rows", &Executor::scale_rows)
+        .def("multiply", &Executor::multiply)
+        .def("mix_streams", &Executor::mix_streams)
+        .def("match_magnitude", &Executor::match_magnitude)
+        .def("sparsify", &Executor::sparsify)
         .def("route",
              [](Executor& executor, Rows rows, Place output, Place x, int experts, int top_k, bool sigmoid,
-                bool normalise, float scale, int bias, int groups, int kept_groups, int group_best) {
+                bool normalise, float scale, int bias, int expert_scales, int groups, int kept_groups, int group_best) {
                  executor.route(rows, output, x,
-                                {0, {}, {}, experts, top_k, sigmoid, normalise, scale, nullptr, groups, kept_groups,
-                                 group_best},
-                                bias);
+                                {0, {}, {}, experts, top_k, sigmoid, normalise, scale, nullptr, nullptr, groups,
+                                 kept_groups, group_best},
+                                bias, expert_scales);
              },
              "rows"_a, "output"_a, "x"_a, "experts"_a, "top_k"_a, "sigmoid"_a, "normalise"_a, "scale"_a, "bias"_a,
-             "groups"_a, "kept_groups"_a, "group_best"_a)
+             "expert_scales"_a, "groups"_a, "kept_groups"_a, "group_best"_a)
         .def("experts",
              [](Executor& executor, Rows rows, Place output, Place x, Place routes, int routed, int top_k, int width,
                 int inner, Activation activation, float limit, float offset,

@@ -20,7 +20,9 @@ from tokenworks.kernels.program import (
     Instruction,
     Linear,
     LinearHeads,
+    MatchMagnitude,
     Merge,
+    MixStreams,
     Pause,
     Pool,
     Program,
@@ -58,9 +60,11 @@ class PrepareHeads:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Writes the step's K and V to the cache of `attend`."""
+    """Writes the step's K and V to a cache layer."""
 
-    attend: Attend
+    k: Value
+    v: Value
+    cache_layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +131,13 @@ def reads(call: Call) -> tuple[Value, ...]:
         case Embed() | Input() | Pause():
             return ()
         case Attend(q=q, k=k, v=v):
-            return (q, k, v)
-        case Store(attend=attend):
-            return (attend.k, attend.v)
+            return (q,) if k is None or v is None else (q, k, v)
+        case Store(k=k, v=v):
+            return (k, v)
+        case MixStreams(x=x, coefficients=coefficients):
+            return (x, coefficients)
+        case MatchMagnitude(x=x, like=like):
+            return (x, like)
         case ShortConvolution() | SelectiveScan() | DeltaRule():
             return inputs_of(call)
         case PrepareHeads(linear=linear):
@@ -197,8 +205,8 @@ def _lower(program: Program) -> list[Call]:
             case LinearHeads():
                 prepared = None
                 calls += [PrepareHeads(instruction), instruction]
-            case Attend() if instruction.cache_layer is not None:
-                calls += [Store(instruction), instruction]
+            case Attend(k=Value() as k, v=Value() as v, cache_layer=int(layer)):
+                calls += [Store(k, v, layer), instruction]
             case _:
                 calls.append(instruction)
         changed = written(calls[-1])

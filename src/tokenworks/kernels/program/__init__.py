@@ -8,12 +8,23 @@ it for every step, whatever the batch. The numpy reference, the C++ backend and 
 
 from tokenworks.kernels.program.attention import Attend, Rope
 from tokenworks.kernels.program.builder import ProgramBuilder
-from tokenworks.kernels.program.elementwise import Activate, Add, Gate, LayerNorm, RmsNorm, Scale, ScaleRows, Softcap
+from tokenworks.kernels.program.elementwise import (
+    Activate,
+    Add,
+    Gate,
+    LayerNorm,
+    Multiply,
+    RmsNorm,
+    Scale,
+    ScaleRows,
+    Softcap,
+)
 from tokenworks.kernels.program.experts import Expert, Experts, Route
 from tokenworks.kernels.program.linear import Linear, LinearHeads
 from tokenworks.kernels.program.recurrent import DeltaRule, Recurrent, SelectiveScan, ShortConvolution
 from tokenworks.kernels.program.rows import Embed, Inject, Input, Merge, Pause, Pool, RowIndex, SelectRows
 from tokenworks.kernels.program.step import CacheLayer, Instruction, KvLayer, Program, StateLayer
+from tokenworks.kernels.program.streams import MatchMagnitude, MixStreams, Sparsify
 from tokenworks.kernels.program.value import Activation, Value
 
 __all__ = [
@@ -34,7 +45,10 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearHeads",
+    "MatchMagnitude",
     "Merge",
+    "MixStreams",
+    "Multiply",
     "Pause",
     "Pool",
     "Program",
@@ -50,6 +64,7 @@ __all__ = [
     "SelectiveScan",
     "ShortConvolution",
     "Softcap",
+    "Sparsify",
     "StateLayer",
     "Value",
 ]

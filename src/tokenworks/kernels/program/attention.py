@@ -37,12 +37,14 @@ class Attend:
     which takes its share of the softmax and adds nothing (arXiv 2309.17453, learned as in gpt-oss).
     With `latent` other than 0, V is the last `latent` columns of each head of K (so are the columns of `v`) and is kept
     with it, once; out has `latent` columns for each head (arXiv 2405.04434). Only with a cache.
+    With k and v None nothing is written: the cache layer is that of another instruction, which has written it already
+    in this step. Then q may have the selected rows alone.
     """
 
     output: Value
     q: Value
-    k: Value
-    v: Value
+    k: Value | None
+    v: Value | None
     cache_layer: int | None
     heads: int
     kv_heads: int

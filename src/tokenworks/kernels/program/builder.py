@@ -5,12 +5,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tokenworks.kernels.program.attention import Attend, Rope
-from tokenworks.kernels.program.elementwise import Activate, Add, Gate, LayerNorm, RmsNorm, Scale, ScaleRows, Softcap
+from tokenworks.kernels.program.elementwise import (
+    Activate,
+    Add,
+    Gate,
+    LayerNorm,
+    Multiply,
+    RmsNorm,
+    Scale,
+    ScaleRows,
+    Softcap,
+)
 from tokenworks.kernels.program.experts import Expert, Experts, Route
 from tokenworks.kernels.program.linear import Linear, LinearHeads
 from tokenworks.kernels.program.recurrent import DeltaRule, SelectiveScan, ShortConvolution
 from tokenworks.kernels.program.rows import Embed, Inject, Input, Merge, Pause, Pool, RowIndex, SelectRows
 from tokenworks.kernels.program.step import CacheLayer, Instruction, KvLayer, Program, StateLayer
+from tokenworks.kernels.program.streams import MatchMagnitude, MixStreams, Sparsify
 from tokenworks.kernels.program.value import Activation, Value
 
 
@@ -47,8 +58,10 @@ class ProgramBuilder:
         """Room that several instructions fill, column by column."""
         return self._new(width)
 
-    def embed(self, table: str, width: int, *, index: RowIndex = "token", scale: float = 1.0) -> Value:
-        out = self._new(width)
+    def embed(
+        self, table: str, width: int, *, index: RowIndex = "token", scale: float = 1.0, into: Value | None = None
+    ) -> Value:
+        out = into or self._new(width)
         self._instructions.append(Embed(out, table, index, scale))
         return out
 
@@ -59,7 +72,7 @@ class ProgramBuilder:
     def rmsnorm(
         self,
         x: Value,
-        weight: str,
+        weight: str | None,
         epsilon: float,
         *,
         group: int | None = None,
@@ -113,8 +126,8 @@ class ProgramBuilder:
     def attend(
         self,
         q: Value,
-        k: Value,
-        v: Value,
+        k: Value | None,
+        v: Value | None,
         *,
         heads: int,
         kv_heads: int,
@@ -126,11 +139,16 @@ class ProgramBuilder:
         windows: bool = False,
         sinks: str | None = None,
         portion: tuple[int, int] = (0, 1),
+        source: int | None = None,
         into: Value | None = None,
     ) -> Value:
-        """Each cached call takes the next cache layer. Portions behind the first go into the first one's output."""
+        """Each cached call takes the next cache layer, or without k and v reads layer `source`. Portions behind the
+        first go into the first one's output."""
         assert portion == (0, 1) or not cached, "portions are for encoders"
-        layer = self._keep(KvLayer(kv_heads, head_size, window)) if cached else None
+        assert (source is None) == (k is not None) == (v is not None), "k and v, or where they are"
+        layer = source
+        if cached and source is None:
+            layer = self._keep(KvLayer(kv_heads, head_size, window))
         out = into or self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
         self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks, portion))
@@ -202,13 +220,15 @@ class ProgramBuilder:
         self._instructions.append(Activate(out, x, activation))
         return out
 
-    def add(self, a: Value, b: Value) -> Value:
-        out = self._new(a.width)
+    def add(self, a: Value, b: Value, *, into: Value | None = None) -> Value:
+        """`into` may be a or b."""
+        out = into or self._new(a.width)
         self._instructions.append(Add(out, a, b))
         return out
 
-    def scale(self, x: Value, factor: float) -> Value:
-        out = self._new(x.width)
+    def scale(self, x: Value, factor: float, *, into: Value | None = None) -> Value:
+        """`into` may be x."""
+        out = into or self._new(x.width)
         self._instructions.append(Scale(out, x, factor))
         return out
 
@@ -226,13 +246,16 @@ class ProgramBuilder:
         normalise: bool,
         scale: float = 1.0,
         bias: str | None = None,
+        expert_scales: str | None = None,
         groups: int = 1,
         kept_groups: int = 1,
         group_best: int = 1,
     ) -> Value:
         out = self._new(2 * top_k)
         grouping = (groups, kept_groups, group_best)
-        self._instructions.append(Route(out, logits, top_k, score, normalise, scale, bias, *grouping))
+        self._instructions.append(
+            Route(out, logits, top_k, score, normalise, scale, bias, *grouping, expert_scales=expert_scales)
+        )
         return out
 
     def experts(
@@ -249,6 +272,28 @@ class ProgramBuilder:
     ) -> Value:
         out = self._new(x.width)
         self._instructions.append(Experts(out, x, routes, tuple(experts), count, inner, activation, limit, offset))
+        return out
+
+    def multiply(self, x: Value, weight: str, *, wide: bool = True) -> Value:
+        out = self._new(x.width)
+        self._instructions.append(Multiply(out, x, weight, wide))
+        return out
+
+    def mix_streams(self, x: Value, coefficients: Value, inputs: int, *, offset: float = 0.0) -> Value:
+        out = self._new(coefficients.width // inputs * (x.width // inputs))
+        self._instructions.append(MixStreams(out, x, coefficients, inputs, offset))
+        return out
+
+    def match_magnitude(self, x: Value, like: Value, *, least: float, into: Value | None = None) -> Value:
+        """`into` may be x."""
+        out = into or self._new(x.width)
+        self._instructions.append(MatchMagnitude(out, x, like, least))
+        return out
+
+    def sparsify(self, x: Value, deviations: float, *, into: Value | None = None) -> Value:
+        """`into` may be x."""
+        out = into or self._new(x.width)
+        self._instructions.append(Sparsify(out, x, deviations))
         return out
 
     def softcap(self, x: Value, cap: float) -> Value:

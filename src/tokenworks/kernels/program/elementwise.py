@@ -10,12 +10,12 @@ class RmsNorm:
     """Each group of `group` columns: x / sqrt(mean(x²) + epsilon) * weight (Zhang & Sennrich 2019, arXiv 1910.07467).
 
     `group` is the whole width, or the head size for per-head norms (QK-norm). `weight` has `group` elements, the same
-    for all groups, or if it is `wide` one for each column of x.
+    for all groups, or if it is `wide` one for each column of x; None is ones.
     """
 
     output: Value
     x: Value
-    weight: str
+    weight: str | None
     epsilon: float
     group: int
     wide: bool
@@ -81,6 +81,16 @@ class ScaleRows:
     output: Value
     x: Value
     by: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply:
+    """out = x * weight; the weight has a number for each column if it is `wide`, else one for all."""
+
+    output: Value
+    x: Value
+    weight: str
+    wide: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ class Route:
     sigmoid of the logits. Those experts are chosen whose score + bias is highest, the lower number in a tie; weights
     are the scores alone, divided by their sum if `normalise`, times `scale`. Experts are in `groups` of equal size by
     number: only the `kept_groups` best groups take part, a group being worth the sum of its `group_best` highest
-    scores + biases (DeepSeek-V2 and V3: arXiv 2405.04434, 2412.19437).
+    scores + biases (DeepSeek-V2 and V3: arXiv 2405.04434, 2412.19437). At last each weight is multiplied by the
+    expert's number in `expert_scales` [experts], if there is such a weight.
     """
 
     output: Value
@@ -27,6 +28,7 @@ class Route:
     groups: int
     kept_groups: int
     group_best: int
+    expert_scales: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

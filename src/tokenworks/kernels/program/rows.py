@@ -5,14 +5,14 @@ from typing import Literal
 
 from tokenworks.kernels.program.value import Value
 
-RowIndex = Literal["token", "position", "axis", "zero"]
+RowIndex = Literal["token", "known_token", "position", "axis", "zero"]
 """What chooses a row of a table: see Embed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[t] = table[index of t] * scale; `index` is the token id, the token's position, its place on the first of
-    StepBatch.axes (0 without them), or always row 0."""
+    """out[t] = table[index of t] * scale; `index` is the token id, the same but row 0 for tokens beyond the table, the
+    token's position, its place on the first of StepBatch.axes (0 without them), or always row 0."""
 
     output: Value
     table: str

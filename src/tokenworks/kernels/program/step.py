@@ -3,11 +3,22 @@
 from dataclasses import dataclass
 
 from tokenworks.kernels.program.attention import Attend, Rope
-from tokenworks.kernels.program.elementwise import Activate, Add, Gate, LayerNorm, RmsNorm, Scale, ScaleRows, Softcap
+from tokenworks.kernels.program.elementwise import (
+    Activate,
+    Add,
+    Gate,
+    LayerNorm,
+    Multiply,
+    RmsNorm,
+    Scale,
+    ScaleRows,
+    Softcap,
+)
 from tokenworks.kernels.program.experts import Experts, Route
 from tokenworks.kernels.program.linear import Linear, LinearHeads
 from tokenworks.kernels.program.recurrent import Recurrent
 from tokenworks.kernels.program.rows import Embed, Inject, Input, Merge, Pause, Pool, SelectRows
+from tokenworks.kernels.program.streams import MatchMagnitude, MixStreams, Sparsify
 from tokenworks.kernels.program.value import Value
 
 Instruction = (
@@ -28,6 +39,10 @@ Instruction = (
     | Add
     | Scale
     | ScaleRows
+    | Multiply
+    | MixStreams
+    | MatchMagnitude
+    | Sparsify
     | Route
     | Experts
     | Softcap

@@ -13,7 +13,7 @@ def rope(step: Step, op: Rope) -> Float64:
     x = step.load(op.x)
     heads = x.reshape(len(x), op.x.width // op.head_size, op.head_size)
     first, second = np.split(heads[..., : op.turned], 2, axis=2)
-    places = step.batch.positions[:, None]
+    places = step.batch_of(len(x)).positions[:, None]
     if op.axes and step.batch.axes is not None:
         places = step.batch.axes[list(op.axes)].T
     angles = places[:, None, :].astype(np.float64) * step.weight(op.inverse_frequencies)
@@ -24,17 +24,23 @@ def rope(step: Step, op: Rope) -> Float64:
 
 
 def attend(step: Step, op: Attend) -> Float64:
-    tokens = len(step.batch.tokens)
+    q = step.load(op.q)
+    tokens, batch = len(q), step.batch_of(len(q))
     sinks = None if op.sinks is None else step.weight(op.sinks)
-    q = step.load(op.q).reshape(tokens, op.heads, op.head_size)
-    k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
-    v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)
-    if op.cache_layer is not None and step.cache_in_bytes and not op.latent:
-        q, k, v = in_bytes(rotated(q)) / (op.head_size & -op.head_size), in_bytes(rotated(k)), in_bytes(v)
+    q = q.reshape(tokens, op.heads, op.head_size)
+    coded = op.cache_layer is not None and step.cache_in_bytes and not op.latent
+    if coded:
+        q = in_bytes(rotated(q)) / (op.head_size & -op.head_size)
+    k = v = np.empty(0)
+    if op.k is not None and op.v is not None:
+        k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
+        v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)
+        if coded:
+            k, v = in_bytes(rotated(k)), in_bytes(v)
     number, count = op.portion
     shape = (tokens, op.heads, op.value_size)
     out = step.load(op.output).reshape(shape) if number else np.zeros(shape)
-    for s, (start, stop) in enumerate(sequences(step.batch, op.windows)):
+    for s, (start, stop) in enumerate(sequences(batch, op.windows)):
         if op.cache_layer is None:
             rows = stop - start
             for row in range(start + rows * number // count, start + rows * (number + 1) // count):
@@ -44,19 +50,20 @@ def attend(step: Step, op: Attend) -> Float64:
             continue
         keys, values = step.caches[op.cache_layer]
         block_tokens = keys.shape[1]
-        table = step.batch.block_tables[s]
-        positions = step.batch.positions[start:stop]
-        blocks = table[positions // block_tokens]
-        keys[blocks, positions % block_tokens] = k[start:stop]
-        values[blocks, positions % block_tokens] = v[start:stop]
+        table = batch.block_tables[s]
+        if op.k is not None:
+            positions = batch.positions[start:stop]
+            blocks = table[positions // block_tokens]
+            keys[blocks, positions % block_tokens] = k[start:stop]
+            values[blocks, positions % block_tokens] = v[start:stop]
         for row in range(start, stop):
-            position = int(step.batch.positions[row])
+            position = int(batch.positions[row])
             first = max(0, position - op.window + 1) if op.window else 0
-            seen = np.arange(first, position + 1 if step.batch.ends is None else step.batch.ends[row])
+            seen = np.arange(first, position + 1 if batch.ends is None else batch.ends[row])
             where = (table[seen // block_tokens], seen % block_tokens)
             seen_k, seen_v = keys[where].astype(np.float64), values[where].astype(np.float64)
             out[row] = _attend_one(op, q[row], seen_k, seen_v, sinks)
-    return np.asarray(out.reshape(tokens, -1), np.float64)
+    return np.asarray(out.reshape(tokens, op.output.width), np.float64)
 
 
 def rotated(x: Float64) -> Float64:
@@ -65,7 +72,7 @@ def rotated(x: Float64) -> Float64:
     head_size = x.shape[-1]
     out, h = x.astype(np.float32), 1
     while h < head_size & -head_size:
-        first, second = np.moveaxis(out.reshape(*x.shape[:-1], -1, 2, h), -2, 0)
+        first, second = np.moveaxis(out.reshape(*x.shape[:-1], head_size // (2 * h), 2, h), -2, 0)
         out, h = np.stack([first + second, first - second], axis=-2).reshape(x.shape), 2 * h
     return out.astype(np.float64)
 

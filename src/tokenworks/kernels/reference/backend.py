@@ -23,7 +23,10 @@ from tokenworks.kernels.program import (
     LayerNorm,
     Linear,
     LinearHeads,
+    MatchMagnitude,
     Merge,
+    MixStreams,
+    Multiply,
     Pause,
     Pool,
     Program,
@@ -36,8 +39,9 @@ from tokenworks.kernels.program import (
     SelectRows,
     ShortConvolution,
     Softcap,
+    Sparsify,
 )
-from tokenworks.kernels.reference import attention, elementwise, experts, linear, recurrent, rows
+from tokenworks.kernels.reference import attention, elementwise, experts, linear, recurrent, rows, streams
 from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
 from tokenworks.kernels.reference.step import Adapter, Float64, Step, columns
 from tokenworks.kernels.tensor import Tensor
@@ -62,6 +66,10 @@ COMPUTE: dict[type, Callable[..., Float64]] = {
     Add: elementwise.add,
     Scale: elementwise.scale,
     ScaleRows: elementwise.scale_rows,
+    Multiply: elementwise.multiply,
+    MixStreams: streams.mix_streams,
+    MatchMagnitude: streams.match_magnitude,
+    Sparsify: streams.sparsify,
     Route: experts.route,
     Experts: experts.experts,
     Softcap: elementwise.softcap,

@@ -11,6 +11,7 @@ from tokenworks.kernels.program import (
     Experts,
     Gate,
     LayerNorm,
+    Multiply,
     RmsNorm,
     Scale,
     ScaleRows,
@@ -22,7 +23,7 @@ from tokenworks.kernels.reference.step import Float64, Step
 def rmsnorm(step: Step, op: RmsNorm) -> Float64:
     x = step.load(op.x)
     groups = x.reshape(len(x), op.x.width // op.group, op.group)
-    weight = step.weight(op.weight).reshape(-1, op.group)
+    weight = np.ones(1) if op.weight is None else step.weight(op.weight).reshape(-1, op.group)
     scaled = groups / np.sqrt((groups**2).mean(axis=2, keepdims=True) + op.epsilon) * weight
     return np.asarray(scaled.reshape(x.shape), np.float64)
 
@@ -84,6 +85,10 @@ def scale(step: Step, op: Scale) -> Float64:
 
 def scale_rows(step: Step, op: ScaleRows) -> Float64:
     return step.load(op.x) * step.load(op.by)
+
+
+def multiply(step: Step, op: Multiply) -> Float64:
+    return step.load(op.x) * step.weight(op.weight)
 
 
 def softcap(step: Step, op: Softcap) -> Float64:

@@ -20,6 +20,8 @@ def route(step: Step, op: Route) -> Float64:
     weights = np.take_along_axis(scores, chosen, axis=1)
     if op.normalise:
         weights = weights / (weights.sum(axis=1, keepdims=True) + LEAST_SUM)
+    if op.expert_scales is not None:
+        weights = weights * step.weight(op.expert_scales)[chosen]
     return np.concatenate([chosen.astype(np.float64), weights * op.scale], axis=1)
 
 

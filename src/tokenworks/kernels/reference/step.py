@@ -39,6 +39,21 @@ class Step:
     def weight(self, name: str) -> Float64:
         return self.weights[name].astype(np.float64)
 
+    def batch_of(self, rows: int) -> StepBatch:
+        """The step of all tokens or, where a value has only so many rows, of the selected ones, each by itself."""
+        batch, selected = self.batch, self.batch.logit_rows
+        if rows == len(batch.tokens):
+            return batch
+        of_sequences = np.searchsorted(batch.row_starts, selected, side="right") - 1
+        return StepBatch(
+            batch.tokens[selected],
+            batch.positions[selected],
+            np.arange(len(selected) + 1, dtype=np.int32),
+            batch.block_tables[of_sequences],
+            np.arange(len(selected), dtype=np.int32),
+            ends=None if batch.ends is None else batch.ends[selected],
+        )
+
     def adapted_rows(self, rows: int) -> list[tuple[Adapter, npt.NDArray[np.int64]]]:
         """The step's adapters, each with the rows that it changes, of `rows`: all tokens' or the selected ones."""
         batch = self.batch

@@ -71,12 +71,11 @@ def attention(f: Fields, turned_by: Rope, **differences: Any) -> Attention:
     return Attention(**fields)
 
 
-def head_size(f: Fields, default: int | None = None) -> int:
+def head_size(f: Fields, default: int | None = None, key: str = "head_dim") -> int:
     """`default`: where the file says none; else the width divided among the heads."""
-    shared = f.integer("hidden_size") // f.integer("num_attention_heads")
-    size = f.integer("head_dim", default or max(1, shared))
+    size = f.integer(key, default or max(1, f.integer("hidden_size") // f.integer("num_attention_heads")))
     if size % 2:
-        raise f.wrong("head_dim", "an even number")
+        raise f.wrong(key, "an even number")
     return size
 
 
@@ -86,7 +85,9 @@ def norm_epsilon(f: Fields) -> float:
 
 def mlp(f: Fields, **differences: Any) -> Mlp:
     """`differences`: fields of Mlp that are read another way than here."""
-    fields: dict[str, Any] = {"width": f.integer("intermediate_size"), **differences}
+    fields = dict(differences)
+    if "width" not in fields:
+        fields["width"] = f.integer("intermediate_size")
     if "activation" not in fields:
         fields["activation"] = f.one_of("hidden_act", ACTIVATIONS, "silu")
     return Mlp(**fields)

@@ -36,9 +36,9 @@ def _gemma2(f: Fields) -> DecoderConfig:
     size = from_hf.head_size(f, 256)
     rope = from_hf.only_rope(f, size)
     windows = from_hf.windows(f, from_hf.sliding(f, lambda number: number % 2 == 0), 4096)
-    attention = replace(_attention(f, rope), softcap=_softcap(f, "attn_logit_softcapping", 50.0))
+    attention = replace(_attention(f, rope), softcap=softcap(f, "attn_logit_softcapping", 50.0))
     mixers = [replace(attention, window=window) for window in windows]
-    cap = _softcap(f, "final_logit_softcapping", 30.0)
+    cap = softcap(f, "final_logit_softcapping", 30.0)
     return _around(f, "gemma2", mixers, {"global": rope}, cap)
 
 
@@ -46,24 +46,28 @@ def _gemma3(f: Fields) -> DecoderConfig:
     _refuse_bidirectional(f)
     size, pattern = from_hf.head_size(f, 256), f.integer("sliding_window_pattern", 6)
     windows = from_hf.windows(f, from_hf.sliding(f, lambda number: (number + 1) % pattern != 0), 4096)
+    ropes = two_ropes(f, size)
+    attention = replace(
+        _attention(f, ropes["global"]),
+        softcap=softcap(f, "attn_logit_softcapping", 0.0),
+        qk_norm_epsilon=from_hf.norm_epsilon(f),
+    )
+    cap = softcap(f, "final_logit_softcapping", 0.0)
+    return _around(f, "gemma3", with_ropes(attention, windows, ropes), ropes, cap)
+
+
+def two_ropes(f: Fields, size: int) -> dict[str, Rope]:
+    """Of heads of `size`: "local" turns in layers with a window, "global" in the others."""
     parameters = f.section("rope_parameters")
     if parameters is None:
-        ropes = {
+        return {
             "global": from_hf.rope(f, f.section("rope_scaling"), size, f.number("rope_theta", 1e6)),
             "local": Rope(size=size, base=f.number("rope_local_base_freq", 1e4)),
         }
-    else:
-        ropes = {
-            "global": from_hf.rope(f, parameters.section("full_attention"), size, 1e6),
-            "local": from_hf.rope(f, parameters.section("sliding_attention"), size, 1e4),
-        }
-    attention = replace(
-        _attention(f, ropes["global"]),
-        softcap=_softcap(f, "attn_logit_softcapping", 0.0),
-        qk_norm_epsilon=from_hf.norm_epsilon(f),
-    )
-    cap = _softcap(f, "final_logit_softcapping", 0.0)
-    return _around(f, "gemma3", _with_ropes(attention, windows, ropes), ropes, cap)
+    return {
+        "global": from_hf.rope(f, parameters.section("full_attention"), size, 1e6),
+        "local": from_hf.rope(f, parameters.section("sliding_attention"), size, 1e4),
+    }
 
 
 def _refuse_bidirectional(f: Fields) -> None:
@@ -97,12 +101,12 @@ def _around(
     )
 
 
-def _softcap(f: Fields, key: str, default: float) -> float:
+def softcap(f: Fields, key: str, default: float) -> float:
     """Null is off; `default` is for a file that does not say."""
     return f.number(key) if f.has(key) else 0.0 if key in f.table else default
 
 
-def _with_ropes(attention: Attention, windows: list[int], ropes: Mapping[str, Rope]) -> list[Attention]:
+def with_ropes(attention: Attention, windows: list[int], ropes: Mapping[str, Rope]) -> list[Attention]:
     """Layers with a window turn by the encoding "local", the others by "global"."""
     names = ["local" if window else "global" for window in windows]
     return [
@@ -139,7 +143,7 @@ def _gemma3_gguf(file: GgufFile) -> DecoderConfig:
     attention = replace(_attention_gguf(f, file, ropes["global"]), qk_norm_epsilon=from_gguf.norm_epsilon(f))
     windows = [window if (number + 1) % pattern else 0 for number in range(count)]
     cap = f.number("final_logit_softcapping") if f.has("final_logit_softcapping") else 0.0
-    return _around_gguf(f, file, _with_ropes(attention, windows, ropes), ropes, cap)
+    return _around_gguf(f, file, with_ropes(attention, windows, ropes), ropes, cap)
 
 
 def _attention_gguf(f: Fields, file: GgufFile, rope: Rope) -> Attention:

@@ -17,8 +17,9 @@ from tokenworks.models.stacked import Stack
 
 def mixture(f: Fields, **differences: Any) -> Mixture:
     """`differences`: fields of Mixture that are read another way than here."""
-    fields: dict[str, Any] = {"top_k": f.integer("num_experts_per_tok"), **differences}
-    for field, key in (("experts", "num_experts"), ("width", "moe_intermediate_size")):
+    fields = dict(differences)
+    keys = {"top_k": "num_experts_per_tok", "experts": "num_experts", "width": "moe_intermediate_size"}
+    for field, key in keys.items():
         if field not in fields:
             fields[field] = f.integer(key, maximum=MOST_EXPERTS if field == "experts" else 1 << 30)
     if "activation" not in fields:

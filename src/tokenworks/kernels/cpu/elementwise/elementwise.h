@@ -1,4 +1,4 @@
-// add, scale, scale_rows.
+// add, scale, scale_rows, multiply.
 #pragma once
 
 #include "../kernels.h"
@@ -35,10 +35,22 @@ void scale_rows(const ScaleRowsArgs& args, Share& share) {
     }
 }
 
+void multiply(const MultiplyArgs& args, Share& share) {
+    const Range range = share.rows(args.rows);
+    for (int r = range.begin; r < range.end; r++) {
+        const float* x = args.x.row(r);
+        float* out = args.output.row(r);
+        each(args.width, [&](int at, auto get, auto put) {
+            put(out + at, get(x + at) * (args.wide ? get(args.weight + at) : all(*args.weight)));
+        });
+    }
+}
+
 void fill(Kernels& table) {
     table.add = add;
     table.scale = scale;
     table.scale_rows = scale_rows;
+    table.multiply = multiply;
 }
 
 }  // namespace

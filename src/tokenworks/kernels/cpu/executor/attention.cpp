@@ -26,7 +26,9 @@ void Executor::rope(Rows rows, Place x, int width, int head_size, int turned, in
                     const std::vector<int32_t>& axes) {
     const float* frequencies = vectors_[static_cast<size_t>(inverse_frequencies)].data();
     RopeArgs args{0, at(x), width, head_size, turned, frequencies, scale, nullptr, nullptr, nullptr};
+    selected_attend_ |= rows == Rows::selected;
     if (!axes.empty()) {
+        if (rows == Rows::selected) throw std::invalid_argument("selected rows have no positions along axes");
         if (axes.size() > most_frequencies) throw std::invalid_argument("a head is too large for positions along axes");
         args.axis_of = axes_.emplace_back(axes).data();
         axis_count_ = std::max(axis_count_, 1 + *std::max_element(axes.begin(), axes.end()));
@@ -34,7 +36,7 @@ void Executor::rope(Rows rows, Place x, int width, int head_size, int turned, in
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RopeArgs now = args;
         now.rows = step.rows(rows);
-        now.positions = step.positions;
+        now.positions = step_of(rows, step).positions;
         now.axes = step.axes;
         kernels_.rope(now, share);
     });
@@ -53,10 +55,11 @@ void Executor::store(Place k, Place v, int layer) {
     });
 }
 
-void Executor::attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size,
-                      float scale, int window, float softcap, bool windows, int sinks, int portion, int portions,
+void Executor::attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads,
+                      int head_size, float scale, int window, float softcap, bool windows, int sinks, int portion, int portions,
                       int latent) {
     windows_ |= windows;
+    selected_attend_ |= rows == Rows::selected;
     AttendArgs args{};
     args.output = at(output);
     args.q = at(q);
@@ -78,9 +81,9 @@ void Executor::attend(Place output, Place q, Place k, Place v, int layer, int he
     const int64_t bytes = attend_floats(heads, kv_heads, head_size, team_.size(), positions) * int64_t{sizeof(float)};
     if (bytes > static_cast<int64_t>(attend_scratch_.size()))
         attend_scratch_ = Region(static_cast<size_t>(bytes), false);
-    calls_.push_back([this, args, windows](const Step& step, Share& share) {
+    calls_.push_back([this, rows, args, windows](const Step& step, Share& share) {
         AttendArgs now = args;
-        fill(now, step);
+        fill(now, step_of(rows, step));
         if (windows) {
             now.sequences = step.windows;
             now.row_starts = step.window_starts;

@@ -4,7 +4,7 @@
 namespace tokenworks::cpu {
 
 void Executor::rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide, float epsilon) {
-    const RmsNormArgs args{0, at(output), at(x), width, group, values(weight), wide, epsilon};
+    const RmsNormArgs args{0, at(output), at(x), width, group, weight < 0 ? nullptr : values(weight), wide, epsilon};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RmsNormArgs now = args;
         now.rows = step.rows(rows);
@@ -66,6 +66,15 @@ void Executor::scale_rows(Rows rows, Place output, Place x, Place by, int width)
         ScaleRowsArgs now = args;
         now.rows = step.rows(rows);
         kernels_.scale_rows(now, share);
+    });
+}
+
+void Executor::multiply(Rows rows, Place output, Place x, int width, int weight, bool wide) {
+    const MultiplyArgs args{0, at(output), at(x), width, values(weight), wide};
+    calls_.push_back([this, rows, args](const Step& step, Share& share) {
+        MultiplyArgs now = args;
+        now.rows = step.rows(rows);
+        kernels_.multiply(now, share);
     });
 }
 

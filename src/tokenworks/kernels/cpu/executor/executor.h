@@ -23,7 +23,7 @@ enum class Rows { tokens, selected, sequences, merged };
 // Columns of a buffer before the buffers have an address: floats from the arena's begin, floats from row to row.
 using Place = std::pair<int64_t, int64_t>;
 
-enum class Index { token, position, axis, zero };
+enum class Index { token, known_token, position, axis, zero };
 
 struct RawWeight {
     std::string name, format;
@@ -119,7 +119,8 @@ class Executor {
     void merge(Place output, Place x, int width, int count, bool mean);
     void embed(Rows rows, Place output, int matrix, int width, Index index, float scale);
     void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);  // bias -1: none
-    void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide, float epsilon);
+    void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide,
+                 float epsilon);  // weight -1: ones
     void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, Place x, const Place* residual,
@@ -130,7 +131,7 @@ class Executor {
     void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
               const std::vector<int32_t>& axes);
     void store(Place k, Place v, int layer);
-    void attend(Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
+    void attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
                 int window, float softcap, bool windows, int sinks, int portion, int portions,
                 int latent);  // sinks: vector, or -1
     void scale(Rows rows, Place output, Place x, int width, float factor);
@@ -144,8 +145,12 @@ class Executor {
     void activate(Rows rows, Place output, Place x, int width, Activation activation);
     void add(Rows rows, Place output, Place a, Place b, int width);
     void scale_rows(Rows rows, Place output, Place x, Place by, int width);
-    // args: all that does not depend on the step. bias: vector number, or -1.
-    void route(Rows rows, Place output, Place x, RouteArgs args, int bias);
+    void multiply(Rows rows, Place output, Place x, int width, int weight, bool wide);
+    void mix_streams(Rows rows, Place output, Place x, Place coefficients, int width, int inputs, int outputs, float offset);
+    void match_magnitude(Rows rows, Place output, Place x, Place like, int width, float least);
+    void sparsify(Rows rows, Place output, Place x, int width, float deviations);
+    // args: all that does not depend on the step. bias, expert_scales: vector numbers, or -1.
+    void route(Rows rows, Place output, Place x, RouteArgs args, int bias, int expert_scales);
     void experts(Rows rows, Place output, Place x, Place routes, const ExpertsShape& shape, int routed,
                  const std::vector<ExpertNumbers>& experts);
     void softcap(Rows rows, Place output, Place x, int width, float cap);
@@ -192,6 +197,11 @@ class Executor {
         Region region;
         std::vector<LowRank> maps;
     };
+    // The rows whose logits are wanted as a step of their own: those that follow each other are a sequence.
+    struct SelectedRows {
+        std::vector<int32_t> positions, ends, starts, tables;
+        Step step{};
+    };
     // AdaptArgs' groups.
     struct AdaptedRows {
         std::vector<int32_t> rows, starts, slots;
@@ -203,6 +213,8 @@ class Executor {
     Cache cache_of(int layer) const;
     void check(const Step& step) const;
     void find_writings(const Step& step);
+    void find_selected(const Step& step);
+    const Step& step_of(Rows rows, const Step& step) const { return rows == Rows::selected ? selected_.step : step; }
     States states(const States& layer, const Step& step) const;
     const float* values(int vector) const { return vectors_[static_cast<size_t>(vector)].data(); }
 
@@ -224,7 +236,8 @@ class Executor {
     std::deque<std::vector<Segment>> segments_;
     std::deque<std::vector<int32_t>> axes_;
     int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
-    bool windows_ = false;
+    bool windows_ = false, selected_attend_ = false;
+    SelectedRows selected_;  // of the step under way
     std::deque<Mixture> mixtures_;
     bool in_file_ = false;
     ExpertReads expert_reads_;

@@ -3,10 +3,11 @@
 
 namespace tokenworks::cpu {
 
-void Executor::route(Rows rows, Place output, Place x, RouteArgs args, int bias) {
+void Executor::route(Rows rows, Place output, Place x, RouteArgs args, int bias, int expert_scales) {
     args.output = at(output);
     args.x = at(x);
-    args.bias = bias < 0 ? nullptr : vectors_[static_cast<size_t>(bias)].data();
+    args.bias = bias < 0 ? nullptr : values(bias);
+    args.expert_scales = expert_scales < 0 ? nullptr : values(expert_scales);
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         RouteArgs now = args;
         now.rows = step.rows(rows);

@@ -44,13 +44,15 @@ void Executor::merge(Place output, Place x, int width, int count, bool mean) {
 void Executor::embed(Rows rows, Place output, int matrix, int width, Index index, float scale) {
     const PackedMatrix& table = matrices_[static_cast<size_t>(matrix)];
     if (index == Index::token) token_limit_ = std::min(token_limit_, table.out_features);
+    const int64_t limit = index == Index::known_token ? table.out_features : INT64_MAX;
     if (index == Index::position) position_limit_ = std::min(position_limit_, table.out_features);
     if (index == Index::axis) axis_limit_ = std::min(axis_limit_, table.out_features);
-    EmbedArgs args{0, at(output), &table, width, nullptr, scale};
+    EmbedArgs args{0, at(output), &table, width, nullptr, scale, limit};
     calls_.push_back([this, rows, args, index](const Step& step, Share& share) {
         EmbedArgs now = args;
         now.rows = step.rows(rows);
-        now.index = index == Index::token      ? step.token_ids
+        const bool token = index == Index::token || index == Index::known_token;
+        now.index = token                      ? step.token_ids
                     : index == Index::position ? step.positions
                     : index == Index::axis     ? step.axes
                                                : nullptr;

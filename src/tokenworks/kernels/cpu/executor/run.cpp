@@ -41,6 +41,8 @@ void Executor::check(const Step& step) const {
     }
     for (int r = 0; r < step.selected; r++)
         require(step.logit_rows[r] >= 0 && step.logit_rows[r] < step.tokens, "a logit row is outside the step");
+    for (int r = 1; r < step.selected && selected_attend_; r++)
+        require(step.logit_rows[r - 1] < step.logit_rows[r], "logit rows must ascend");
     for (int s = 0; s < step.sequences; s++) {
         require(!step.adapters || step.adapters[s] == -1 || adapters_.contains(step.adapters[s]),
                 "there is no adapter in a sequence's slot");
@@ -66,6 +68,7 @@ void Executor::run(Step step, int part) {
     step.merged = merged_;
     check(step);
     if (step.adapters) group_rows(step);
+    if (selected_attend_) find_selected(step);
     const int parts = static_cast<int>(part_starts_.size());
     if (part < -1 || part >= parts) throw std::invalid_argument("there is no such part");
     const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];

@@ -63,6 +63,7 @@ void route(const RouteArgs& args, Share& share) {
         for (int j = 0; j < args.top_k; j++) {
             out[j] = static_cast<float>(chosen[j]);
             out[args.top_k + j] = scores[chosen[j]] * factor;
+            if (args.expert_scales) out[args.top_k + j] *= args.expert_scales[chosen[j]];
         }
     }
 }

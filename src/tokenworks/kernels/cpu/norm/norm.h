@@ -15,6 +15,12 @@ void rmsnorm(const RmsNormArgs& args, Share& share) {
         for (int start = 0; start < args.width; start += args.group) {
             const float mean = sum_of_squares(x + start, args.group) / static_cast<float>(args.group);
             const Floats scale = all(1.0f / __builtin_sqrtf(mean + args.epsilon));
+            if (!args.weight) {
+                each(args.group, [&](int at, auto get, auto put) {
+                    put(out + start + at, get(x + start + at) * scale);
+                });
+                continue;
+            }
             const float* weight = args.weight + (args.wide ? start : 0);
             each(args.group, [&](int at, auto get, auto put) {
                 put(out + start + at, get(x + start + at) * scale * get(weight + at));

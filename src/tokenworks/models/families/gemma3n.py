@@ -1,0 +1,116 @@
+"""Gemma 3n, text: four residual streams of which layers compute one (models/altup.py), a narrow map beside attention
+(models/laurel.py), vectors of tokens for each layer (models/per_layer.py), first networks that keep a twentieth of
+their gates; the last layers read K and V of earlier ones."""
+
+from dataclasses import replace
+from statistics import NormalDist
+
+from tokenworks.models.altup import AltUp
+from tokenworks.models.config import DecoderConfig
+from tokenworks.models.families import from_hf, gemma, gemma4
+from tokenworks.models.fields import Fields
+from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.laurel import Laurel
+from tokenworks.models.vision.settings import required
+
+
+def _read(f: Fields) -> DecoderConfig:
+    f.refuse("altup_active_idx", (0,), "layers are expected to compute the first stream")
+    epsilon, size = from_hf.norm_epsilon(f), from_hf.head_size(f, 256)
+    slides = from_hf.sliding(f, lambda number: (number + 1) % 5 != 0)
+    ropes = gemma.two_ropes(f, size)
+    shared = gemma4.sources(f, slides, 15)
+    attention = from_hf.attention(
+        f,
+        ropes["global"],
+        head_size=size,
+        kv_heads=f.integer("num_key_value_heads", 2),
+        scale=1.0,
+        biased=from_hf.attention_biases(f),
+        qk_norm_epsilon=epsilon,
+        v_normed=True,
+    )
+    mixers = gemma.with_ropes(attention, from_hf.windows(f, slides, 512), ropes)
+    activation = gemma4.activation(f)
+    networks = [
+        from_hf.mlp(f, activation=activation, width=width, deviations=NormalDist().inv_cdf(sparse) if sparse else 0.0)
+        for width, sparse in zip(_widths(f), _sparsity(f), strict=True)
+    ]
+    decoder = from_hf.decoder(
+        f,
+        "gemma3n",
+        [replace(mixer, source=source) for mixer, source in zip(mixers, shared, strict=True)],
+        networks,
+        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
+        norms="around",
+        tied_head=f.flag("tie_word_embeddings", True),
+        embedding_scale=f.integer("hidden_size") ** 0.5,
+        logit_softcap=gemma.softcap(f, "final_logit_softcapping", 30.0),
+        per_layer=gemma4.per_layer(f),
+        streams=AltUp(
+            streams=f.integer("altup_num_inputs", 4),
+            norm_epsilon=epsilon,
+            scaled=f.flag("altup_correct_scale", True),
+        ),
+    )
+    laurel = Laurel(rank=f.integer("laurel_rank", 64), norm_epsilon=epsilon)
+    return replace(decoder, layers=tuple(replace(layer, laurel=laurel) for layer in decoder.layers))
+
+
+def _widths(f: Fields) -> list[int]:
+    """intermediate_size: of all layers, or of each."""
+    key, count = "intermediate_size", from_hf.layer_count(f)
+    value = f.table.get(key)
+    if not isinstance(value, list):
+        return [f.integer(key, 16_384)] * count
+    return [int(width) for width in f.numbers(key, count)]
+
+
+def _sparsity(f: Fields) -> list[float]:
+    """Of each layer's gates the share that is left out."""
+    key, count = "activation_sparsity_pattern", from_hf.layer_count(f)
+    value = f.table.get(key)
+    if value is None:
+        return [0.95 if count > 10 and number < 10 else 0.0 for number in range(count)]
+    if not isinstance(value, list) or len(value) != count or not all(_is_share(share) for share in value):
+        raise f.wrong(key, f"a list of {count} numbers from 0 on and below 1")
+    return [float(share) for share in value]
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
+def _whole(f: Fields) -> DecoderConfig:
+    """Of a checkpoint that sees and hears too."""
+    text = required(f, "text_config")
+    return _read(Fields(text.path, {"tie_word_embeddings": f.flag("tie_word_embeddings", True), **text.table}))
+
+
+_IN_LAYER = "model.layers.{}."
+_NAMES = {
+    **gemma.GEMMA3.files.names,
+    **gemma4.PER_LAYER_NAMES,
+    "streams.{}.in": "model.altup_projections.{}.weight",
+    "streams.{}.out": "model.altup_unembed_projections.{}.weight",
+    LAYER + "altup_norm": _IN_LAYER + "altup.router_norm.weight",
+    LAYER + "altup_router": _IN_LAYER + "altup.modality_router.weight",
+    LAYER + "altup_predict": _IN_LAYER + "altup.prediction_coefs.weight",
+    LAYER + "altup_correct": _IN_LAYER + "altup.correction_coefs.weight",
+    LAYER + "altup_scale": _IN_LAYER + "altup.correct_output_scale",
+    LAYER + "laurel_in": _IN_LAYER + "laurel.linear_left.weight",
+    LAYER + "laurel_out": _IN_LAYER + "laurel.linear_right.weight",
+    LAYER + "laurel_norm": _IN_LAYER + "laurel.post_laurel_norm.weight",
+}
+_FILES = replace(
+    gemma.GEMMA3.files,
+    names=_NAMES,
+    norm_offset=0.0,
+    unused=(*gemma.GEMMA3.files.unused, *gemma4.SHARED, "model.layers.*.altup.correct_output_scale"),
+)
+
+GEMMA3N = HfArchitecture(_read, _FILES)
+GEMMA3N_WHOLE = HfArchitecture(
+    _whole,
+    replace(_FILES, unused=(*_FILES.unused, *gemma4.OTHER_SENSES), prefixes=gemma4.TEXT_OF_WHOLE),
+)

@@ -1,0 +1,198 @@
+"""Gemma 4, text: layers that see everything have larger heads, of which they turn a quarter, and fewer for K and V,
+where V may be K; the last layers read K and V of earlier ones; tokens have vectors of each layer, or layers experts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tokenworks.kernels.check import MOST_EXPERTS
+from tokenworks.kernels.program import Activation
+from tokenworks.models.config import DecoderConfig, Layer
+from tokenworks.models.families import from_hf, gemma, mixtures
+from tokenworks.models.fields import Fields
+from tokenworks.models.files import LAYER, Form, HfArchitecture
+from tokenworks.models.mlp import Mlp
+from tokenworks.models.per_layer import PerLayer
+from tokenworks.models.rope import Proportional, Rope
+from tokenworks.models.two_networks import TwoNetworks
+from tokenworks.models.vision.settings import required
+
+
+def _read(f: Fields) -> DecoderConfig:
+    f.refuse("use_bidirectional_attention", (False, "vision"), "only causal attention of texts is supported")
+    count, pattern = from_hf.layer_count(f), 6
+    slides = from_hf.sliding(f, lambda number: (number + 1) % pattern != 0)
+    slides[-1] = False  # as in the reference, whatever the file says
+    windows = from_hf.windows(f, slides, 512)
+    sizes, kv_heads = _of_layers(f, slides)
+    shared = sources(f, slides, 0)
+    of_kinds = dict(zip(slides, sizes, strict=True))
+    if any(size != of_kinds[slid] for size, slid in zip(sizes, slides, strict=True)):
+        raise f.wrong("per_layer_config", "one head_dim for all layers of a kind")
+    ropes = _ropes(f, of_kinds)
+    mixers = [
+        from_hf.attention(
+            f,
+            ropes["local" if slides[n] else "global"],
+            rope="local" if slides[n] else "global",
+            head_size=sizes[n],
+            kv_heads=kv_heads[n],
+            scale=1.0,
+            window=windows[n],
+            biased=from_hf.attention_biases(f),
+            qk_norm_epsilon=from_hf.norm_epsilon(f),
+            v_normed=True,
+            v_is_k=f.flag("attention_k_eq_v", False) and not slides[n],
+            source=shared[n],
+        )
+        for n in range(count)
+    ]
+    decoder = from_hf.decoder(
+        f,
+        "gemma4",
+        mixers,
+        [from_hf.mlp(f, activation=activation(f), width=width) for width in _mlp_widths(f, shared)],
+        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
+        norms="around",
+        tied_head=f.flag("tie_word_embeddings", True),
+        embedding_scale=f.integer("hidden_size") ** 0.5,
+        logit_softcap=from_hf.softcap(f, "final_logit_softcapping"),
+        per_layer=per_layer(f),
+        scaled_layers=True,
+    )
+    return replace(decoder, layers=_with_experts(f, decoder.layers)) if f.flag("enable_moe_block", False) else decoder
+
+
+def _of_layers(f: Fields, slides: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """Of each layer the size of a head, and the number of them for K and V. Files have them by layer, or older ones for
+    all layers that see everything."""
+    by_layer = f.section("per_layer_config")
+    size, kv_heads = from_hf.head_size(f, 256), f.integer("num_key_value_heads", 4)
+    sizes, counts = [], []
+    for number, slid in enumerate(slides):
+        own: Fields | None = f if by_layer is None and not slid else None
+        size_key, count_key, size_default = "global_head_dim", "num_global_key_value_heads", 512
+        if by_layer is not None:
+            own = next((by_layer.section(key) for key in by_layer.table if key.isdigit() and int(key) == number), None)
+            size_key, count_key, size_default = "head_dim", "num_key_value_heads", size
+        sizes.append(from_hf.head_size(own, size_default, size_key) if own else size)
+        takes_count = own and (by_layer is not None or f.flag("attention_k_eq_v", False))
+        counts.append(own.integer(count_key, kv_heads) if own and takes_count else kv_heads)
+    return sizes, counts
+
+
+def sources(f: Fields, slides: Sequence[bool], default: int) -> list[int | None]:
+    """Of each layer whose K and V it reads: the last ones read those of the last layer before them of their kind."""
+    key = "num_kv_shared_layers"
+    count = f.count(key, default)
+    first = len(slides) - count
+    if first < 1 or any(kind not in slides[:first] for kind in slides[first:]):
+        raise f.wrong(key, "a number that leaves a layer of each kind before those")
+    last = {kind: number for number, kind in enumerate(slides[:first])}
+    return [None if number < first else last[kind] for number, kind in enumerate(slides)]
+
+
+def _ropes(f: Fields, sizes: Mapping[bool, int]) -> dict[str, Rope]:
+    """`sizes`: of heads with a window (True) and without."""
+    parameters = f.section("rope_parameters")
+    ropes: dict[str, Rope] = {}
+    for slid, size in sizes.items():
+        section = parameters and parameters.section("sliding_attention" if slid else "full_attention")
+        if section is None:
+            section = Fields(f.path, {} if slid else {"rope_type": "proportional", "partial_rotary_factor": 0.25})
+        base = 1e4 if slid else 1e6
+        if section.table.get("rope_type") == "proportional":
+            pairs = int(section.number("partial_rotary_factor", 1.0) * size // 2)
+            ropes["local" if slid else "global"] = Rope(
+                size=size,
+                base=section.number("rope_theta", base),
+                factor=section.number("factor", 1.0),
+                stretched=Proportional(pairs=pairs),
+            )
+        else:
+            ropes["local" if slid else "global"] = from_hf.rope(f, section, size, base)
+    return ropes
+
+
+def _mlp_widths(f: Fields, shared: Sequence[int | None]) -> list[int]:
+    width, wide = f.integer("intermediate_size"), f.flag("use_double_wide_mlp", False)
+    return [width * (2 if wide and source is not None else 1) for source in shared]
+
+
+def activation(f: Fields) -> Activation:
+    return f.one_of("hidden_activation", from_hf.ACTIVATIONS, "gelu_pytorch_tanh")
+
+
+def per_layer(f: Fields) -> PerLayer | None:
+    size = f.count("hidden_size_per_layer_input", 256)
+    if not size:
+        return None
+    return PerLayer(
+        vocabulary=f.integer("vocab_size_per_layer_input", 262_144),
+        size=size,
+        layers=from_hf.layer_count(f),
+        activation=activation(f),
+        norm_epsilon=from_hf.norm_epsilon(f),
+    )
+
+
+def _with_experts(f: Fields, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    experts = mixtures.mixture(
+        f,
+        experts=f.integer("num_experts", maximum=MOST_EXPERTS),
+        top_k=f.integer("top_k_experts"),
+        activation=activation(f),
+        normalise=True,
+        weighed=True,
+    )
+    epsilon = from_hf.norm_epsilon(f)
+    made = []
+    for layer in layers:
+        assert isinstance(layer.feed_forward, Mlp)
+        both = TwoNetworks(mlp=layer.feed_forward, experts=experts, norm_epsilon=epsilon)
+        made.append(replace(layer, feed_forward=both, norms_input=False))
+    return tuple(made)
+
+
+def _whole(f: Fields) -> DecoderConfig:
+    """Of a checkpoint that sees and hears too."""
+    text = required(f, "text_config")
+    return _read(Fields(text.path, {"tie_word_embeddings": f.flag("tie_word_embeddings", True), **text.table}))
+
+
+_IN_LAYER = "model.layers.{}."
+PER_LAYER_NAMES = {
+    "per_layer.embed": "model.embed_tokens_per_layer.weight",
+    "per_layer.map": "model.per_layer_model_projection.weight",
+    "per_layer.norm": "model.per_layer_projection_norm.weight",
+    LAYER + "per_layer_gate": _IN_LAYER + "per_layer_input_gate.weight",
+    LAYER + "per_layer_out": _IN_LAYER + "per_layer_projection.weight",
+    LAYER + "per_layer_norm": _IN_LAYER + "post_per_layer_input_norm.weight",
+}
+SHARED = tuple(f"model.layers.*.self_attn.{name}" for name in ("[kv]_proj.*", "[kv]_norm.*"))
+"""What files may have of layers that read the K and V of others."""
+OTHER_SENSES = ("model.vision_tower.*", "model.audio_tower.*", "model.embed_vision.*", "model.embed_audio.*")
+_NAMES = {
+    **gemma.GEMMA3.files.names,
+    **PER_LAYER_NAMES,
+    LAYER + "layer_scale": _IN_LAYER + "layer_scalar",
+    **mixtures.names(_IN_LAYER + "experts", mixtures.HF_MAPS),
+    LAYER + "router": _IN_LAYER + "router.proj.weight",
+    LAYER + "router_scale": _IN_LAYER + "router.scale",
+    LAYER + "router_expert_scales": _IN_LAYER + "router.per_expert_scale",
+    LAYER + "mlp_made_norm": _IN_LAYER + "post_feedforward_layernorm_1.weight",
+    LAYER + "experts_norm": _IN_LAYER + "pre_feedforward_layernorm_2.weight",
+    LAYER + "experts_made_norm": _IN_LAYER + "post_feedforward_layernorm_2.weight",
+}
+_FILES = replace(
+    gemma.GEMMA3.files,
+    names=_NAMES,
+    norm_offset=0.0,
+    unused=(*gemma.GEMMA3.files.unused, *SHARED),
+    stacks=mixtures.stacks(_IN_LAYER + "experts", mixtures.HF_MAPS),
+    # The router divides what it sees by sqrt(width).
+    forms={LAYER + "router_scale": Form(lambda s: s * len(s) ** -0.5, lambda s: s * len(s) ** 0.5)},
+)
+TEXT_OF_WHOLE = (("model.language_model.", "model."), ("language_model.model.", "model."))
+
+GEMMA4 = HfArchitecture(_read, _FILES)
+GEMMA4_WHOLE = HfArchitecture(_whole, replace(_FILES, unused=(*_FILES.unused, *OTHER_SENSES), prefixes=TEXT_OF_WHOLE))
