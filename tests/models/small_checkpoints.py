@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -113,6 +114,19 @@ _HYBRID = _SMALL | {
     "mamba_d_head": 10,
     "mamba_n_groups": 2,
     "mamba_d_state": 11,
+}
+_FALCON_H1 = _HYBRID | {
+    "mamba_d_ssm": 80,
+    "embedding_multiplier": 1.7,
+    "lm_head_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 1.3],
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.4,
+    "attention_out_multiplier": 0.9,
+    "ssm_multipliers": [0.8, 1.2, 0.7, 1.4, 0.9],
+    "ssm_in_multiplier": 1.1,
+    "ssm_out_multiplier": 0.6,
+    **_NO_SPECIAL,
 }
 _GRANITE_4 = _HYBRID | {
     "layer_types": ["mamba", "attention", "mamba"],
@@ -364,6 +378,17 @@ DECODERS: dict[str, Any] = {
     ),
     "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
     **GEMMA,
+    "falcon-h1": FalconH1Config(
+        **_FALCON_H1,
+        mamba_norm_before_gate=False,
+        mamba_rms_norm=True,
+        projectors_bias=True,
+        mamba_proj_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+    ),
+    "falcon-h1-plain": FalconH1Config(**_FALCON_H1 | {"mamba_n_groups": 1}, mamba_conv_bias=False),
+    "falcon-h1-norm-first": FalconH1Config(**_FALCON_H1, mamba_rms_norm=True),
 }
 
 

@@ -1,8 +1,11 @@
 """Every architecture against transformers: small random checkpoints, logits of whole prompts."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from small_checkpoints import (
@@ -27,15 +30,33 @@ BACKENDS = [ReferenceBackend(), CpuBackend()]
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint of DECODERS, written once."""
+
+    @cache
+    def write(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        write_decoder(name, folder)
+        return folder
+
+    return write
+
+
+@cache
+def theirs_of(folder: Path) -> npt.NDArray[np.float64]:
+    return log_softmax(reference_logits(reference_model(folder), IDS))
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("name", DECODERS)
-def test_logits_are_those_of_transformers(name: str, backend: Backend, tmp_path: Path) -> None:
-    write_decoder(name, tmp_path)
-    theirs = log_softmax(reference_logits(reference_model(tmp_path), IDS))
+def test_logits_are_those_of_transformers(name: str, backend: Backend, written: Callable[[str], Path]) -> None:
+    folder = written(name)
+    theirs = theirs_of(folder)
     assert np.ptp(theirs, axis=-1).min() > 1, "weights so small that nothing is tested"
-    whole = log_softmax(our_logits(tmp_path, IDS, backend))
+    whole = log_softmax(our_logits(folder, IDS, backend))
     np.testing.assert_allclose(whole, theirs, atol=1e-4, rtol=0)
-    chunked = log_softmax(our_logits(tmp_path, IDS, backend, chunk_tokens=5))
+    chunked = log_softmax(our_logits(folder, IDS, backend, chunk_tokens=5))
     np.testing.assert_allclose(chunked, theirs, atol=1e-4, rtol=0)
 
 
@@ -59,14 +80,25 @@ def test_experts_stacked_as_transformers_has_them_in_memory(name: str, tmp_path:
 
 # A tied head may repeat one token.
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen3", "gemma3-softcaps", "qwen2-moe", "deepseek-v3", "mamba2", "nemotron-h"]
+    "name",
+    [
+        "llama",
+        "qwen3",
+        "gemma3-softcaps",
+        "qwen2-moe",
+        "deepseek-v3",
+        "mamba2",
+        "nemotron-h",
+        "gemma3n-none-shared",
+        "gemma4-experts",
+        "falcon-h1",
+    ],
 )
-def test_greedy_continuations_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    write_decoder(name, tmp_path)
-    prompt = IDS[:11]
-    made = greedy(tmp_path, prompt, 200, CpuBackend())
+def test_greedy_continuations_are_those_of_transformers(name: str, written: Callable[[str], Path]) -> None:
+    folder, prompt = written(name), IDS[:11]
+    made = greedy(folder, prompt, 200, CpuBackend())
     # One pass over all of it shows what the reference would have chosen at every place.
-    theirs = reference_logits(reference_model(tmp_path), prompt + made)
+    theirs = reference_logits(reference_model(folder), prompt + made)
     assert theirs[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == made
     assert len(set(made)) > 3
 
@@ -81,9 +113,8 @@ def test_long_rope_follows_the_context_that_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_program_reads_exactly_the_weights_it_declares(name: str, tmp_path: Path) -> None:
-    write_decoder(name, tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
+def test_a_program_reads_exactly_the_weights_it_declares(name: str, written: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(written(name))
     assert checkpoint.config.kind == "generate"
     read = set(needs(decoder_program(checkpoint.config)))
     ropes = {f"rope.{rope}" for rope in checkpoint.config.ropes}

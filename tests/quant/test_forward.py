@@ -9,7 +9,10 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
+    FalconH1Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     Glm4MoeConfig,
     GptOssConfig,
     LlamaConfig,
@@ -47,6 +50,20 @@ MODELS = {
     ),
     "gpt-oss": GptOssConfig(**SMALL, num_local_experts=5, num_experts_per_tok=2, sliding_window=3, swiglu_limit=0.5),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=3, attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
+    "gemma3n": Gemma3nTextConfig(
+        **SMALL | {"num_hidden_layers": 4}, sliding_window=3, layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2, activation_sparsity_pattern=[0.6, 0.0] * 2, hidden_size_per_layer_input=6,
+        vocab_size_per_layer_input=90, altup_num_inputs=3, laurel_rank=7,
+    ),
+    "gemma4": Gemma4TextConfig(
+        **SMALL | {"num_hidden_layers": 4}, sliding_window=3, layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2, global_head_dim=16, hidden_size_per_layer_input=6, vocab_size_per_layer_input=97,
+        enable_moe_block=True, num_experts=5, top_k_experts=2, moe_intermediate_size=22,
+    ),
+    "falcon-h1": FalconH1Config(
+        **SMALL, mamba_d_ssm=48, mamba_n_heads=4, mamba_d_head=12, mamba_d_state=5, ssm_out_multiplier=0.7,
+        ssm_multipliers=[0.8, 1.2, 0.7, 1.4, 0.9],
+    ),
     "nemotron-h": NemotronHConfig(
         **{k: v for k, v in SMALL.items() if k != "num_hidden_layers"}, mamba_num_heads=4, mamba_head_dim=6,
         n_groups=2, ssm_state_size=5, layers_block_type=["linear_attention", "mlp", "full_attention"],

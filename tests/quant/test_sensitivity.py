@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_models import write_model, write_text
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, LlamaConfig, Qwen3Config
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
@@ -36,7 +36,11 @@ MODELS = {
     "llama": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
     "qwen3": Qwen3Config(**SMALL),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=3, attn_logit_softcapping=1.5, final_logit_softcapping=2.5),
-}
+    "gemma4": Gemma4TextConfig(
+        **SMALL | {"num_hidden_layers": 4}, sliding_window=3, layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2, global_head_dim=16, hidden_size_per_layer_input=6, vocab_size_per_layer_input=97,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -17,10 +17,9 @@ class Mlp:
     biased: frozenset[str] = frozenset()
     """Which of gate, up, down have a bias."""
     gated: bool = True
-    deviations: float = 0.0
-    """Of the gate only what is so many standard deviations above its mean counts (kernels/program/streams.py: Sparsify);
-    0: all of it."""
-
+    deviations: float | None = None
+    """Only what of the gate is so many standard deviations above its mean counts (kernels/program/streams.py:
+    Sparsify); None: all of it."""
     gate_scale: float = 1.0
     output_scale: float = 1.0
 
@@ -32,7 +31,7 @@ class Mlp:
         gate = both.columns(0, self.width)
         if self.gate_scale != 1.0:
             gate = b.scale(gate, self.gate_scale, into=gate)
-        if self.deviations:
+        if self.deviations is not None:
             gate = b.sparsify(gate, self.deviations, into=gate)
         gated = b.gate(gate, both.columns(self.width, self.width), self.activation)
         made = linear(b, name, gated, ("down",), x.width, self.biased)

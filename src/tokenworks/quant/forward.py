@@ -356,7 +356,7 @@ def _matched(x: Float32, like: Float32, least: float) -> Float32:
 
 def _sparse(x: Float32, deviations: float) -> Float32:
     cut = x.mean(axis=1, keepdims=True) + np.float32(deviations) * x.std(axis=1, keepdims=True)
-    return np.maximum(x - cut, np.float32(0))
+    return np.asarray(np.maximum(x - cut, 0), np.float32)
 
 
 def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Float32:

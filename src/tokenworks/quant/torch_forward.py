@@ -12,6 +12,7 @@ from tokenworks.kernels.program import (
     Embed,
     Gate,
     Linear,
+    Multiply,
     Program,
     RmsNorm,
     Rope,
@@ -49,6 +50,9 @@ class _Pass:
         self._values: dict[tuple[int, int, int], torch.Tensor] = {}
         """By buffer, offset and width. A part that was written by itself hides those columns of the whole."""
 
+        self._kept: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+        """K and V by cache layer."""
+
     def read(self, value: Value) -> "torch.Tensor":
         """[windows * length, width]"""
         part = self._values.get((value.buffer, value.offset, value.width))
@@ -65,7 +69,7 @@ class _Pass:
             case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
                 groups = self.read(x).reshape(len(self.read(x)), -1, group)
                 scale = (groups.square().mean(2, keepdim=True) + epsilon).rsqrt()
-                out = (groups * scale * self._weights(weight)).flatten(1)
+                out = (groups * scale * (1.0 if weight is None else self._weights(weight))).flatten(1)
             case Rope():
                 out = self._rope(instruction)
             case Attend():
@@ -78,6 +82,8 @@ class _Pass:
                 out = self.read(a) + self.read(b)
             case Scale(x=x, factor=factor):
                 out = self.read(x) * factor
+            case Multiply(x=x, weight=weight):
+                out = self.read(x) * self._weights(weight)
             case Softcap(x=x, cap=cap):
                 out = cap * (self.read(x) / cap).tanh()
             case SelectRows(x=x):  # every row's logits are wanted
@@ -88,7 +94,10 @@ class _Pass:
         self._values[to.buffer, to.offset, to.width] = out
 
     def _embed(self, op: Embed) -> "torch.Tensor":
-        return self._weights(op.table)[self._tokens.flatten()] * op.scale
+        table, tokens = self._weights(op.table), self._tokens.flatten()
+        if op.index == "known_token":
+            tokens = tokens * (tokens < len(table))
+        return table[tokens] * op.scale
 
     def _linear(self, op: Linear) -> "torch.Tensor":
         from torch import cat
@@ -117,9 +126,10 @@ class _Pass:
         import torch
 
         windows, length = self._tokens.shape
-        q, k, v = (
-            self.read(value).reshape(windows, length, -1, op.head_size).transpose(1, 2) for value in (op.q, op.k, op.v)
-        )
+        if op.k is not None and op.v is not None:
+            self._kept[op.cache_layer] = self.read(op.k), self.read(op.v)
+        rows = (self.read(op.q), *self._kept[op.cache_layer])
+        q, k, v = (each.reshape(windows, length, -1, op.head_size).transpose(1, 2) for each in rows)
         k, v = (each.repeat_interleave(op.heads // op.kv_heads, 1) for each in (k, v))
         distance = torch.arange(length)[:, None] - torch.arange(length)
         hidden = (distance < 0) | ((distance >= op.window) if op.window else False)

@@ -31,7 +31,7 @@ def attend(step: Step, op: Attend) -> Float64:
     coded = op.cache_layer is not None and step.cache_in_bytes and not op.latent
     if coded:
         q = in_bytes(rotated(q)) / (op.head_size & -op.head_size)
-    k = v = np.empty(0)
+    k = v = np.empty((0, 0, 0))
     if op.k is not None and op.v is not None:
         k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
         v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)

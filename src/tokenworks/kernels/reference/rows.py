@@ -31,10 +31,10 @@ def embed(step: Step, op: Embed) -> Float64:
     axis = nowhere if batch.axes is None else batch.axes[0]
     table = step.weights[op.table]
     known = np.where(batch.tokens < len(table), batch.tokens, 0)
-    index = {"token": batch.tokens, "known_token": known, "position": batch.positions, "axis": axis, "zero": nowhere}[
-        op.index
-    ]
-    return np.asarray(table[index].astype(np.float64) * op.scale, np.float64)
+    indices = {
+        "token": batch.tokens, "known_token": known, "position": batch.positions, "axis": axis, "zero": nowhere,
+    }  # fmt: skip
+    return np.asarray(table[indices[op.index]].astype(np.float64) * op.scale, np.float64)
 
 
 def select_rows(step: Step, op: SelectRows) -> Float64:

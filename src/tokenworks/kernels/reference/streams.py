@@ -22,4 +22,4 @@ def match_magnitude(step: Step, op: MatchMagnitude) -> Float64:
 def sparsify(step: Step, op: Sparsify) -> Float64:
     x = step.load(op.x)
     cut = x.mean(axis=1, keepdims=True) + op.deviations * x.std(axis=1, keepdims=True)
-    return np.maximum(x - cut, 0.0)
+    return np.asarray(np.maximum(x - cut, 0.0), np.float64)

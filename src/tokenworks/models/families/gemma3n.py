@@ -33,7 +33,7 @@ def _read(f: Fields) -> DecoderConfig:
     mixers = gemma.with_ropes(attention, from_hf.windows(f, slides, 512), ropes)
     activation = gemma4.activation(f)
     networks = [
-        from_hf.mlp(f, activation=activation, width=width, deviations=NormalDist().inv_cdf(sparse) if sparse else 0.0)
+        from_hf.mlp(f, activation=activation, width=width, deviations=NormalDist().inv_cdf(sparse) if sparse else None)
         for width, sparse in zip(_widths(f), _sparsity(f), strict=True)
     ]
     decoder = from_hf.decoder(
