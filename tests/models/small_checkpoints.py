@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from small_dense import DENSE
 from small_gemma import GEMMA
 from transformers import (
     AutoModel,
@@ -378,6 +379,7 @@ DECODERS: dict[str, Any] = {
     ),
     "gpt-oss-clamped": GptOssConfig(**_GPT_OSS, swiglu_limit=0.6),
     **GEMMA,
+    **DENSE,
     "falcon-h1": FalconH1Config(
         **_FALCON_H1,
         mamba_norm_before_gate=False,

@@ -92,6 +92,7 @@ def test_experts_stacked_as_transformers_has_them_in_memory(name: str, tmp_path:
         "gemma3n-none-shared",
         "gemma4-experts",
         "falcon-h1",
+        "cohere2",
     ],
 )
 def test_greedy_continuations_are_those_of_transformers(name: str, written: Callable[[str], Path]) -> None:

@@ -33,6 +33,8 @@ class Attention:
     """q and k are RMS-normed before they are turned; 0 is off."""
     qk_norm_whole: bool = False
     """Over all heads together, not each alone."""
+    norms_turned: bool = False
+    """q and k are normed when they are turned, not before."""
     v_normed: bool = False
     """v is RMS-normed too, each head alone, without weights."""
     v_is_k: bool = False
@@ -90,12 +92,15 @@ class Attention:
 
     def _placed(self, b: ProgramBuilder, norm: str, x: Value) -> Value:
         """q or k, normed and turned."""
-        if self.qk_norm_epsilon:
-            x = b.rmsnorm(x, norm, self.qk_norm_epsilon, group=x.width if self.qk_norm_whole else self.head_size)
+        if self.qk_norm_epsilon and not self.norms_turned:
+            x = self._normed(b, norm, x)
         if self.rope:
             frequencies = "rope." + self.rope
             b.rope(x, self.head_size, frequencies, turned=self.turned, scale=self.turned_scale, axes=self.axes)
-        return x
+        return self._normed(b, norm, x) if self.norms_turned else x
+
+    def _normed(self, b: ProgramBuilder, norm: str, x: Value) -> Value:
+        return b.rmsnorm(x, norm, self.qk_norm_epsilon, group=x.width if self.qk_norm_whole else self.head_size)
 
     def project(self, b: ProgramBuilder, name: str, mixed: Value, width: int) -> Value:
         return linear(b, name, mixed, ("o",), width, self.biased)

@@ -42,6 +42,14 @@ class DecoderConfig:
     tied_head: bool
     norms: Literal["before", "behind", "around"] = "before"
     """Where each part has its norm, or norms: before it, or behind it, before what it makes joins the stream."""
+    parallel: Literal["no", "own norm", "same norm"] = "no"
+    """Whether a layer's network looks at what its mixer looks at, not at the stream behind it: through a norm of its
+    own, or through the mixer's. With norms before the parts."""
+    centred_norms: bool = False
+    """Norms take the mean away as well (LayerNorm, arXiv 1607.06450)."""
+    biased_norms: bool = False
+    """And add a bias."""
+    biased_head: bool = False
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0

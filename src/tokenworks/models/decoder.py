@@ -2,10 +2,12 @@
 
 Read beside Llama (arXiv 2302.13971): each layer adds what its mixer makes, then what its feed-forward network makes, to
 the residual stream, both behind an RMS norm. What the parts are is the layer's own affair (models/parts.py). Gemma 3
-(arXiv 2503.19786) norms what the parts make too, before it joins the stream; OLMo 2 (arXiv 2501.00656) only that.
+(arXiv 2503.19786) norms what the parts make too, before it joins the stream; OLMo 2 (arXiv 2501.00656) only that. In
+GPT-J's order (GPT-NeoX-20B, arXiv 2204.06745, section 2.1.2) both parts look at the stream as it comes.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import Program, ProgramBuilder, Value
@@ -45,10 +47,11 @@ def decoder_program(config: DecoderConfig) -> Program:
         _write_layer(b, config, number, layer, flow, selects=number == last)
         if number < deep:
             b.inject(flow.stream, (1 + number) * width, "add")
-    x = b.rmsnorm(streams.gather(b, flow.stream) if streams else flow.stream, "norm", config.norm_epsilon)
+    x = _normed(b, config, "norm", streams.gather(b, flow.stream) if streams else flow.stream)
     if config.logit_scale != 1.0:
         x = b.scale(x, config.logit_scale)
-    logits = b.linear(x, ("embed" if config.tied_head else "head",), config.vocabulary)
+    head, biases = "embed" if config.tied_head else "head", ("head.bias",) if config.biased_head else None
+    logits = b.linear(x, (head,), config.vocabulary, biases=biases)
     return b.finish(b.softcap(logits, config.logit_softcap) if config.logit_softcap else logits)
 
 
@@ -59,19 +62,21 @@ def _write_layer(
     name, width, streams = f"layers.{number}.", config.width, config.streams
     if streams:
         flow.stream = streams.predict(b, name, flow.stream)
-    x = flow.stream.columns(0, width)
+    x = before = normed = flow.stream.columns(0, width)
     if layer.mixer is not None:
         normed = _norm(b, config, name + "attention_norm", x)
         mixed = layer.mixer.mix(b, name, normed)
         if selects:
             flow.select_rows(b)
-            x, mixed = flow.stream.columns(0, width), b.select_rows(mixed)
-            normed = b.select_rows(normed) if layer.laurel else normed
-        x = _join(b, config, name + "attention_post_norm", x, layer.mixer.project(b, name, mixed, width))
+            before, mixed = flow.stream.columns(0, width), b.select_rows(mixed)
+            normed = b.select_rows(normed) if layer.laurel or config.parallel == "same norm" else normed
+        x = _join(b, config, name + "attention_post_norm", before, layer.mixer.project(b, name, mixed, width))
         if layer.laurel:
             x = b.scale(b.add(x, layer.laurel.write(b, name, normed)), math.sqrt(0.5))
     if layer.feed_forward is not None:
-        seen = _norm(b, config, name + "mlp_norm", x) if layer.norms_input else x
+        seen = normed if config.parallel == "same norm" else before if config.parallel == "own norm" else x
+        if layer.norms_input and config.parallel != "same norm":
+            seen = _norm(b, config, name + "mlp_norm", seen)
         x = _join(b, config, name + "mlp_post_norm", x, layer.feed_forward.write(b, name, seen))
     flow.stream = streams.correct(b, name, flow.stream, x) if streams else x
     if config.per_layer:
@@ -85,19 +90,27 @@ def _write_layer(
 
 
 def _norm(b: ProgramBuilder, config: DecoderConfig, weight: str, x: Value) -> Value:
-    return x if config.norms == "behind" else b.rmsnorm(x, weight, config.norm_epsilon)
+    return x if config.norms == "behind" else _normed(b, config, weight, x)
+
+
+def _normed(b: ProgramBuilder, config: DecoderConfig, weight: str, x: Value) -> Value:
+    if not config.centred_norms:
+        return b.rmsnorm(x, weight, config.norm_epsilon)
+    return b.layernorm(x, weight, f"{weight}.bias" if config.biased_norms else None, config.norm_epsilon)
 
 
 def _join(b: ProgramBuilder, config: DecoderConfig, norm: str, x: Value, made: Value) -> Value:
-    return b.add(x, made if config.norms == "before" else b.rmsnorm(made, norm, config.norm_epsilon))
+    return b.add(x, made if config.norms == "before" else _normed(b, config, norm, made))
 
 
 def decoder_shapes(config: DecoderConfig) -> Shapes:
     """Canonical name -> shape of every weight a checkpoint must have: exactly what the program reads, but for the
     rotary frequencies, which follow from the config."""
-    shapes: Shapes = {"embed": (config.vocabulary, config.width), "norm": (config.width,)}
+    shapes: Shapes = {"embed": (config.vocabulary, config.width), **_norm_shapes(config, ("norm",))}
     if not config.tied_head:
         shapes["head"] = (config.vocabulary, config.width)
+    if config.biased_head:
+        shapes["head.bias"] = (config.vocabulary,)
     for part in (config.per_layer, config.streams):
         if part is not None:
             shapes |= part.shapes(config.width)
@@ -106,12 +119,18 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
     return shapes
 
 
+def _norm_shapes(config: DecoderConfig, norms: Iterable[str]) -> Shapes:
+    kinds = ("", ".bias") if config.biased_norms else ("",)
+    return {norm + kind: (config.width,) for norm in norms for kind in kinds}
+
+
 def _layer_shapes(config: DecoderConfig, layer: Layer) -> Shapes:
     norms = {"before": ("norm",), "behind": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
     shapes: Shapes = {}
     for kind, part in (("attention", layer.mixer), ("mlp", layer.feed_forward)):
         if part is not None:
-            shapes |= {f"{kind}_{norm}": (config.width,) for norm in norms}
+            if kind == "attention" or config.parallel != "same norm":
+                shapes |= _norm_shapes(config, [f"{kind}_{norm}" for norm in norms])
             shapes |= part.shapes(config.width)
     if layer.laurel:
         shapes |= layer.laurel.shapes(config.width)

@@ -1,0 +1,61 @@
+"""GLM-4 (arXiv 2406.12793) and GLM-4-0414: Llama with half of each head turned, in pairs (2i, 2i + 1), and gate and up
+stored as one map. The later one norms what the parts make too."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tokenworks.models.attention import Attention
+from tokenworks.models.config import DecoderConfig
+from tokenworks.models.families import from_hf
+from tokenworks.models.fields import Fields
+from tokenworks.models.files import LAYER, HfArchitecture, Rows
+from tokenworks.models.parts import Mixer
+
+
+def _glm(f: Fields) -> DecoderConfig:
+    return _read(f, "glm")
+
+
+def _glm4(f: Fields) -> DecoderConfig:
+    return replace(_read(f, "glm4"), norms="around")
+
+
+def _read(f: Fields, name: str) -> DecoderConfig:
+    size = from_hf.head_size(f, 128)
+    rope = from_hf.only_rope(f, size, share=0.5)
+    biased = frozenset("qkv") if f.flag("attention_bias", True) else frozenset[str]()
+    attention = from_hf.attention(f, rope, head_size=size, scale=size**-0.5, biased=biased)
+    mixers = [attention] * from_hf.layer_count(f)
+    return from_hf.decoder(
+        f, name, mixers, from_hf.mlp(f), {"global": rope}, norm_epsilon=f.number("rms_norm_eps", 1.5625e-7)
+    )
+
+
+def _halves(of: str) -> Rows:
+    """The turned rows of each head from pairs (0, 1), (2, 3), ... to all first members, then all second ones."""
+
+    def rows(mixer: Mixer | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        assert isinstance(mixer, Attention)
+        turned = np.arange(mixer.turned).reshape(-1, 2).T.reshape(-1)
+        head = np.concatenate([turned, np.arange(mixer.turned, mixer.head_size)])
+        heads = mixer.heads if of == "q" else mixer.kv_heads
+        return (np.arange(heads)[:, None] * mixer.head_size + head).reshape(-1)
+
+    return rows
+
+
+_IN_LAYER = "model.layers.{}."
+_FILES = replace(
+    from_hf.NAMES,
+    names={
+        **from_hf.NAMES.names,
+        **{LAYER + m: _IN_LAYER + "mlp.gate_up_proj.weight" for m in ("gate", "up")},
+        LAYER + "attention_post_norm": _IN_LAYER + "post_self_attn_layernorm.weight",
+        LAYER + "mlp_post_norm": _IN_LAYER + "post_mlp_layernorm.weight",
+    },
+    rows={LAYER + m + kind: _halves(m) for m in "qk" for kind in ("", ".bias")},
+)
+
+GLM = HfArchitecture(_glm, _FILES)
+GLM4 = HfArchitecture(_glm4, _FILES)
