@@ -40,7 +40,8 @@ def _halves(of: str) -> Rows:
         turned = np.arange(mixer.turned).reshape(-1, 2).T.reshape(-1)
         head = np.concatenate([turned, np.arange(mixer.turned, mixer.head_size)])
         heads = mixer.heads if of == "q" else mixer.kv_heads
-        return (np.arange(heads)[:, None] * mixer.head_size + head).reshape(-1)
+        starts = np.arange(heads) * mixer.head_size
+        return np.asarray(starts[:, None] + head, np.int64).reshape(-1)
 
     return rows
 
