@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -90,7 +91,7 @@ def _describe_layers(writer: Writer, config: Any) -> None:
     experts = next((n for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), 0)
     if experts:
         writer.add_expert_count(experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_used_count(getattr(config, "num_experts_per_tok", None) or config.top_k_experts)
     width = getattr(config, "moe_intermediate_size", None)
     if experts and width:
         writer.add_expert_feed_forward_length(width)
@@ -403,10 +404,109 @@ def _glm(weights: Weights, config: Any) -> Weights:
     return _renamed(weights, e_score_correction_bias="e_score_correction.bias")
 
 
+# --- Gemma 3n and 4, Falcon-H1 ---
+
+
+def _gemma3n_metadata(writer: Writer, config: Any) -> None:
+    _sharing(writer, config)
+    writer.kv_data[0].pop(f"{writer.arch}.feed_forward_length")
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_altup_active_idx(0)
+    writer.add_altup_num_inputs(config.altup_num_inputs)
+    shares = config.activation_sparsity_pattern
+    writer.add_activation_sparsity_scale([NormalDist().inv_cdf(share) if share else float("-inf") for share in shares])
+
+
+def _sharing(writer: Writer, config: Any) -> None:
+    _window(writer, config)
+    writer.add_shared_kv_layers(config.num_kv_shared_layers)
+    writer.add_embedding_length_per_layer_input(config.hidden_size_per_layer_input)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if config.final_logit_softcapping is not None:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gemma3n(weights: Weights, config: Any) -> Weights:
+    for name in ("altup_projections", "altup_unembed_projections"):
+        each = [weights.pop(f"model.{name}.{n}.weight") for n in range(config.altup_num_inputs - 1)]
+        weights[f"model.{name}.weight"] = np.stack(each)
+    return _renamed(weights, correct_output_scale="correct_output_scale.weight")
+
+
+def _gemma4_metadata(writer: Writer, config: Any) -> None:
+    _sharing(writer, config)
+    full = [kind == "full_attention" for kind in config.layer_types]
+    at = config.per_layer_config[full.index(True)]
+    for key in ("key_length", "value_length", "head_count_kv"):
+        del writer.kv_data[0][f"{writer.arch}.attention.{key}"]
+    writer.add_key_length(at.head_dim)
+    writer.add_value_length(at.head_dim)
+    writer.add_key_length_swa(config.head_dim)
+    writer.add_value_length_swa(config.head_dim)
+    writer.add_head_count_kv([at.num_key_value_heads if each else config.num_key_value_heads for each in full])
+    writer.add_rope_dimension_count(at.head_dim)
+    writer.add_rope_dimension_count_swa(config.head_dim)
+    del writer.kv_data[0][f"{writer.arch}.feed_forward_length"]
+    shared, wide = config.num_hidden_layers - config.num_kv_shared_layers, 1 + config.use_double_wide_mlp
+    writer.add_feed_forward_length([config.intermediate_size * (wide if n >= shared else 1) for n in range(len(full))])
+    share = config.rope_parameters["full_attention"].get("partial_rotary_factor", 1.0)
+    turned = int(at.head_dim * share / 2)
+    divisors = np.array([1.0] * turned + [1e30] * (at.head_dim // 2 - turned), np.float32)
+    writer.add_tensor("rope_freqs.weight", divisors)
+
+
+def _gemma4(weights: Weights, config: Any) -> Weights:
+    made = {}
+    for name, weight in weights.items():
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        ours = {
+            "router.scale": f"blk.{layer}.ffn_gate_inp.scale",
+            "router.per_expert_scale": f"blk.{layer}.ffn_down_exps.scale",
+            "layer_scalar": f"blk.{layer}.layer_output_scale.weight",
+            "experts.gate_up_proj": f"blk.{layer}.ffn_gate_up_exps.weight",
+            "experts.down_proj": f"blk.{layer}.ffn_down_exps.weight",
+        }
+        made[next((new for end, new in ours.items() if name.endswith(end)), name)] = weight
+    return made
+
+
+def _falcon_metadata(writer: Writer, config: Any) -> None:
+    heads, size, groups = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups
+    _ssm(writer, config.mamba_d_conv, config.mamba_d_state, heads, size, groups)
+
+
+def _falcon(weights: Weights, config: Any) -> Weights:
+    """The factors are in the weights."""
+    inner, shared = config.mamba_d_ssm, config.mamba_n_groups * config.mamba_d_state
+    widths = (inner, inner, shared, shared, config.mamba_n_heads)
+    gate, down = config.mlp_multipliers
+    factors = {
+        "down_proj": down,
+        "gate_proj": gate,
+        "k_proj": config.key_multiplier * config.attention_in_multiplier,
+        "q_proj": config.attention_in_multiplier,
+        "v_proj": config.attention_in_multiplier,
+        "o_proj": config.attention_out_multiplier,
+        "mamba.out_proj": config.ssm_out_multiplier,
+        "mamba.in_proj": config.ssm_in_multiplier * np.repeat(config.ssm_multipliers, widths)[:, None],
+        "lm_head": config.lm_head_multiplier,
+        "embed_tokens": config.embedding_multiplier,
+    }
+    for name in weights:
+        factor = next((factor for theirs, factor in factors.items() if name.endswith(theirs + ".weight")), 1.0)
+        weights[name] = (weights[name] * factor).astype(np.float32)
+    return _recurrent(weights, config)
+
+
 _YARN = {
     "rope_type": "yarn", "rope_theta": 1e3, "factor": 8.0, "beta_fast": 3.0, "beta_slow": 1.0, "mscale": 0.9,
     "mscale_all_dim": 0.9, "original_max_position_embeddings": 32,
 }  # fmt: skip
+_TWO_ROPES = {
+    f"{kind}_attention": {"rope_type": "default", "rope_theta": base}
+    for kind, base in (("sliding", 1e2), ("full", 1e3))
+}
+_EACH_LAYER = {"allow_global_per_layer_attribute_access": True}
 _ALIKE = {"mlp_only_layers": [], "attention_bias": False}
 CASES = {
     "llama": Case(ARCH.LLAMA, tensors=_paired),
@@ -439,5 +539,11 @@ CASES = {
     "nemotron-3": Case(ARCH.NEMOTRON_H_MOE, tensors=_recurrent, metadata=_nemotron_metadata),
     "qwen3-next": Case(ARCH.QWEN3NEXT, changes=_ALIKE, tensors=_next, metadata=_delta_metadata),
     "qwen3-5": Case(ARCH.QWEN35, tensors=_later, metadata=_delta_metadata),
+    "gemma3n": Case(
+        ARCH.GEMMA3N, changes={"rope_parameters": _TWO_ROPES}, tensors=_gemma3n, metadata=_gemma3n_metadata
+    ),
+    "gemma4": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
+    "gemma4-experts": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
+    "falcon-h1-plain": Case(ARCH.FALCON_H1, tensors=_falcon, metadata=_falcon_metadata),
     "qwen3-5-moe": Case(ARCH.QWEN35MOE, tensors=_later, metadata=_delta_metadata),
 }

@@ -12,7 +12,7 @@ import pytest
 import regex
 import sentencepiece
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GemmaTokenizer
 
 from tokenworks.models import gguf_tokenizer
 from tokenworks.models.gguf import GgufFile, open_gguf
@@ -201,6 +201,34 @@ def test_sentencepiece_with_a_space_before_the_text(tmp_path: Path, monkeypatch:
         assert ours.decode(ours.encode(text), skip_special=True) == text
 
 
+def test_gemma_4s_merges_run_over_the_whole_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path / "home"))
+    pieces = ["▁", "a", "b", "\n", "ab", "▁ab", "ab▁", "\n\n", "▁▁"]
+    merges = [("a", "b"), ("▁", "ab"), ("ab", "▁"), ("\n", "\n"), ("▁", "▁")]
+    ends = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn|>"]
+    tokens = [*ends, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma4")
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, 2, 3] + [6] * 256 + [1] * len(pieces))
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours = load_tokenizer(tmp_path / "m.gguf")
+    theirs = GemmaTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+    for text in ["ab ab", "a  b\n\n\nab é", " ab", "abab<turn|>\nab "]:
+        ids = ours.encode(text)
+        if "<turn|>" not in text:  # which theirs was not told of
+            assert ids == [2, *theirs(text, add_special_tokens=False)["input_ids"]]
+        assert ours.decode(ids, skip_special=False) == "<bos>" + text
+    assert ours.encode("ab<turn|>", special=False) == [tokens.index("ab"), 4]
+    assert ours.eos_token_ids == {1, 4}
+
+
 def _write_sentencepiece(path: Path) -> None:
     pieces = ["▁", "a", "b", "c", "▁a", "ab", "bc", "abc", "▁ab", "▁abc", "bb", "bbb"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
@@ -274,7 +302,7 @@ def test_broken_files_are_named(folder: Path, smollm2: Path) -> None:
     file = open_gguf(smollm2)
     for key, value, message in [
         ("pre", "klingon", "'klingon'; supported are gpt-2"),
-        ("model", "rwkv", "'rwkv'; gpt2 and llama are supported"),
+        ("model", "rwkv", "'rwkv'; gpt2, llama and gemma4 are supported"),
         ("bos_token_id", 1 << 20, "is not one of its 49152 tokens"),
     ]:
         settings = {**file.metadata, "tokenizer.ggml.add_bos_token": True, f"tokenizer.ggml.{key}": value}

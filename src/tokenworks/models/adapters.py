@@ -103,7 +103,7 @@ def _modules(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """Those that an adapter can change, by name in the checkpoint (as `FileNames.names` has it)."""
     modules: dict[str, _Module] = {}
     for weight, shape in shapes.items():
-        if len(shape) != 2 or weight == "embed" or weight.endswith("router"):
+        if len(shape) != 2 or weight.endswith(("embed", "router")):
             continue
         if ".experts." in weight or ".heads." in weight:  # latent attention's are not as the file has them
             continue

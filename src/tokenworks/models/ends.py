@@ -3,7 +3,16 @@
 from pathlib import Path
 
 # Tokens that end a turn or a text whatever a checkpoint's files forget to say; they count only where they are special.
-ENDS = ("<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
+ENDS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<turn|>",
+)
 
 _CONTROL = 3
 

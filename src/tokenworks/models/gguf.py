@@ -110,11 +110,14 @@ def open_gguf(path: Path) -> GgufFile:
 def _with_scales(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Joins each "X.scale" to "X.weight" as its row_scales: a scale per tensor or per row, which llama.cpp's converter
     writes beside NVFP4 weights. "X.input_scale", a hint for quantising activations, is left out: ours adapt to each
-    block of inputs."""
+    block of inputs. That of a router of Gemma 4 is for what it sees, and stays."""
     joined = {}
     for name, tensor in tensors.items():
         stem, _, leaf = name.rpartition(".")
         weight = tensors.get(stem + ".weight")
+        if stem.endswith(".ffn_gate_inp"):
+            joined[name] = tensor
+            continue
         if weight is not None and leaf in ("scale", "input_scale"):
             continue
         scale = tensors.get(stem + ".scale") if leaf == "weight" else None

@@ -1,4 +1,5 @@
-"""Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE with SentencePiece scores.
+"""Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE of text with SentencePiece's spaces, by scores
+or (Gemma 4) by merges.
 
 The metadata names a splitting rule (tokenizer.ggml.pre) and lists tokens with types, and merges or scores. Rules follow
 the tokenizer.json of the models they are named after.
@@ -68,7 +69,9 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
         return _byte_level(file)
     if kind == "llama":
         return _sentencepiece(file)
-    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2 and llama are supported.")
+    if kind == "gemma4":
+        return _spaced(file)
+    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2, llama and gemma4 are supported.")
 
 
 def _byte_level(file: GgufFile) -> Tokenizer:
@@ -102,16 +105,34 @@ def _sentencepiece(file: GgufFile) -> Tokenizer:
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
     if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
         raise ModelError(f"{file.path}: tokenizer.ggml.unknown_token_id {unknown!r} is not one of its tokens.")
-    tokenizer = _tokenizer(
-        file, tokens, _merges(pieces, ids), unk_token=tokens[unknown], byte_fallback=True, fuse_unk=True
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer = _with_spaces(file, tokens, _merges(pieces, ids), tokens[unknown])
     prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True) is True
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first" if prefix else "never", split=False)
-    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    if prefix:
+        tokenizer.decoder = decoders.Sequence([*_spaces_back(), decoders.Strip(" ", 1, 0)])
     _declare(file, tokenizer, tokens, adds_bos=True)
     return tokenizer
+
+
+def _spaced(file: GgufFile) -> Tokenizer:
+    """Gemma 4's: the text is not split before its merges."""
+    tokens = file.array("tokenizer.ggml.tokens")
+    merges = [_pair(file, merge) for merge in file.array("tokenizer.ggml.merges")]
+    tokenizer = _with_spaces(file, tokens, merges, "<unk>")
+    _declare(file, tokenizer, tokens, adds_bos=True)
+    return tokenizer
+
+
+def _with_spaces(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
+    """Of a vocabulary that writes spaces as SentencePiece does, with bytes where no piece fits."""
+    tokenizer = _tokenizer(file, tokens, merges, unk_token=unknown, byte_fallback=True, fuse_unk=True)
+    tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
+    tokenizer.decoder = decoders.Sequence(_spaces_back())
+    return tokenizer
+
+
+def _spaces_back() -> list[Any]:
+    return [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
 def _merges(pieces: dict[str, float], ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -4,9 +4,10 @@ make, in the way of maximal update parametrisation (arXiv 2203.03466)."""
 from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import bamba, from_hf, mamba
+from tokenworks.models.families import bamba, from_gguf, from_hf, mamba
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mamba import Mamba2, Normed
 from tokenworks.models.side_by_side import Side, SideBySide
 
@@ -77,6 +78,21 @@ def _mamba2(f: Fields) -> Mamba2:
     )
 
 
+def _gguf(file: GgufFile) -> DecoderConfig:
+    """There the factors are in the weights."""
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention, scan = from_gguf.attention(f, file, rope), mamba.mamba2_gguf(f, file)
+    if "blk.0.ssm_norm.weight" not in file.tensors:
+        scan = replace(scan, normed="no")
+    sides = (
+        Side(mixer=scan, width=scan.heads * scan.head_size),
+        Side(mixer=attention, width=attention.heads * attention.head_size),
+    )
+    mixers = [SideBySide(sides=sides)] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
+
+
 def _factor(f: Fields, key: str) -> float:
     return f.number(key, 1.0)
 
@@ -86,3 +102,12 @@ def _factors(f: Fields, key: str, count: int) -> tuple[float, ...]:
 
 
 FALCON_H1 = HfArchitecture(_read, bamba.BAMBA.files)
+FALCON_H1_GGUF = GgufArchitecture(
+    _gguf,
+    replace(
+        from_gguf.NAMES,
+        names=from_gguf.NAMES.names | mamba.GGUF_NAMES | {LAYER + "mlp_norm": "blk.{}.ffn_norm"},
+        respelt=(("ffn_norm.weight", "ffn_norm"),),  # what a file should call it
+        reshaped=mamba.GGUF_RESHAPED,
+    ),
+)

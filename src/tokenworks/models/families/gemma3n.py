@@ -3,15 +3,20 @@
 their gates; the last layers read K and V of earlier ones."""
 
 from dataclasses import replace
+from math import inf
 from statistics import NormalDist
 
 from tokenworks.models.altup import AltUp
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf, gemma, gemma4
+from tokenworks.models.families import from_gguf, from_hf, gemma, gemma4
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.laurel import Laurel
+from tokenworks.models.mlp import Mlp
+from tokenworks.models.rope import Rope
 from tokenworks.models.vision.settings import required
+from tokenworks.protocol.errors import ModelError
 
 
 def _read(f: Fields) -> DecoderConfig:
@@ -19,7 +24,7 @@ def _read(f: Fields) -> DecoderConfig:
     epsilon, size = from_hf.norm_epsilon(f), from_hf.head_size(f, 256)
     slides = from_hf.sliding(f, lambda number: (number + 1) % 5 != 0)
     ropes = gemma.two_ropes(f, size)
-    shared = gemma4.sources(f, slides, 15)
+    shared = gemma4.sources(f, slides, "num_kv_shared_layers", 15)
     attention = from_hf.attention(
         f,
         ropes["global"],
@@ -54,6 +59,48 @@ def _read(f: Fields) -> DecoderConfig:
         ),
     )
     laurel = Laurel(rank=f.integer("laurel_rank", 64), norm_epsilon=epsilon)
+    return replace(decoder, layers=tuple(replace(layer, laurel=laurel) for layer in decoder.layers))
+
+
+def _gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    f.refuse("altup.active_idx", (0,), "layers are expected to compute the first stream")
+    count, epsilon, size = from_gguf.layer_count(f), from_gguf.norm_epsilon(f), from_gguf.head_size(f)
+    flags = from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)
+    slides = [bool(flag) for flag in flags]
+    ropes = {
+        "global": from_gguf.rope(f, file, 1e6),
+        "local": Rope(size=size, base=f.number("rope.freq_base_swa", 1e4)),
+    }
+    attention = replace(
+        from_gguf.attention(f, file, ropes["global"]), scale=1.0, qk_norm_epsilon=epsilon, v_normed=True
+    )
+    window = f.integer("attention.sliding_window")
+    mixers = gemma.with_ropes(attention, [window if slid else 0 for slid in slides], ropes)
+    shared = gemma4.sources(f, slides, "attention.shared_kv_layers", 15)
+    sparse = f.prefix + "activation_sparsity_scale"
+    deviations = file.array(sparse) if sparse in file.metadata else [NormalDist().inv_cdf(0.95)] * min(count, 10)
+    deviations += [-inf] * (count - len(deviations))
+    widths = from_gguf.of_layers(f, file, "feed_forward_length", count)
+    narrow = file.tensors.get("blk.0.laurel_l.weight")
+    if narrow is None:
+        raise ModelError(f"{file.path}: tensor 'blk.0.laurel_l.weight' is missing.")
+    decoder = from_gguf.decoder(
+        f,
+        file,
+        [replace(mixer, source=source) for mixer, source in zip(mixers, shared, strict=True)],
+        [
+            Mlp(width=width, activation="gelu_tanh", deviations=each if each > -inf else None)
+            for width, each in zip(widths, deviations, strict=True)
+        ],
+        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
+        norms="around",
+        embedding_scale=f.integer("embedding_length") ** 0.5,
+        logit_softcap=f.number("final_logit_softcapping", 30.0),
+        per_layer=gemma4.per_layer_gguf(f, file),
+        streams=AltUp(streams=f.integer("altup.num_inputs", 4), norm_epsilon=epsilon, scaled=True),
+    )
+    laurel = Laurel(rank=narrow.shape[0], norm_epsilon=epsilon)
     return replace(decoder, layers=tuple(replace(layer, laurel=laurel) for layer in decoder.layers))
 
 
@@ -113,4 +160,30 @@ GEMMA3N = HfArchitecture(_read, _FILES)
 GEMMA3N_WHOLE = HfArchitecture(
     _whole,
     replace(_FILES, unused=(*_FILES.unused, *gemma4.OTHER_SENSES), prefixes=gemma4.TEXT_OF_WHOLE),
+)
+
+_IN_GGUF = {
+    "altup_norm": "altup_router_norm",
+    "altup_router": "altup_router",
+    "altup_predict": "altup_predict_coef",
+    "altup_correct": "altup_correct_coef",
+    "altup_scale": "altup_correct_scale",
+    "laurel_in": "laurel_l",
+    "laurel_out": "laurel_r",
+    "laurel_norm": "laurel_post_norm",
+}
+_ALL_STREAMS = {"streams.{}.in": "altup_proj.weight", "streams.{}.out": "altup_unembd_proj.weight"}
+GEMMA3N_GGUF = GgufArchitecture(
+    _gguf,
+    replace(
+        from_gguf.NAMES,
+        names={
+            **from_gguf.NAMES.names,
+            **gemma4.PER_LAYER_GGUF_NAMES,
+            **_ALL_STREAMS,
+            **{LAYER + ours: f"blk.{{}}.{theirs}.weight" for ours, theirs in _IN_GGUF.items()},
+        },
+        unused=(*from_gguf.NAMES.unused, *gemma4.SHARED_GGUF),
+        reshaped=frozenset(_ALL_STREAMS.values()),
+    ),
 )

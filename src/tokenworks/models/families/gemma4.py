@@ -7,14 +7,18 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.kernels.program import Activation
 from tokenworks.models.config import DecoderConfig, Layer
-from tokenworks.models.families import from_hf, gemma, mixtures
+from tokenworks.models.experts import Mixture
+from tokenworks.models.families import from_gguf, from_hf, gemma, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, Form, HfArchitecture
+from tokenworks.models.files import LAYER, Form, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Proportional, Rope
+from tokenworks.models.stacked import Stack
 from tokenworks.models.two_networks import TwoNetworks
 from tokenworks.models.vision.settings import required
+from tokenworks.protocol.errors import ModelError
 
 
 def _read(f: Fields) -> DecoderConfig:
@@ -24,7 +28,7 @@ def _read(f: Fields) -> DecoderConfig:
     slides[-1] = False  # as in the reference, whatever the file says
     windows = from_hf.windows(f, slides, 512)
     sizes, kv_heads = _of_layers(f, slides)
-    shared = sources(f, slides, 0)
+    shared = sources(f, slides, "num_kv_shared_layers", 0)
     of_kinds = dict(zip(slides, sizes, strict=True))
     if any(size != of_kinds[slid] for size, slid in zip(sizes, slides, strict=True)):
         raise f.wrong("per_layer_config", "one head_dim for all layers of a kind")
@@ -80,9 +84,8 @@ def _of_layers(f: Fields, slides: Sequence[bool]) -> tuple[list[int], list[int]]
     return sizes, counts
 
 
-def sources(f: Fields, slides: Sequence[bool], default: int) -> list[int | None]:
+def sources(f: Fields, slides: Sequence[bool], key: str, default: int) -> list[int | None]:
     """Of each layer whose K and V it reads: the last ones read those of the last layer before them of their kind."""
-    key = "num_kv_shared_layers"
     count = f.count(key, default)
     first = len(slides) - count
     if first < 1 or any(kind not in slides[:first] for kind in slides[first:]):
@@ -144,13 +147,82 @@ def _with_experts(f: Fields, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         normalise=True,
         weighed=True,
     )
-    epsilon = from_hf.norm_epsilon(f)
+    return _beside(experts, from_hf.norm_epsilon(f), layers)
+
+
+def _beside(experts: Mixture, epsilon: float, layers: Sequence[Layer]) -> tuple[Layer, ...]:
     made = []
     for layer in layers:
         assert isinstance(layer.feed_forward, Mlp)
         both = TwoNetworks(mlp=layer.feed_forward, experts=experts, norm_epsilon=epsilon)
         made.append(replace(layer, feed_forward=both, norms_input=False))
     return tuple(made)
+
+
+def _gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    count, epsilon = from_gguf.layer_count(f), from_gguf.norm_epsilon(f)
+    slides = [bool(flag) for flag in from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)]
+    kv_heads = from_gguf.of_layers(f, file, "attention.head_count_kv", count)
+    shared = sources(f, slides, "attention.shared_kv_layers", 0)
+    size = from_gguf.head_size(f)
+    small = f.integer("attention.key_length_swa", size)
+    ropes = {
+        "global": from_gguf.rope(f, file, 1e6),
+        "local": Rope(
+            size=f.integer("rope.dimension_count_swa", small, maximum=small), base=f.number("rope.freq_base_swa", 1e4)
+        ),
+    }
+    mixers = []
+    for number, slid in enumerate(slides):
+        rope = ropes["local" if slid else "global"]
+        mixer = replace(
+            from_gguf.attention(f, file, rope, kv_heads=kv_heads[number]),
+            rope="local" if slid else "global",
+            head_size=small if slid else size,
+            scale=1.0,
+            window=f.integer("attention.sliding_window") if slid else 0,
+            qk_norm_epsilon=epsilon,
+            v_normed=True,
+            v_is_k=shared[number] is None and f"blk.{number}.attn_v.weight" not in file.tensors,
+            source=shared[number],
+        )
+        mixers.append(mixer)
+    decoder = from_gguf.decoder(
+        f,
+        file,
+        mixers,
+        [
+            Mlp(width=width, activation="gelu_tanh")
+            for width in from_gguf.of_layers(f, file, "feed_forward_length", count)
+        ],
+        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
+        norms="around",
+        embedding_scale=f.integer("embedding_length") ** 0.5,
+        logit_softcap=f.number("final_logit_softcapping") if f.has("final_logit_softcapping") else 0.0,
+        per_layer=per_layer_gguf(f, file),
+        scaled_layers="blk.0.layer_output_scale.weight" in file.tensors,
+    )
+    if not f.count("expert_count"):
+        return decoder
+    # The factor for each expert is a scale of its last map there.
+    experts = mixtures.mixture_gguf(f, file, activation="gelu_tanh", normalise=True)
+    return replace(decoder, layers=_beside(experts, epsilon, decoder.layers))
+
+
+def per_layer_gguf(f: Fields, file: GgufFile) -> PerLayer | None:
+    size, table = f.count("embedding_length_per_layer_input"), file.tensors.get("per_layer_token_embd.weight")
+    if not size:
+        return None
+    if table is None:
+        raise ModelError(f"{file.path}: tensor 'per_layer_token_embd.weight' is missing.")
+    return PerLayer(
+        vocabulary=table.shape[0],
+        size=size,
+        layers=from_gguf.layer_count(f),
+        activation="gelu_tanh",
+        norm_epsilon=from_gguf.norm_epsilon(f),
+    )
 
 
 def _whole(f: Fields) -> DecoderConfig:
@@ -171,6 +243,8 @@ PER_LAYER_NAMES = {
 SHARED = tuple(f"model.layers.*.self_attn.{name}" for name in ("[kv]_proj.*", "[kv]_norm.*"))
 """What files may have of layers that read the K and V of others."""
 OTHER_SENSES = ("model.vision_tower.*", "model.audio_tower.*", "model.embed_vision.*", "model.embed_audio.*")
+_DIVIDED = Form(lambda stored: stored * len(stored) ** -0.5, lambda seen: seen * len(seen) ** 0.5)
+"""The router divides what it sees by sqrt(width)."""
 _NAMES = {
     **gemma.GEMMA3.files.names,
     **PER_LAYER_NAMES,
@@ -189,10 +263,40 @@ _FILES = replace(
     norm_offset=0.0,
     unused=(*gemma.GEMMA3.files.unused, *SHARED),
     stacks=mixtures.stacks(_IN_LAYER + "experts", mixtures.HF_MAPS),
-    # The router divides what it sees by sqrt(width).
-    forms={LAYER + "router_scale": Form(lambda s: s * len(s) ** -0.5, lambda s: s * len(s) ** 0.5)},
+    forms={LAYER + "router_scale": _DIVIDED},
 )
 TEXT_OF_WHOLE = (("model.language_model.", "model."), ("language_model.model.", "model."))
 
 GEMMA4 = HfArchitecture(_read, _FILES)
 GEMMA4_WHOLE = HfArchitecture(_whole, replace(_FILES, unused=(*_FILES.unused, *OTHER_SENSES), prefixes=TEXT_OF_WHOLE))
+
+PER_LAYER_GGUF_NAMES = {
+    "per_layer.embed": "per_layer_token_embd.weight",
+    "per_layer.map": "per_layer_model_proj.weight",
+    "per_layer.norm": "per_layer_proj_norm.weight",
+    LAYER + "per_layer_gate": "blk.{}.inp_gate.weight",
+    LAYER + "per_layer_out": "blk.{}.proj.weight",
+    LAYER + "per_layer_norm": "blk.{}.post_norm.weight",
+}
+SHARED_GGUF = ("blk.*.attn_k.*", "blk.*.attn_v.*", "blk.*.attn_k_norm.*")
+_GGUF_NAMES = {
+    **from_gguf.NAMES.names,
+    **PER_LAYER_GGUF_NAMES,
+    **mixtures.GGUF_NAMES,
+    LAYER + "layer_scale": "blk.{}.layer_output_scale.weight",
+    LAYER + "router_scale": "blk.{}.ffn_gate_inp.scale",
+    LAYER + "mlp_made_norm": "blk.{}.post_ffw_norm_1.weight",
+    LAYER + "experts_norm": "blk.{}.pre_ffw_norm_2.weight",
+    LAYER + "experts_made_norm": "blk.{}.post_ffw_norm_2.weight",
+}
+_GATE_AND_UP = Stack("blk.{}.ffn_gate_up_exps.weight", ("blk.{}.ffn_gate.{}.weight", "blk.{}.ffn_up.{}.weight"))
+GEMMA4_GGUF = GgufArchitecture(
+    _gguf,
+    replace(
+        from_gguf.NAMES,
+        names=_GGUF_NAMES,
+        unused=(*from_gguf.NAMES.unused, *SHARED_GGUF),
+        stacks=(*mixtures.GGUF_STACKS, _GATE_AND_UP),
+        forms={LAYER + "router_scale": _DIVIDED},
+    ),
+)
