@@ -80,13 +80,14 @@ def _set(writer: Writer, key: str, value: Any) -> None:
 def _describe_layers(writer: Writer, config: Any) -> None:
     writer.add_head_count(config.num_attention_heads)
     if "layers_block_type" not in vars(config):  # whose numbers are of each layer
-        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
         if hasattr(config, "intermediate_size"):
             writer.add_feed_forward_length(config.intermediate_size)
     if getattr(config, "head_dim", None) and config.model_type != "deepseek_v3":
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or config.layer_norm_epsilon)
+    if epsilon := getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_epsilon", None):
+        writer.add_layer_norm_rms_eps(epsilon)
     _describe_rope(writer, getattr(config, "rope_parameters", None) or {})
     experts = next((n for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), 0)
     if experts:
@@ -498,6 +499,41 @@ def _falcon(weights: Weights, config: Any) -> Weights:
     return _recurrent(weights, config)
 
 
+# --- Dense families ---
+
+
+def _neox(weights: Weights, config: Any) -> Weights:
+    """All heads' q, then k, then v, not head after head."""
+    for name in [name for name in weights if "query_key_value" in name]:
+        heads = weights[name].reshape(config.num_attention_heads, 3, -1, *weights[name].shape[1:])
+        weights[name] = heads.swapaxes(0, 1).reshape(weights[name].shape)
+    return weights
+
+
+def _layer_norms(writer: Writer, config: Any) -> None:
+    writer.kv_data[0].pop(f"{writer.arch}.attention.layer_norm_rms_epsilon", None)
+    epsilon = getattr(config, "layer_norm_eps", None) or config.norm_epsilon
+    writer.add_layer_norm_eps(epsilon)
+    share = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(share * (config.hidden_size // config.num_attention_heads)))
+    if hasattr(config, "use_parallel_residual"):
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if hasattr(config, "logit_scale"):
+        writer.add_logit_scale(config.logit_scale)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _glm4_metadata(writer: Writer, config: Any) -> None:
+    writer.add_rope_dimension_count(int(config.head_dim * config.rope_parameters["partial_rotary_factor"]))
+
+
+def _hunyuan_metadata(writer: Writer, config: Any) -> None:
+    rope, size = config.rope_parameters, config.head_dim
+    writer.kv_data[0].pop(f"{writer.arch}.rope.freq_base")
+    writer.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (size / (size - 2)))
+
+
 _YARN = {
     "rope_type": "yarn", "rope_theta": 1e3, "factor": 8.0, "beta_fast": 3.0, "beta_slow": 1.0, "mscale": 0.9,
     "mscale_all_dim": 0.9, "original_max_position_embeddings": 32,
@@ -506,6 +542,7 @@ _TWO_ROPES = {
     f"{kind}_attention": {"rope_type": "default", "rope_theta": base}
     for kind, base in (("sliding", 1e2), ("full", 1e3))
 }
+_ONE_OF_FOUR = ["sliding_attention"] * 3 + ["full_attention"]
 _EACH_LAYER = {"allow_global_per_layer_attribute_access": True}
 _ALIKE = {"mlp_only_layers": [], "attention_bias": False}
 CASES = {
@@ -545,5 +582,23 @@ CASES = {
     "gemma4": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
     "gemma4-experts": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
     "falcon-h1-plain": Case(ARCH.FALCON_H1, tensors=_falcon, metadata=_falcon_metadata),
+    "gpt-neox": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
+    "gpt-neox-in-turn": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
+    "phi": Case(ARCH.PHI2, metadata=_layer_norms),
+    "cohere": Case(ARCH.COMMAND_R, changes={"tie_word_embeddings": True}, metadata=_layer_norms),
+    "cohere2": Case(
+        ARCH.COHERE2,
+        changes={"attention_bias": False, "num_hidden_layers": 4, "layer_types": _ONE_OF_FOUR},
+        metadata=_layer_norms,
+    ),
+    "stablelm": Case(ARCH.STABLELM, metadata=_layer_norms),
+    "stablelm-parallel": Case(ARCH.STABLELM, metadata=_layer_norms),
+    "starcoder2": Case(ARCH.STARCODER2, metadata=_layer_norms),
+    "glm4": Case(ARCH.GLM4, metadata=_glm4_metadata),
+    "exaone4": Case(ARCH.EXAONE4, metadata=_olmo_metadata),
+    "exaone4-no-windows": Case(ARCH.EXAONE4),
+    "seed-oss": Case(ARCH.SEED_OSS),
+    "ernie4-5": Case(ARCH.ERNIE4_5),
+    "hunyuan": Case(ARCH.HUNYUAN_DENSE, metadata=_hunyuan_metadata),
     "qwen3-5-moe": Case(ARCH.QWEN35MOE, tensors=_later, metadata=_delta_metadata),
 }

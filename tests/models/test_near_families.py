@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_files import write_checkpoint, write_gguf
 from safetensors.numpy import load_file, save_file
 from small_checkpoints import our_logits, write_decoder
 
@@ -64,3 +65,22 @@ def test_older_gemma_4_files_say_heads_once_for_all_layers_that_see_everything(t
     assert config.pop("per_layer_config")
     path.write_text(json.dumps(config | {"global_head_dim": 12, "num_global_key_value_heads": 2}))
     np.testing.assert_array_equal(our_logits(tmp_path, [5, 6, 7], CpuBackend()), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cohere", {"extra": {"blk.0.attn_q_norm.weight": np.ones(8, np.float32)}}, "norms of q and k are not supp"),
+        ("stablelm", {"extra": {"blk.0.attn_q_norm.weight": np.ones(8, np.float32)}}, "norms of q and k are not supp"),
+        ("glm4", {"keys": {"rope.dimension_sections": [1, 1, 1, 0]}}, "positions along several axes are not supported"),
+        ("gemma4", {"keys": {"attention.shared_kv_layers": 6}}, "shared_kv_layers is 6; a number that leaves a layer"),
+        ("gemma3n", {"keys": {"altup.active_idx": 1}}, "altup.active_idx is 1: layers are expected"),
+    ],
+)
+def test_what_is_not_supported_in_a_gguf_file_is_named(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_checkpoint(name, tmp_path)
+    write_gguf(tmp_path, name, tmp_path / "m.gguf", **changes)
+    with pytest.raises(ModelError, match=message):
+        open_checkpoint(tmp_path / "m.gguf")

@@ -7,10 +7,12 @@ import numpy as np
 
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf
+from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture, Rows
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, Rows
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.parts import Mixer
+from tokenworks.protocol.errors import ModelError
 
 
 def _glm(f: Fields) -> DecoderConfig:
@@ -30,6 +32,15 @@ def _read(f: Fields, name: str) -> DecoderConfig:
     return from_hf.decoder(
         f, name, mixers, from_hf.mlp(f), {"global": rope}, norm_epsilon=f.number("rms_norm_eps", 1.5625e-7)
     )
+
+
+def _glm4_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    if file.metadata.get(f"{f.prefix}rope.dimension_sections") is not None:
+        raise ModelError(f"{file.path}: positions along several axes are not supported for architecture 'glm4'.")
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope}, norms="around")
 
 
 def _halves(of: str) -> Rows:
@@ -60,3 +71,12 @@ _FILES = replace(
 
 GLM = HfArchitecture(_glm, _FILES)
 GLM4 = HfArchitecture(_glm4, _FILES)
+GLM4_GGUF = GgufArchitecture(
+    _glm4_gguf,
+    replace(
+        from_gguf.NAMES,
+        names=from_gguf.NAMES.names | {LAYER + m: "blk.{}.ffn_up.weight" for m in ("gate", "up")},
+        rows=_FILES.rows,
+        further_layers="blk.{}.",
+    ),
+)

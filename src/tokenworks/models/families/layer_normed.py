@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from tokenworks.kernels.program import Activation
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf
+from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture, Rows, weights_and_biases
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, Rows, weights_and_biases
+from tokenworks.models.gguf import GgufFile
+from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.rope import Rope
+from tokenworks.protocol.errors import ModelError
 
 _UNGATED = frozenset({"up", "down"})
 
@@ -111,6 +115,71 @@ def _starcoder2(f: Fields) -> DecoderConfig:
     )
 
 
+def _decoder_gguf(
+    f: Fields, file: GgufFile, mixers: Sequence[Mixer], network: FeedForward, rope: Rope, **differences: Any
+) -> DecoderConfig:
+    fields = {"norm_epsilon": f.number("attention.layer_norm_epsilon"), "biased_norms": True, **differences}
+    return from_gguf.decoder(f, file, mixers, network, {"global": rope}, centred_norms=True, **fields)
+
+
+def _ungated_gguf(f: Fields, file: GgufFile, activation: Activation) -> Mlp:
+    biased = from_gguf.biased(file, {m: from_gguf.MLP_MAPS[m] for m in _UNGATED})
+    return Mlp(width=f.integer("feed_forward_length"), activation=activation, gated=False, biased=biased)
+
+
+def _neox_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention = from_gguf.attention(f, file, rope)
+    if "blk.0.attn_qkv.bias" in file.tensors:
+        attention = replace(attention, biased=attention.biased | set("qkv"))
+    mixers = [attention] * from_gguf.layer_count(f)
+    parallel = "own norm" if f.flag("use_parallel_residual", True) else "no"
+    return _decoder_gguf(f, file, mixers, _ungated_gguf(f, file, "gelu"), rope, parallel=parallel)
+
+
+def _phi_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    mlp, biased = _ungated_gguf(f, file, "gelu_tanh"), "output.bias" in file.tensors
+    return _decoder_gguf(f, file, mixers, mlp, rope, parallel="same norm", biased_head=biased)
+
+
+def _command_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    if "blk.0.attn_q_norm.weight" in file.tensors:
+        raise ModelError(f"{file.path}: norms of q and k are not supported for architecture {f.prefix[:-1]!r}.")
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    if window := f.count("attention.sliding_window"):
+        seeing = [(number + 1) % 4 == 0 for number in range(len(mixers))]
+        mixers = [
+            replace(mixer, rope="") if sees else replace(mixer, window=window)
+            for mixer, sees in zip(mixers, seeing, strict=True)
+        ]
+    differences = {"biased_norms": False, "logit_scale": f.number("logit_scale", 0.0625)}
+    return _decoder_gguf(f, file, mixers, from_gguf.mlp(f, file), rope, parallel="same norm", **differences)
+
+
+def _stablelm_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    if "blk.0.attn_q_norm.weight" in file.tensors:
+        raise ModelError(f"{file.path}: norms of q and k are not supported for architecture 'stablelm'.")
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    parallel = "same norm" if f.flag("use_parallel_residual", True) else "no"
+    return _decoder_gguf(f, file, mixers, from_gguf.mlp(f, file), rope, parallel=parallel)
+
+
+def _starcoder2_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention = replace(from_gguf.attention(f, file, rope), window=f.count("attention.sliding_window"))
+    mixers = [attention] * from_gguf.layer_count(f)
+    return _decoder_gguf(f, file, mixers, _ungated_gguf(f, file, "gelu_tanh"), rope)
+
+
 def _third(place: int) -> Rows:
     """The rows of q, k or v where each head has all three."""
 
@@ -177,3 +246,19 @@ _STARCODER2_MAPS = {"up": _IN_LAYER + "mlp.c_fc", "down": _IN_LAYER + "mlp.c_pro
 STARCODER2 = HfArchitecture(
     _starcoder2, replace(_LLAMA_LIKE, names=_LLAMA_LIKE.names | weights_and_biases(_STARCODER2_MAPS))
 )
+
+_GGUF_BIASES = {
+    "norm.bias": "output_norm.bias",
+    "head.bias": "output.bias",
+    LAYER + "attention_norm.bias": "blk.{}.attn_norm.bias",
+    LAYER + "mlp_norm.bias": "blk.{}.ffn_norm.bias",
+}
+_GGUF = replace(from_gguf.NAMES, names=from_gguf.NAMES.names | _GGUF_BIASES)
+_TOGETHER = {
+    LAYER + m + kind: f"blk.{{}}.attn_qkv{end}" for m in "qkv" for kind, end in (("", ".weight"), (".bias",) * 2)
+}
+GPT_NEOX_GGUF = GgufArchitecture(_neox_gguf, replace(_GGUF, names=_GGUF.names | _TOGETHER))
+PHI_GGUF = GgufArchitecture(_phi_gguf, _GGUF)
+COHERE_GGUF = GgufArchitecture(_command_gguf, replace(from_gguf.NAMES, interleaved_rotary=True))
+STABLELM_GGUF = GgufArchitecture(_stablelm_gguf, _GGUF)
+STARCODER2_GGUF = GgufArchitecture(_starcoder2_gguf, _GGUF)

@@ -9,9 +9,11 @@ Hunyuan                        q and k normed when they are turned; frequencies 
 from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf, olmo
+from tokenworks.models.families import from_gguf, from_hf, olmo
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
+from tokenworks.models.rope import Rope
 
 _MLP_MAPS = frozenset({"gate", "up", "down"})
 
@@ -76,6 +78,43 @@ def _hunyuan(f: Fields) -> DecoderConfig:
     return from_hf.decoder(f, "hunyuan_v1_dense", mixers, from_hf.mlp(f), {"global": rope}, norm_epsilon=epsilon)
 
 
+def _exaone4_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope, count, epsilon = from_gguf.rope(f, file), from_gguf.layer_count(f), from_gguf.norm_epsilon(f)
+    window, key = f.count("attention.sliding_window"), "attention.sliding_window_pattern"
+    slides = [False] * count
+    if window:
+        given = f"{f.prefix}{key}" in file.metadata
+        slides = [
+            bool(flag)
+            for flag in (from_gguf.of_layers(f, file, key, count) if given else [(n + 1) % 4 for n in range(count)])
+        ]
+    attention = replace(from_gguf.attention(f, file, rope), qk_norm_epsilon=epsilon)
+    mixers = [
+        replace(attention, window=window if slid else 0, rope="global" if slid or not window else "") for slid in slides
+    ]
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope}, norms="behind")
+
+
+def _plain_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    mixers = [from_gguf.attention(f, file, rope)] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
+
+
+def _hunyuan_gguf(file: GgufFile) -> DecoderConfig:
+    """There the stretching is in the base."""
+    f = from_gguf.fields(file)
+    base, size = f.number("rope.freq_base", 1e4), from_gguf.head_size(f)
+    rope = Rope(size=f.integer("rope.dimension_count", size, maximum=size), base=base)
+    attention = replace(
+        from_gguf.attention(f, file, rope), qk_norm_epsilon=from_gguf.norm_epsilon(f), norms_turned=True
+    )
+    mixers = [attention] * from_gguf.layer_count(f)
+    return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope})
+
+
 _IN_LAYER = "model.layers.{}.self_attn."
 _HUNYUAN = {
     LAYER + "q_norm": _IN_LAYER + "query_layernorm.weight",
@@ -86,3 +125,10 @@ EXAONE4 = HfArchitecture(_exaone4, olmo.OLMO2.files)
 SEED_OSS = HfArchitecture(_seed_oss, from_hf.NAMES)
 ERNIE4_5 = HfArchitecture(_ernie, replace(from_hf.NAMES, interleaved_rotary=True))
 HUNYUAN = HfArchitecture(_hunyuan, replace(from_hf.NAMES, names=from_hf.NAMES.names | _HUNYUAN))
+EXAONE4_GGUF = GgufArchitecture(_exaone4_gguf, from_gguf.NAMES)
+SEED_OSS_GGUF = GgufArchitecture(
+    _plain_gguf,
+    replace(from_gguf.NAMES, names=from_gguf.NAMES.names | {LAYER + "mlp_norm": "blk.{}.post_attention_norm.weight"}),
+)
+ERNIE4_5_GGUF = GgufArchitecture(_plain_gguf, replace(from_gguf.NAMES, interleaved_rotary=True))
+HUNYUAN_GGUF = GgufArchitecture(_hunyuan_gguf, from_gguf.NAMES)
