@@ -10,6 +10,10 @@ def test_bytes_of_a_token() -> None:
     assert token_bytes(SMOLLM2, "float16") == 11_520 * 2
     assert token_bytes(SMOLLM2, "float32") == 11_520 * 4
     assert token_bytes(SMOLLM2, "int8") == 11_520 + 30 * 2 * 3 * 4  # and a scale for each KV head
+    latent = KvLayer(kv_heads=1, head_size=576, window=0, latent=512)
+    assert token_bytes([latent], "float16") == 576 * 2
+    assert token_bytes([latent], "int8") == 576 + 2 * 4  # each part has a scale
+    assert token_bytes([KvLayer(1, 20, 0, 11)], "int8") == 12 + 12 + 2 * 4
     assert token_bytes(HYBRID, "float32") == 24 * 2 * 3 * 64 * 4
     assert token_bytes(STATES, "int8") == 0
 

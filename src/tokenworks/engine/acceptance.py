@@ -47,9 +47,10 @@ class Acceptance:
     def __init__(self) -> None:
         self._all = Rate(128)
 
-    def rate(self, own: Rate) -> float:
-        """The chance that the next guess for a sequence with this history is right, if those before it are."""
-        return own.given(self._all.given(_PRIOR))
+    def rate(self, own: Rate, prior: float | None = None) -> float:
+        """The chance that the next guess for a sequence with this history is right, if those before it are. `prior`:
+        what is believed before anything is known."""
+        return own.given(self._all.given(_PRIOR if prior is None else prior))
 
     def count(self, own: Rate, drafted: int, accepted: int) -> None:
         """`drafted` guesses ran, the first `accepted` were right: the one after these was tried too, no later one."""

@@ -12,12 +12,9 @@ import numpy as np
 
 from tokenworks.engine.acceptance import Acceptance
 from tokenworks.engine.follow import Following, Run
-from tokenworks.engine.payoff import StepCost
+from tokenworks.engine.passes import FIRST_TOKENS, Passes
 from tokenworks.engine.sequence import Sequence
 from tokenworks.kernels.backend import Executable, Int32, Limits, StepBatch
-
-_FIRST_TOKENS = 32
-"""Of the very first passes, which are there to see what a pass costs."""
 
 
 class DraftModel:
@@ -42,11 +39,12 @@ class DraftModel:
         self._guessable = min(own, served)
         self._following = Following(limits, context_tokens, own)
         self._acceptance = Acceptance()
-        self._cost = StepCost(limits.step_tokens)
-        self._clock = clock
-        self._warm = False
+        self._passes = Passes(limits.step_tokens, clock)
         self.drafted = self.accepted = 0
-        self.spent_s = 0.0
+
+    @property
+    def spent_s(self) -> float:
+        return self._passes.spent_s
 
     def chances(self, sequence: Sequence, most: int) -> SequenceOf[float]:
         follower = self._following.of(sequence)
@@ -58,26 +56,19 @@ class DraftModel:
         return len(follower.tokens) - follower.computed
 
     def seconds(self, tokens: int) -> float:
-        """Of long passes, which are rare, no less than in proportion to short ones, which have been seen."""
-        if tokens > _FIRST_TOKENS:
-            return self._cost.of(_FIRST_TOKENS) * tokens / _FIRST_TOKENS
-        return self._cost.of(tokens) if tokens else 0.0
+        return self._passes.seconds(tokens)
 
     def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
-        began_s = since_s = self._clock()
+        self._passes.begin()
         followers = []
         for sequence, count in wanted:
             followers.append(self._following.of(sequence))
             followers[-1].wanted = count
-        runs = self._following.first(followers, self._step_tokens if self._cost.of(1) else _FIRST_TOKENS)
+        runs = self._following.first(followers, self._step_tokens if self._passes.known else FIRST_TOKENS)
         while runs:
             tokens = sum(len(run.tokens) for run in runs)
             runs = self._following.ran(runs, self._run(runs))
-            now_s = self._clock()
-            if self._warm:  # the first pass also takes the memory
-                self._cost.observe(tokens, now_s - since_s)
-            self._warm, since_s = True, now_s
-        self.spent_s += since_s - began_s
+            self._passes.done(tokens)
         return [follower.guesses[:] for follower in followers]
 
     def made(self, sequence: Sequence, tokens: int, drafted: int) -> None:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
+from tokenworks.engine.multi_token import MultiToken
 from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.plan import StepPlan, StepResult
 from tokenworks.engine.runner import Runner
@@ -39,12 +40,13 @@ class Engine:
         vocabulary: int,
         tokenizer_json: Callable[[], str],
         speculate: bool = True,
-        draft: DraftModel | None = None,
+        draft: DraftModel | MultiToken | None = None,
         encoder: PictureEncoder | None = None,
         adapters: AdapterSlots | None = None,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes.
-        `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one."""
+        `speculate`: run guesses of the next tokens where they pay, those of `draft` too if there is one: another model,
+        or `executable`'s own sequel."""
         self.on_begin: Callable[[tuple[str, ...]], None] = lambda request_ids: None
         """Called with the requests that are started on, before anything of theirs is computed."""
         self._executable = executable
@@ -52,6 +54,7 @@ class Engine:
         self._step_tokens = limits.step_tokens
         # A guess that proves wrong would leave a recurrent state that has seen it: such models run none.
         self._speculator = Speculator(limits.step_tokens, draft) if speculate and not limits.state_slots else None
+        self._multi_token = draft if isinstance(draft, MultiToken) else None
         self._scheduler = Scheduler(
             limits,
             eos_token_ids=eos_token_ids,
@@ -132,15 +135,19 @@ class Engine:
 
         While the engine is busy, steps should follow each other: it learns from their times what a step costs.
         """
-        if self._timed is not None and self._speculator is not None:
-            tokens, since_s = self._timed
-            self._speculator.observe(tokens, now_s - since_s)
+        if self._speculator is not None:
+            if self._timed is not None:
+                tokens, since_s = self._timed
+                self._speculator.observe(tokens, now_s - since_s)
+            self._speculator.begin()
         self._find_slots()
         self._take_compiled()
         plan = self._plan()
         if plan.admitted:
             self.on_begin(tuple(sequence.request.request_id for sequence in plan.admitted))
         result = self._runner.run(plan) if plan.pieces else StepResult()
+        if self._multi_token is not None:
+            self._multi_token.ran(plan)
         chunks = self._scheduler.commit(plan, result)
         for chunk in chunks:
             if chunk.finish is not None:
@@ -165,6 +172,8 @@ class Engine:
         """The next step, with the guesses that are worth running."""
         plan = self._scheduler.plan()
         room = self._scheduler.room_for_drafts(plan)
+        if self._multi_token is not None:
+            self._multi_token.catch_up()
         if self._speculator is None or not room:
             return plan
         drafts = self._speculator.choose([piece.sequence for piece in plan.pieces], room)

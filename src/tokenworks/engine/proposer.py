@@ -17,8 +17,10 @@ class Proposer(Protocol):
     drafted: int
     accepted: int
     """Of its guesses so many ran, and so many of these proved right."""
-    spent_s: float
-    """Seconds that `propose` has taken, where it takes any worth counting."""
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that it has taken, where it takes any worth counting."""
 
     def chances(self, sequence: Sequence, most: int) -> SequenceOf[float]:
         """For each of the next tokens, `most` at most, the chance that it is as guessed if all before it are; empty
@@ -38,7 +40,7 @@ class Proposer(Protocol):
         tokens but the last are right guesses."""
 
     def left(self, sequence: Sequence) -> None:
-        """The sequence ended, or lost its slot and may come back."""
+        """The sequence ends, or loses its slot and may come back; its blocks are still its own."""
 
 
 class FromText:

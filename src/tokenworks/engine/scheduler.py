@@ -376,8 +376,8 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         """A running sequence gives up its slot and blocks."""
+        if self._speculator is not None:
+            self._speculator.left(sequence)
         if self._states is not None:
             self._states.release(sequence)
         self._space.release(sequence)
-        if self._speculator is not None:
-            self._speculator.left(sequence)

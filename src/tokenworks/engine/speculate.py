@@ -44,8 +44,8 @@ class Speculator:
         self._proposers: tuple[Proposer, ...] = (self._text, model) if model else (self._text,)
         self._whose: dict[str, Proposer] = {}
         """By request: who has guessed in this step."""
-        self._proposing_s = 0.0
-        """Of the last step, the proposers' part."""
+        self._spent_s = 0.0
+        """By the proposers, before this step."""
         self._to_try_s = 0.0
         self._missed: dict[str, tuple[float, bool]] = {}
         """By request: seconds that the model would have saved had it seen the sequence, and that it now catches up."""
@@ -59,17 +59,18 @@ class Speculator:
         return sum(proposer.accepted for proposer in self._proposers)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """A step of decoding sequences only, drafts included, had so many tokens and took so long, guessing included.
-
-        To be called before the next `choose`.
-        """
-        self._cost.observe(tokens, max(0.0, seconds - self._proposing_s))
+        """The last step was of decoding sequences only, had so many tokens, drafts included, and took so long, guessing
+        included."""
+        self._cost.observe(tokens, max(0.0, seconds - (self._spent() - self._spent_s)))
         self._to_try_s += _TRY * seconds
+
+    def begin(self) -> None:
+        """A step begins; the last one has been observed, if that can be."""
+        self._spent_s = self._spent()
 
     def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
         """Guesses for the decoding `sequences`, at most `room` tokens in all, as (index, the tokens to draft)."""
         self._whose.clear()
-        self._proposing_s = 0.0
         decoding = len(sequences)
         plain = self._cost.of(decoding)
         if room <= 0 or not plain:
@@ -91,14 +92,12 @@ class Speculator:
                 self._to_try_s = 0.0
             else:
                 offers = self._with_a_try(self._model, sequences, texts, own, counts, room)
-        before_s = sum(proposer.spent_s for proposer in self._proposers)
         drafts: list[tuple[int, list[int]]] = []
         for proposer in self._proposers:
             chosen = [index for index in counts if offers[index][0] is proposer]
             guesses = proposer.propose([(sequences[index], counts[index]) for index in chosen])
             drafts += zip(chosen, guesses, strict=True)
             self._whose.update((sequences[index].request.request_id, proposer) for index in chosen)
-        self._proposing_s = sum(proposer.spent_s for proposer in self._proposers) - before_s
         return drafts
 
     def made(self, sequence: Sequence, drafted: int, made: int) -> None:
@@ -112,6 +111,9 @@ class Speculator:
         self._missed.pop(sequence.request.request_id, None)
         for proposer in self._proposers:
             proposer.left(sequence)
+
+    def _spent(self) -> float:
+        return sum(proposer.spent_s for proposer in self._proposers)
 
     def _select(self, offers: SequenceOf[Offer], room: int, least_chance: float, below: float) -> tuple[float, Counts]:
         """Of what is offered the most worthwhile part: seconds a token and who guesses how much, if that is `below`;

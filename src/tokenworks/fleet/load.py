@@ -8,6 +8,7 @@ from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
+from tokenworks.engine.multi_token import MultiToken, guess_blocks
 from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
@@ -47,14 +48,22 @@ def load(
     config = checkpoint.config
     program = checkpoint.program()
     drafting = _open_draft(settings, config, program)
+    if drafting is None and settings.engine.speculation and not state_bytes(program.cache_layers):
+        program = checkpoint.program(guesses=True)
     limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
     place = place_of(path, settings.engine.packed_mb)
-    executable = _backend(settings.backend).compile(program, checkpoint.tensors, limits, place)
+    own_blocks = guess_blocks(limits.sequences, limits.block_tokens) if program.sequel is not None else 0
+    executable = _backend(settings.backend).compile(
+        program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place
+    )
     keep = [executable.keep_packed]
     encoder_bytes = 0
     phase("map" if executable.from_packed_file else "pack")
-    draft = draft_executable = None
+    draft: DraftModel | MultiToken | None = None
+    draft_executable = None
+    if program.sequel is not None:
+        draft = MultiToken(executable, limits, now_s)
     if drafting is not None:
         draft_executable = _backend(settings.backend).compile(
             drafting.program(), drafting.tensors, limits, place_of(drafting.path, settings.engine.packed_mb)
@@ -154,7 +163,7 @@ def _picture_encoder(
 def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
     """The cache's memory is for all programs; each has as many blocks of it as the others."""
     wanted = settings.engine
-    layers = tuple(layer for program in programs for layer in program.cache_layers)
+    layers = tuple(layer for program in programs for layer in program.all_cache_layers)
     step_tokens = wanted.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)

@@ -156,6 +156,13 @@ class Executable(Protocol):
         """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
         [R, vocabulary] or [S, width]; valid until the next run."""
 
+    @property
+    def hidden(self) -> Float32:
+        """[T, width] what the program hands out beside its result, of the last run; valid until the next one."""
+
+    def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
+        """A step of the program's sequel: its result and what it hands out; valid until the next run."""
+
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         """From now on sequences can run with this adapter, until it is dropped; another in the slot goes. Slots are
         any small numbers. Raises ModelError for one that does not fit the model."""

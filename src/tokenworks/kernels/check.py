@@ -38,7 +38,7 @@ def needs(program: Program) -> dict[str, list[Wanted]]:
     def need(weight: str, *shape: int | None) -> None:
         found.setdefault(weight, []).append(shape)
 
-    for instruction in program.instructions:
+    for instruction in (each for step in program.steps for each in step.instructions):
         match instruction:
             case Embed(output=output, table=table):
                 need(table, None, output.width)
@@ -111,7 +111,7 @@ def check_shape(name: str, shape: Shape, wanted: Sequence[Wanted]) -> None:
 def check_operations(program: Program, shapes: Mapping[str, Shape]) -> None:
     """Raises ModelError when the weights of a product do not make its output, or a router cannot choose as it is told.
     `shapes`: of every weight."""
-    for instruction in program.instructions:
+    for instruction in (each for step in program.steps for each in step.instructions):
         if isinstance(instruction, Linear):
             _check_product(instruction, shapes)
         elif isinstance(instruction, Route):

@@ -23,7 +23,10 @@ def token_bytes(layers: Iterable[CacheLayer], dtype: CacheType) -> int:
 
 def _token_bytes(layer: KvLayer, dtype: CacheType) -> int:
     if layer.latent:
-        return layer.kv_heads * layer.head_size * ELEMENT_BYTES["float16" if dtype == "int8" else dtype]
+        parts = (layer.head_size - layer.latent, layer.latent)
+        if dtype == "int8":  # each with a scale, its codes in fours (kernels/cpu/attend/latent_cache.h)
+            return layer.kv_heads * sum(-(-part // 4) * 4 + SCALE_BYTES[dtype] for part in parts)
+        return layer.kv_heads * layer.head_size * ELEMENT_BYTES[dtype]
     return 2 * layer.kv_heads * (layer.head_size * ELEMENT_BYTES[dtype] + SCALE_BYTES[dtype])
 
 

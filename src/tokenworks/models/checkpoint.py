@@ -18,13 +18,14 @@ from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from tokenworks.models.attention import Attention
-from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from tokenworks.models.config import DecoderConfig, EncoderConfig, Layer, ModelConfig
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
+from tokenworks.models.multi_token import multi_token_program, multi_token_shapes
 from tokenworks.models.quantised import PackedTensor, StackedBlocks, open_quantised
 from tokenworks.models.safetensors import open_safetensors
 from tokenworks.models.stacked import Found, unstack
@@ -43,8 +44,12 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
 
-    def program(self) -> Program:
+    def program(self, *, guesses: bool = False) -> Program:
+        """With `guesses` its sequel is the layer that guesses further tokens, if the model has one."""
         match self.config:
+            case DecoderConfig(multi_token=Layer() as layer) if guesses:
+                main = decoder_program(self.config, hands_out=True)
+                return replace(main, sequel=multi_token_program(self.config, layer))
             case DecoderConfig():
                 return decoder_program(self.config)
             case EncoderConfig():
@@ -108,6 +113,11 @@ def _checkpoint(
     usual = {names.usual(name).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
     found = unstack(usual, names.stacks)
     shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
+    if isinstance(config, DecoderConfig) and config.multi_token is not None:
+        if names.of(f"layers.{len(config.layers)}.join") in found:
+            shapes |= multi_token_shapes(config, config.multi_token)
+        else:  # many files are converted without it
+            config = replace(config, multi_token=None)
     vision = config.vision if isinstance(config, DecoderConfig) else None
     if vision is not None:
         shapes = shapes | vision_shapes(vision, config.width)
@@ -202,7 +212,7 @@ class _Weights(Mapping[str, Tensor]):
             return turned(name, tensor)
         if rows is not None:
             assert isinstance(self.config, DecoderConfig)
-            tensor = gathered(tensor, rows(self.config.layers[layer_of(name)].mixer))
+            tensor = gathered(tensor, rows(self.config.all_layers[layer_of(name)].mixer))
         if self.names.interleaved_rotary and (heads := rotary_heads(self.config, name)):
             tensor = _halves(tensor, heads)
         if form := self.names.form_of(name):
@@ -232,7 +242,7 @@ def rotary_heads(config: ModelConfig, name: str) -> int:
     number, _, leaf = leaf.partition(".")
     if before or leaf not in ("q", "q.bias", "k", "k.bias") or not isinstance(config, DecoderConfig):
         return 0
-    mixer = config.layers[int(number)].mixer
+    mixer = config.all_layers[int(number)].mixer
     if not isinstance(mixer, Attention):
         return 0
     return mixer.heads if leaf[0] == "q" else mixer.kv_heads

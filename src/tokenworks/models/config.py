@@ -62,7 +62,14 @@ class DecoderConfig:
     """What a layer makes of the stream is multiplied by one number of its own, layer_scale."""
     vision: VisionConfig | None = None
     """How it sees pictures, if it does."""
+    multi_token: Layer | None = None
+    """A layer behind the last one that guesses a further token (models/multi_token.py)."""
     kind: Literal["generate"] = "generate"
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """With the one that guesses, by number."""
+        return self.layers if self.multi_token is None else (*self.layers, self.multi_token)
 
 
 class EncoderBody(Protocol):

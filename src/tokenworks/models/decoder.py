@@ -16,7 +16,7 @@ from tokenworks.models.parts import Shapes
 
 
 @dataclass(slots=True)
-class _Flow:
+class Flow:
     """What goes from layer to layer."""
 
     stream: Value
@@ -29,8 +29,8 @@ class _Flow:
         self.vectors = self.vectors and b.select_rows(self.vectors)
 
 
-def decoder_program(config: DecoderConfig) -> Program:
-    """Tokens of the step -> logits [R, vocabulary]."""
+def decoder_program(config: DecoderConfig, *, hands_out: bool = False) -> Program:
+    """Tokens of the step -> logits [R, vocabulary]. With `hands_out` also what the head reads, of all rows."""
     b = ProgramBuilder()
     streams, width = config.streams, config.width
     room = b.buffer(width * (streams.streams if streams else 1))
@@ -38,25 +38,32 @@ def decoder_program(config: DecoderConfig) -> Program:
     deep = 0
     if config.vision is not None:
         x, deep = b.inject(x, 0, "replace"), len(config.vision.deep)
-    flow = _Flow(room, config.per_layer.vectors(b, x) if config.per_layer else None)
+    flow = Flow(room, config.per_layer.vectors(b, x) if config.per_layer else None)
     if streams:
         streams.spread(b, room)
     # Behind the last mixer that keeps something no row's work is for another: only rows whose logits are wanted go on.
     last = max(n for n, layer in enumerate(config.layers) if layer.mixer is not None and layer.mixer.keeps)
     for number, layer in enumerate(config.layers):
-        _write_layer(b, config, number, layer, flow, selects=number == last)
+        write_layer(b, config, number, layer, flow, selects=number == last and not hands_out)
         if number < deep:
             b.inject(flow.stream, (1 + number) * width, "add")
     x = _normed(b, config, "norm", streams.gather(b, flow.stream) if streams else flow.stream)
+    if hands_out:
+        return b.finish(write_head(b, config, b.select_rows(x)), hidden=x)
+    return b.finish(write_head(b, config, x))
+
+
+def write_head(b: ProgramBuilder, config: DecoderConfig, x: Value) -> Value:
+    """Normed rows -> logits."""
     if config.logit_scale != 1.0:
         x = b.scale(x, config.logit_scale)
     head, biases = "embed" if config.tied_head else "head", ("head.bias",) if config.biased_head else None
     logits = b.linear(x, (head,), config.vocabulary, biases=biases)
-    return b.finish(b.softcap(logits, config.logit_softcap) if config.logit_softcap else logits)
+    return b.softcap(logits, config.logit_softcap) if config.logit_softcap else logits
 
 
-def _write_layer(
-    b: ProgramBuilder, config: DecoderConfig, number: int, layer: Layer, flow: _Flow, *, selects: bool
+def write_layer(
+    b: ProgramBuilder, config: DecoderConfig, number: int, layer: Layer, flow: Flow, *, selects: bool
 ) -> None:
     """`selects`: behind the mixer only the rows whose logits are wanted go on."""
     name, width, streams = f"layers.{number}.", config.width, config.streams
@@ -115,7 +122,7 @@ def decoder_shapes(config: DecoderConfig) -> Shapes:
         if part is not None:
             shapes |= part.shapes(config.width)
     for number, layer in enumerate(config.layers):
-        shapes |= {f"layers.{number}.{name}": shape for name, shape in _layer_shapes(config, layer).items()}
+        shapes |= {f"layers.{number}.{name}": shape for name, shape in layer_shapes(config, layer).items()}
     return shapes
 
 
@@ -124,7 +131,8 @@ def _norm_shapes(config: DecoderConfig, norms: Iterable[str]) -> Shapes:
     return {norm + kind: (config.width,) for norm in norms for kind in kinds}
 
 
-def _layer_shapes(config: DecoderConfig, layer: Layer) -> Shapes:
+def layer_shapes(config: DecoderConfig, layer: Layer) -> Shapes:
+    """By name within the layer."""
     norms = {"before": ("norm",), "behind": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
     shapes: Shapes = {}
     for kind, part in (("attention", layer.mixer), ("mlp", layer.feed_forward)):

@@ -260,7 +260,8 @@ class Executor:
         state_rows: npt.NDArray[np.int32] | None,
         state_slots: npt.NDArray[np.int32] | None,
         adapters: npt.NDArray[np.int32] | None,
-        part: int,
+        first_part: int,
+        end_part: int,
         /,
     ) -> None: ...
     def load_adapter(self, slot: int, adaptations: list[tuple[int, Raw, Raw, float]], /) -> None:

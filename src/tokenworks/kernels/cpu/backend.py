@@ -1,11 +1,22 @@
 """The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
-from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, PrepareHeads, Product, Store, make_plan
+from tokenworks.kernels.cpu.plan import (
+    Call,
+    Plan,
+    PlannedCall,
+    Prepare,
+    PrepareHeads,
+    Product,
+    RowKind,
+    Store,
+    make_plan,
+)
 from tokenworks.kernels.cpu.weights import Loader, raw
 from tokenworks.kernels.program import (
     Activate,
@@ -74,34 +85,42 @@ class CpuExecutable:
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None
     ) -> None:
         self._executor = _cpu.Executor(limits.threads)
-        self._plan = make_plan(program, limits)
-        self._result = program.result
+        plans = [make_plan(step, limits) for step in program.steps]
         self._limits = limits
         self._loader = Loader(self._executor, program, weights, place)
         matrices, vectors = self._loader.load()
         self._program, self._matrices = program, matrices
         self._executor.allocate(
-            self._plan.arena_floats,
+            max(plan.arena_floats for plan in plans),
             max(limits.step_tokens, limits.logit_rows, limits.sequences),
-            self._plan.prepared_width,
+            max(plan.prepared_width for plan in plans),
             limits.blocks,
             limits.block_tokens,
             _cpu.CacheType[limits.cache_dtype],
-            self._plan.merged,
+            plans[0].merged,
             [
                 (layer.kv_heads, layer.head_size, layer.latent)
-                for layer in program.cache_layers
+                for layer in program.all_cache_layers
                 if isinstance(layer, KvLayer)
             ],
             limits.state_slots,
-            [layer.floats for layer in program.cache_layers if isinstance(layer, StateLayer)],
+            [layer.floats for layer in program.all_cache_layers if isinstance(layer, StateLayer)],
         )
-        writer = _Writer(self._executor, self._plan, matrices, vectors, _among_their_kind(program.cache_layers))
-        for planned in self._plan.calls:
-            writer.write(planned)
-        result_rows = self._plan.buffer_rows[program.result.buffer]
-        self._executor.watch(_cpu.Rows[result_rows], _place(self._plan, program.result), program.result.width)
-        self.parts = 1 + sum(isinstance(planned.call, Pause) for planned in self._plan.calls)
+        layers = _among_their_kind(program.all_cache_layers)
+        self._steps: list[_Step] = []
+        for step, plan in zip(program.steps, plans, strict=True):
+            if self._steps:
+                self._executor.pause()
+            writer = _Writer(self._executor, plan, matrices, vectors, layers)
+            for planned in plan.calls:
+                writer.write(planned)
+            result_rows = plan.buffer_rows[step.result.buffer]
+            self._executor.watch(_cpu.Rows[result_rows], _place(plan, step.result), step.result.width)
+            parts = 1 + sum(isinstance(planned.call, Pause) for planned in plan.calls)
+            self._steps.append(_Step(step, plan, self._steps[0].parts if self._steps else 0, parts))
+            layers = layers[len(step.cache_layers) :]
+        self.parts = self._steps[0].parts
+        self._rows: dict[RowKind, int] = {}
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
         self.from_packed_file = self._loader.from_file
@@ -114,11 +133,27 @@ class CpuExecutable:
         self._loader.keep()
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
-        rows = {
+        step = self._steps[0]
+        self._run(batch, *((0, step.parts) if part is None else (part, part + 1)))
+        return self._values(step, step.program.result)
+
+    @property
+    def hidden(self) -> Float32:
+        assert self._program.hidden is not None
+        return self._values(self._steps[0], self._program.hidden)
+
+    def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
+        step = self._steps[1]
+        assert step.program.hidden is not None
+        self._run(batch, step.first_part, step.first_part + step.parts)
+        return self._values(step, step.program.result), self._values(step, step.program.hidden)
+
+    def _run(self, batch: StepBatch, first_part: int, end_part: int) -> None:
+        self._rows = rows = {
             "tokens": len(batch.tokens),
             "selected": len(batch.logit_rows),
             "sequences": len(batch.row_starts) - 1,
-            "merged": len(batch.tokens) // self._plan.merged,
+            "merged": len(batch.tokens) // self._steps[0].plan.merged,
         }
         if (
             rows["tokens"] > self._limits.step_tokens
@@ -143,11 +178,14 @@ class CpuExecutable:
             None if states is None else states.rows,
             None if states is None else states.slots,
             batch.adapters,
-            -1 if part is None else part,
+            first_part,
+            end_part,
         )
-        return self._executor.values(
-            _place(self._plan, self._result), rows[self._plan.buffer_rows[self._result.buffer]], self._result.width
-        )
+
+    def _values(self, step: "_Step", value: Value) -> Float32:
+        """Of the last run."""
+        rows = self._rows[step.plan.buffer_rows[value.buffer]]
+        return self._executor.values(_place(step.plan, value), rows, value.width)
 
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         check_adaptation(self._program, self._loader.shapes, adaptation)
@@ -177,6 +215,16 @@ class CpuExecutable:
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         return self._executor.logprobs(logits, chosen, top)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The program or its sequel, and its parts among the executor's."""
+
+    program: Program
+    plan: Plan
+    first_part: int
+    parts: int
 
 
 def _place(plan: Plan, value: Value) -> tuple[int, int]:

@@ -111,7 +111,8 @@ def make_plan(program: Program, limits: Limits) -> Plan:
         "merged": limits.step_tokens // merged,
     }
     sizes = [width * rows[kind] for width, kind in zip(program.buffer_widths, kinds, strict=True)]
-    offsets, arena_floats = _place_buffers(calls, sizes, program.result.buffer)
+    kept = [value.buffer for value in (program.result, program.hidden) if value is not None]
+    offsets, arena_floats = _place_buffers(calls, sizes, kept)
     prepared_width = max((_prepared_width(planned.call) for planned in calls), default=0)
     return Plan(tuple(calls), tuple(offsets), tuple(kinds), arena_floats, prepared_width, merged)
 
@@ -183,7 +184,7 @@ def _lower(program: Program) -> list[Call]:
     """Instructions to calls: products get their input prepared, once for neighbours with the same input, and take over
     the sum that follows them; attention with a cache is preceded by storing K and V."""
     uses = Counter(value.buffer for instruction in program.instructions for value in reads(instruction))
-    uses[program.result.buffer] += 1
+    uses.update(value.buffer for value in (program.result, program.hidden) if value is not None)
     calls: list[Call] = []
     prepared: Value | None = None
     last_prepare = -1
@@ -251,11 +252,11 @@ def _place_barriers(calls: list[Call], kinds: list[RowKind]) -> list[PlannedCall
     return planned
 
 
-def _place_buffers(calls: list[PlannedCall], sizes: list[int], result: int) -> tuple[list[int], int]:
+def _place_buffers(calls: list[PlannedCall], sizes: list[int], kept: list[int]) -> tuple[list[int], int]:
     """Offsets and the arena's size. A buffer's memory is free again after the first barrier past its last use: until
-    then another thread may still be reading its rows."""
+    then another thread may still be reading its rows. `kept` are read when the step is done."""
     first: dict[int, int] = {}
-    last: dict[int, int] = {result: len(calls)}
+    last = dict.fromkeys(kept, len(calls))
     for i, planned in enumerate(calls):
         output = written(planned.call)
         for value in (*reads(planned.call), *(() if output is None else (output,))):

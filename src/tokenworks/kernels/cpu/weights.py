@@ -55,9 +55,10 @@ class Loader:
     ) -> None:
         self._executor, self._program, self._weights, self._place = executor, program, weights, place
         self._needs = needs(program)
-        tables = {i.table for i in program.instructions if isinstance(i, Embed)}
-        tables |= {name for i in program.instructions if isinstance(i, Linear | LinearHeads) for name in i.weights}
-        experts = [expert for i in program.instructions if isinstance(i, Experts) for expert in i.experts]
+        instructions = [instruction for step in program.steps for instruction in step.instructions]
+        tables = {i.table for i in instructions if isinstance(i, Embed)}
+        tables |= {name for i in instructions if isinstance(i, Linear | LinearHeads) for name in i.weights}
+        experts = [expert for i in instructions if isinstance(i, Experts) for expert in i.experts]
         tables |= {name for expert in experts for name in expert.weights}
         self._matrices = [name for name in self._needs if name in tables]
         self._vectors = [name for name in self._needs if name not in tables]

@@ -311,5 +311,5 @@ class ProgramBuilder:
         self._instructions.append(Pool(out, x, how, normalise))
         return out
 
-    def finish(self, result: Value) -> Program:
-        return Program(tuple(self._instructions), result, tuple(self._widths), tuple(self._cache_layers))
+    def finish(self, result: Value, *, hidden: Value | None = None) -> Program:
+        return Program(tuple(self._instructions), result, tuple(self._widths), tuple(self._cache_layers), hidden)

@@ -59,8 +59,8 @@ class KvLayer:
     head_size: int
     window: int
     latent: int = 0
-    """V is these last columns of K (see Attend). A cache of int8 keeps such layers in float16: their rotary columns and
-    the others differ too much in size to share a scale, and one vector for all heads is small already."""
+    """V is these last columns of K (see Attend). In a cache of int8 these and the columns before them have a scale of
+    their own each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +82,16 @@ class Program:
     result: Value
     buffer_widths: tuple[int, ...]
     cache_layers: tuple[CacheLayer, ...]
+    hidden: Value | None = None
+    """Rows handed out beside the result."""
+    sequel: "Program | None" = None
+    """Another step, run when it is asked for, over the same blocks of the cache: its cache layers lie behind these."""
+
+    @property
+    def steps(self) -> "tuple[Program, ...]":
+        """It and its sequel."""
+        return (self,) if self.sequel is None else (self, self.sequel)
+
+    @property
+    def all_cache_layers(self) -> tuple[CacheLayer, ...]:
+        return tuple(layer for step in self.steps for layer in step.cache_layers)

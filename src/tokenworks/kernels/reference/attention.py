@@ -28,15 +28,18 @@ def attend(step: Step, op: Attend) -> Float64:
     tokens, batch = len(q), step.batch_of(len(q))
     sinks = None if op.sinks is None else step.weight(op.sinks)
     q = q.reshape(tokens, op.heads, op.head_size)
-    coded = op.cache_layer is not None and step.cache_in_bytes and not op.latent
+    coded = op.cache_layer is not None and step.cache_in_bytes
+    # Of a latent layer the turned columns and the latent apart; its V is the latent of K, rotated.
+    cut = [op.head_size - op.latent] if op.latent else []
     if coded:
-        q = in_bytes(rotated(q)) / (op.head_size & -op.head_size)
+        q = np.concatenate([in_bytes(rotated(part)) / _run(part) for part in np.split(q, cut, axis=2)], axis=2)
     k = v = np.empty((0, 0, 0))
     if op.k is not None and op.v is not None:
         k = step.load(op.k).reshape(tokens, op.kv_heads, op.head_size)
         v = step.load(op.v).reshape(tokens, op.kv_heads, op.value_size)
         if coded:
-            k, v = in_bytes(rotated(k)), in_bytes(v)
+            k = np.concatenate([in_bytes(rotated(part)) for part in np.split(k, cut, axis=2)], axis=2)
+            v = k[:, :, -op.latent :] if op.latent else in_bytes(v)
     number, count = op.portion
     shape = (tokens, op.heads, op.value_size)
     out = step.load(op.output).reshape(shape) if number else np.zeros(shape)
@@ -63,7 +66,15 @@ def attend(step: Step, op: Attend) -> Float64:
             where = (table[seen // block_tokens], seen % block_tokens)
             seen_k, seen_v = keys[where].astype(np.float64), values[where].astype(np.float64)
             out[row] = _attend_one(op, q[row], seen_k, seen_v, sinks)
+    if coded and op.latent:
+        out = rotated(out) / _run(out)
     return np.asarray(out.reshape(tokens, op.output.width), np.float64)
+
+
+def _run(x: Float64) -> int:
+    """Of how many elements each of `rotated` is."""
+    size = int(x.shape[-1])
+    return size & -size
 
 
 def rotated(x: Float64) -> Float64:

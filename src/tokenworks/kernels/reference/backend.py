@@ -1,6 +1,6 @@
 """The backend itself: weights, caches, and the table of what computes each instruction."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from tokenworks.kernels.program import (
     Gate,
     Inject,
     Input,
+    Instruction,
     KvLayer,
     LayerNorm,
     Linear,
@@ -40,6 +41,7 @@ from tokenworks.kernels.program import (
     ShortConvolution,
     Softcap,
     Sparsify,
+    Value,
 )
 from tokenworks.kernels.reference import attention, elementwise, experts, linear, recurrent, rows, streams
 from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
@@ -100,18 +102,18 @@ class ReferenceExecutable:
         self._weights = weights
         self._caches: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
         self._states: dict[int, Float32] = {}
-        for number, layer in enumerate(program.cache_layers):
+        for number, layer in enumerate(program.all_cache_layers):
             if isinstance(layer, KvLayer):
                 shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
-                in_bytes_as = np.float16 if layer.latent else np.float32
-                dtype = in_bytes_as if limits.cache_dtype == "int8" else np.dtype(limits.cache_dtype)
+                dtype = np.dtype(np.float32 if limits.cache_dtype == "int8" else limits.cache_dtype)
                 keys = np.zeros(shape, dtype)
                 # A latent layer's values are a view of its keys.
                 self._caches[number] = (keys, keys[..., -layer.latent :] if layer.latent else np.zeros(shape, dtype))
             else:
                 self._states[number] = np.zeros((limits.state_slots, layer.floats), np.float32)
         self._rounded = limits.cache_dtype == "int8"
-        self._uses = {op: np.zeros(op.count, np.int64) for op in program.instructions if isinstance(op, Experts)}
+        instructions = [op for step in program.steps for op in step.instructions]
+        self._uses = {op: np.zeros(op.count, np.int64) for op in instructions if isinstance(op, Experts)}
         pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
         self._parts = list(zip([0, *pauses], [*pauses, len(program.instructions)], strict=True))
         self._buffers: dict[int, Float32] = {}
@@ -130,20 +132,41 @@ class ReferenceExecutable:
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         if not part:
             self._buffers = {}
-        step = Step(batch, self._weights, self._caches, self._states, self._rounded, self._buffers, self._adapters)
         begin, end = self._parts[part] if part is not None else (0, len(self._program.instructions))
-        for instruction in self._program.instructions[begin:end]:
+        self._run(batch, self._program.instructions[begin:end], 0)
+        if part is not None and part < self.parts - 1:
+            return np.empty((0, self._program.result.width), np.float32)
+        result = self._values(self._program.result)
+        self.finite = bool(np.isfinite(result).all())
+        return result
+
+    @property
+    def hidden(self) -> Float32:
+        assert self._program.hidden is not None
+        return self._values(self._program.hidden)
+
+    def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
+        sequel = self._program.sequel
+        assert sequel is not None
+        assert sequel.hidden is not None
+        self._buffers = {}
+        self._run(batch, sequel.instructions, len(self._program.cache_layers))
+        return self._values(sequel.result), self._values(sequel.hidden)
+
+    def _run(self, batch: StepBatch, instructions: Iterable[Instruction], first_layer: int) -> None:
+        """`first_layer`: of the instructions' cache layers."""
+        caches = {number - first_layer: cache for number, cache in self._caches.items()}
+        step = Step(batch, self._weights, caches, self._states, self._rounded, self._buffers, self._adapters)
+        for instruction in instructions:
             if isinstance(instruction, Experts):
                 chosen, _ = np.split(step.load(instruction.routes).astype(np.int64), 2, axis=1)
                 self._uses[instruction] += np.bincount(chosen.ravel(), minlength=instruction.count)
             if not isinstance(instruction, Pause):
                 compute = COMPUTE[type(instruction)]
                 step.store(instruction.output, compute(step, instruction))
-        if part is not None and part < self.parts - 1:
-            return np.empty((0, self._program.result.width), np.float32)
-        result = np.ascontiguousarray(self._buffers[self._program.result.buffer][:, columns(self._program.result)])
-        self.finite = bool(np.isfinite(result).all())
-        return result
+
+    def _values(self, value: Value) -> Float32:
+        return np.ascontiguousarray(self._buffers[value.buffer][:, columns(value)])
 
     def expert_reads(self) -> tuple[int, int]:
         return 0, 0

@@ -1,8 +1,8 @@
 """DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 and R1 (arXiv 2412.19437), and those that differ from these in numbers:
 Kimi K2, Moonlight, GLM-4.7-Flash.
 
-Latent attention in every layer; experts, with a network that every token passes, in all but the first layers. Layers
-behind the last one, which guess further tokens, are left out.
+Latent attention in every layer; experts, with a network that every token passes, in all but the first layers. Some have
+a layer behind the last one that guesses a further token.
 """
 
 from dataclasses import replace
@@ -19,6 +19,7 @@ from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, wei
 from tokenworks.models.gguf import GgufFile
 from tokenworks.models.latent import Latent
 from tokenworks.models.mlp import Mlp
+from tokenworks.models.multi_token import multi_token_names
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.rope import Rope, Yarn, yarn_scale
 from tokenworks.models.stacked import Stack
@@ -83,7 +84,9 @@ def _decoder(f: Fields, architecture: str, experts: Mixture, dense: int) -> Deco
         raise f.wrong("qk_rope_head_dim", "an even number")
     rope = from_hf.only_rope(f, size)
     feed_forwards = [from_hf.mlp(f) if number < dense else experts for number in range(count)]
-    return from_hf.decoder(f, architecture, [_latent(f, rope)] * count, feed_forwards, {"global": rope})
+    latent = _latent(f, rope)
+    guesser = from_hf.multi_token(f, latent, experts)
+    return from_hf.decoder(f, architecture, [latent] * count, feed_forwards, {"global": rope}, multi_token=guesser)
 
 
 def _latent(f: Fields, rope: Rope) -> Latent:
@@ -181,6 +184,7 @@ _NAMES = {
     **_SHARED,
     f"{LAYER}router": f"{_IN_LAYER}mlp.gate.weight",
     f"{LAYER}router_correction": f"{_IN_LAYER}mlp.gate.e_score_correction_bias",
+    **multi_token_names(_IN_LAYER),
 }
 _ROWS = {"q": _query_rows, "q_b": _query_rows, "kv_a": _key_rows, "kv_a.bias": _key_rows}
 _FILES = replace(

@@ -97,6 +97,11 @@ def attention_biases(f: Fields) -> frozenset[str]:
     return frozenset("qkvo") if f.flag("attention_bias", False) else frozenset()
 
 
+def multi_token(f: Fields, mixer: Mixer, feed_forward: FeedForward) -> Layer | None:
+    """Of several layers that guess, the first: it makes all guesses."""
+    return Layer(mixer=mixer, feed_forward=feed_forward) if f.count("num_nextn_predict_layers", 0) else None
+
+
 def softcap(f: Fields, key: str) -> float:
     return f.number(key) if f.has(key) else 0.0
 

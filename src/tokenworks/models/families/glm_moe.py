@@ -1,18 +1,19 @@
 """GLM 4.5 and 4.6 (arXiv 2508.06471): partly turned heads, first layers without experts, then DeepSeek-V3's sigmoid
 router with corrected choice (arXiv 2412.19437) beside a network that every token passes.
 
-Layers behind the last one, which guess further tokens, are left out.
+A layer behind the last one guesses a further token.
 """
 
 from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
-from tokenworks.models.config import DecoderConfig
+from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.families import from_gguf, from_hf, mixtures
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
 from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
+from tokenworks.models.multi_token import multi_token_names
 
 
 def _read(f: Fields) -> DecoderConfig:
@@ -42,7 +43,8 @@ def _read(f: Fields) -> DecoderConfig:
     )
     count = from_hf.layer_count(f)
     layers = [from_hf.mlp(f) if number < dense else part for number in range(count)]
-    return from_hf.decoder(f, "glm4_moe", [attention] * count, layers, {"global": rope})
+    guesser = from_hf.multi_token(f, attention, part)
+    return from_hf.decoder(f, "glm4_moe", [attention] * count, layers, {"global": rope}, multi_token=guesser)
 
 
 def _read_gguf(file: GgufFile) -> DecoderConfig:
@@ -62,7 +64,8 @@ def _read_gguf(file: GgufFile) -> DecoderConfig:
     count = from_gguf.layer_count(f)
     plain = Mlp(width=f.integer("feed_forward_length"), activation="silu")
     layers = [plain if number < dense else part for number in range(count)]
-    return from_gguf.decoder(f, file, [attention] * count, layers, {"global": rope})
+    guesser = Layer(mixer=attention, feed_forward=part) if f.count("nextn_predict_layers") else None
+    return from_gguf.decoder(f, file, [attention] * count, layers, {"global": rope}, multi_token=guesser)
 
 
 _IN_LAYER = "model.layers.{}.mlp."
@@ -73,11 +76,13 @@ _NAMES = {
     **{f"{LAYER}shared.{m}": f"{_IN_LAYER}shared_experts.{m}_proj.weight" for m in _PARTS},
     f"{LAYER}router": f"{_IN_LAYER}gate.weight",
     f"{LAYER}router_correction": f"{_IN_LAYER}gate.e_score_correction_bias",
+    **multi_token_names("model.layers.{}."),
 }
 _GGUF_NAMES = {
     **from_gguf.NAMES.names,
     **mixtures.GGUF_NAMES,
     f"{LAYER}mlp_norm": "blk.{}.post_attention_norm.weight",
+    **multi_token_names("blk.{}.nextn.", head_norm="shared_head_norm"),
 }
 
 GLM4_MOE = HfArchitecture(

@@ -42,7 +42,7 @@ def file_order(source: Checkpoint, names: FileNames, parts: Sequence[str]) -> np
     if rows[0][0] is None:
         return None
     assert isinstance(source.config, DecoderConfig)
-    layers = source.config.layers
+    layers = source.config.all_layers
     return np.argsort(np.concatenate([of(layers[layer_of(part)].mixer) for of, part in rows if of is not None]))
 
 

@@ -6,6 +6,7 @@
 
 #include "bytes.h"
 #include "floats.h"
+#include "latent_bytes.h"
 
 namespace tokenworks::cpu {
 namespace {
@@ -19,7 +20,12 @@ void store(const AttendArgs& args, Share& share) {
         switch (args.cache.type) {
             case CacheType::float32: store_row<float>(args, table, row); break;
             case CacheType::float16: store_row<uint16_t>(args, table, row); break;
-            case CacheType::int8: store_byte_row(args, table, row); break;
+            case CacheType::int8:
+                if (args.latent)
+                    store_latent_row(args, table, row);
+                else
+                    store_byte_row(args, table, row);
+                break;
         }
     }
 }
@@ -29,8 +35,10 @@ INLINE void finish_row(const AttendArgs& args, const Partial& total, int r, int 
     float* out = args.output.row(row) + head * value_size(args);
     float sum = total.sum[r];
     if (args.sinks) sum += power_of_two(smaller(all(args.sinks[head] * log2_e - total.maximum[r]), all(126.0f)))[0];
-    const Floats share = all(1.0f / sum);
+    const bool rotated = args.latent && args.cache.type == CacheType::int8;
+    const Floats share = all(1.0f / sum / static_cast<float>(rotated ? rotation_size(args.latent) : 1));
     each(value_size(args), [&](int at, auto get, auto put) { put(out + at, get(mixed + at) * share); });
+    if (rotated) rotate(out, args.latent);
 }
 
 // All the segments of a task, one after the other.
@@ -137,8 +145,9 @@ void attend_by(const AttendArgs& args, Share& share) {
 }
 
 void attend(const AttendArgs& args, Share& share) {
-    if (args.cache.k && args.cache.type == CacheType::int8) return attend_by<BytePath>(args, share);
-    attend_by<FloatPath>(args, share);
+    if (!args.cache.k || args.cache.type != CacheType::int8) return attend_by<FloatPath>(args, share);
+    if (args.latent) return attend_by<LatentPath>(args, share);
+    attend_by<BytePath>(args, share);
 }
 
 void fill(Kernels& table) {

@@ -164,5 +164,24 @@ INLINE void mix_bytes(const int16_t* weights, const BytePanels& from, int begin,
             store(out + r * out_step + first + w * lanes, __builtin_convertvector(sums[r][w], Floats));
 }
 
+// All positions [from, end) of the segment, a whole number of panels more or less.
+template <int R>
+INLINE void score_segment(const QueryCode* q, int q_step, const int32_t* start, const BytePanels& from, int begin, int end,
+                          int size, int32_t* out) {
+    int at = begin;
+    for (; at + registers_at_once * lanes <= whole_panels(end); at += registers_at_once * lanes)
+        score_bytes<R, registers_at_once>(q, q_step, start, from, at, size, out);
+    for (; at < end; at += lanes) score_bytes<R, 1>(q, q_step, start, from, at, size, out);
+}
+
+// All `wide` dimensions: out [R][wide].
+template <int R>
+INLINE void mix_segment(const int16_t* weights, const BytePanels& from, int begin, int end, int wide, float* out) {
+    int at = 0;
+    for (; at + registers_at_once * lanes <= wide; at += registers_at_once * lanes)
+        mix_bytes<R, registers_at_once>(weights, from, begin, end, at, out, wide);
+    for (; at < wide; at += lanes) mix_bytes<R, 1>(weights, from, begin, end, at, out, wide);
+}
+
 }  // namespace
 }  // namespace tokenworks::cpu

@@ -5,12 +5,10 @@
 // numbers. Softmax's own sum takes the scale out again.
 #pragma once
 
-#include "byte_tile.h"
+#include "byte_softmax.h"
 
 namespace tokenworks::cpu {
 namespace {
-
-constexpr float log2_largest_weight = 14.999956f;  // of 32767
 
 class BytePath {
   public:
@@ -65,11 +63,13 @@ class BytePath {
             // A row that sees nothing of this segment still gets a place in it, whose weights are 0.
             const int highest = seen_by(row + R - 1).to - start;
             const int end = highest < from + 1 ? from + 1 : highest < to ? highest : to;
-            score<R>(row, panels_, from, end);
+            score_segment<R>(q_ + row * q_step_, q_step_, q_start_ + row, panels_, from, end, q_step_, scores_);
             for (int r = 0; r < R; r++)
-                soften(scores_ + r * segment, q_scale_[row + r], seen_by(row + r), start, from, end,
-                       weights_ + r * segment, part_.maximum + r, part_.sum + r);
-            mix<R>(panels_, from, end, wide);
+                soften_bytes(
+                    args_, [&](int at) { return score_at(r, row + r, at); }, v_log_, v_inverse_, seen_by(row + r), start,
+                    from, end, reinterpret_cast<float*>(scores_ + r * segment), weights_ + r * segment,
+                    part_.maximum + r, part_.sum + r);
+            mix_segment<R>(weights_, panels_, from, end, wide, part_.mixed);
             for (int r = 0; r < R; r++)
                 if (fresh)
                     begin(total, row + r, part_, r, wide);
@@ -90,64 +90,14 @@ class BytePath {
             __builtin_memcpy(v_log_ + at, facts_of(args_, block.v) + slot, bytes);
             at += count;
         }
-        for (int at = from; at < whole_panels(to); at += lanes)  // finite whatever an unused place holds: 0 times it is 0
-            store(v_inverse_ + at, power_of_two(smaller(-load(v_log_ + at), all(126.0f))));
+        invert_scales(v_log_, from, to, v_inverse_);
     }
 
-    template <int R>
-    INLINE_MEMBER void score(int row, const BytePanels& panels_, int from, int end) const {
-        int at = from;
-        for (; at + registers_at_once * lanes <= whole_panels(end); at += registers_at_once * lanes)
-            score_bytes<R, registers_at_once>(q_ + row * q_step_, q_step_, q_start_ + row, panels_, at, q_step_, scores_);
-        for (; at < end; at += lanes)
-            score_bytes<R, 1>(q_ + row * q_step_, q_step_, q_start_ + row, panels_, at, q_step_, scores_);
-    }
-
-    template <int R>
-    INLINE_MEMBER void mix(const BytePanels& panels_, int from, int end, int wide) const {
-        int at = 0;
-        for (; at + registers_at_once * lanes <= wide; at += registers_at_once * lanes)
-            mix_bytes<R, registers_at_once>(weights_, panels_, from, end, at, part_.mixed, wide);
-        for (; at < wide; at += lanes) mix_bytes<R, 1>(weights_, panels_, from, end, at, part_.mixed, wide);
-    }
-
-    // A row's scores of positions [from, end) of the segment at `start` become weights; also for the rest of its panels,
-    // where they become 0.
-    INLINE_MEMBER void soften(const int32_t* scores, float q_scale, Seen seen, int start, int from, int end, int16_t* weights,
-                       float* maximum, float* total) const {
-        float* logs = reinterpret_cast<float*>(const_cast<int32_t*>(scores));
-        Floats high = all(lowest);
-        const int stop = whole_panels(end);
-        for (int at = from; at < stop; at += lanes) {
-            Ints sums;
-            __builtin_memcpy(&sums, scores + at, sizeof sums);
-            Floats s = __builtin_convertvector(sums, Floats) * q_scale * load(k_scale_ + at);
-            if (args_.softcap != 0.0f) s = args_.softcap * log2_e * hyperbolic_tangent(s / args_.softcap);
-            s = s + load(v_log_ + at);
-            const int first = start + at;
-            if (first < seen.from || first + lanes > seen.to) s = masked(s, first, seen);
-            store(logs + at, s);
-            high = larger(s, high);
-        }
-        const float top = largest(high) - log2_largest_weight;
-        constexpr int columns = panel / lanes;
-        Floats sums[columns] = {};  // as one register of 16 lanes, so that its order does not depend on their number
-        for (int at = from; at < stop; at += panel)
-            UNROLL for (int c = 0; c < columns; c++) {
-                const Floats weight = power_of_two(load(logs + at + c * lanes) - top);
-                sums[c] = multiply_add(weight, load(v_inverse_ + at + c * lanes), sums[c]);
-                store_low_halves(weights + at + c * lanes, reinterpret_cast<Ints>(weight + all(0x1.8p23f)));
-            }
-        UNROLL for (int half = columns / 2; half; half /= 2)
-            for (int c = 0; c < half; c++) sums[c] = sums[c] + sums[c + half];
-        *maximum = top;
-        *total = sum(sums[0]);
-    }
-
-    INLINE_MEMBER void store_low_halves(int16_t* to, Ints v) const {
-        typedef int16_t Shorts __attribute__((vector_size(lanes * 2)));
-        const Shorts low = __builtin_convertvector(v, Shorts);
-        __builtin_memcpy(to, &low, sizeof low);
+    // Of the r-th row of those at once, row `row` of the task.
+    INLINE_MEMBER Floats score_at(int r, int row, int at) const {
+        Ints sums;
+        __builtin_memcpy(&sums, scores_ + r * segment + at, sizeof sums);
+        return __builtin_convertvector(sums, Floats) * q_scale_[row] * load(k_scale_ + at);
     }
 
     const AttendArgs& args_;

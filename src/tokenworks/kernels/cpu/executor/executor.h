@@ -157,16 +157,16 @@ class Executor {
     void select_rows(Place output, Place x, int width);
     void pool(Place output, Place x, int width, bool mean, bool normalise);
 
-    // The result of a step, which is looked at when it is there.
-    void watch(Rows rows, Place x, int width) { watched_ = {rows, x, width}; }
+    // The result of the instructions so far, which is looked at when it is there.
+    void watch(Rows rows, Place x, int width) { watched_.push_back({calls_.size(), rows, x, width}); }
 
     // Adapters, between steps. A slot's earlier adapter goes. Throws std::invalid_argument for one that does not fit.
     void load_adapter(int slot, const std::vector<RawAdaptation>& adaptations);
     void drop_adapter(int slot);
     int64_t adapter_bytes() const;
 
-    // All parts, or one. Throws std::invalid_argument if a number in `step` points outside the model or the cache.
-    void run(Step step, int part = -1);
+    // Parts [first, end). Throws std::invalid_argument if a number in `step` points outside the model or the cache.
+    void run(Step step, int first, int end);
     void sample(SampleArgs args);  // but for the scratch
     void logprobs(const LogprobsArgs& args);
 
@@ -211,7 +211,7 @@ class Executor {
     bool adapts(Rows rows, const Product& product, AdaptArgs& args) const;  // false: there is nothing to do
     Columns at(Place place) const { return {arena() + place.first, place.second}; }
     Cache cache_of(int layer) const;
-    void check(const Step& step) const;
+    void check(const Step& step, size_t first_part, size_t end_part) const;
     void find_writings(const Step& step);
     void find_selected(const Step& step);
     const Step& step_of(Rows rows, const Step& step) const { return rows == Rows::selected ? selected_.step : step; }
@@ -235,7 +235,7 @@ class Executor {
     std::vector<int32_t> write_starts_;   // of the step that runs
     std::deque<std::vector<Segment>> segments_;
     std::deque<std::vector<int32_t>> axes_;
-    int merged_ = 1, input_width_ = 0, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
+    int merged_ = 1, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
     bool windows_ = false, selected_attend_ = false;
     SelectedRows selected_;  // of the step under way
     std::deque<Mixture> mixtures_;
@@ -249,13 +249,16 @@ class Executor {
     Region adapter_inner_;
     int adapter_inner_width_ = 0;
     std::vector<Call> calls_;
-    struct {
+    struct Watched {
+        size_t end;  // of the calls that make it
         Rows rows;
         Place x;
-        int width = 0;
-    } watched_;
+        int width;
+    };
+    std::vector<Watched> watched_;
     std::atomic<bool> finite_{true};
     std::vector<size_t> part_starts_{0};  // in calls_
+    std::vector<int> input_widths_{0};    // of each part; 0: it takes none
 };
 
 }  // namespace tokenworks::cpu

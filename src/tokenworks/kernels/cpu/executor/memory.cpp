@@ -1,6 +1,7 @@
 // The executor's memory: the arena of activations, the cache's blocks, the slots of states.
 #include "executor.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 
@@ -12,11 +13,6 @@ namespace {
 constexpr int64_t line = 64;
 
 int64_t to_line(int64_t bytes) { return (bytes + line - 1) / line * line; }
-
-// Latent layers are never kept in bytes (kernels/program/step.py: KvLayer).
-CacheType type_of(CacheType type, int latent) {
-    return latent && type == CacheType::int8 ? CacheType::float16 : type;
-}
 
 }  // namespace
 
@@ -36,11 +32,12 @@ void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t pre
     cache_shape_ = cache;
     for (auto [kv_heads, head_size, latent] : cache.layers) {
         layer_offsets_.push_back(block_bytes_);
-        if (cache.type == CacheType::int8 && !latent && head_size > largest_byte_head)
+        const int largest = latent ? std::max(latent, head_size - latent) : head_size;
+        if (cache.type == CacheType::int8 && largest > largest_byte_head)
             throw std::invalid_argument("a cache of int8 takes heads of at most " + std::to_string(largest_byte_head) +
-                                        " elements, and these have " + std::to_string(head_size));
-        const CacheType type = type_of(cache.type, latent);
-        block_bytes_ += (latent ? 1 : 2) * to_line(tokenworks::cpu::cache_bytes(type, kv_heads, head_size, cache.block_tokens));
+                                        " elements, and these have " + std::to_string(largest));
+        block_bytes_ += (latent ? 1 : 2) *
+                        to_line(tokenworks::cpu::cache_bytes(cache.type, kv_heads, head_size, latent, cache.block_tokens));
     }
     cache_ = Region(static_cast<size_t>(block_bytes_ * cache.blocks), false);
     for (const int64_t floats : cache.states) {
@@ -57,7 +54,7 @@ Cache Executor::cache_of(int layer) const {
     char* k = reinterpret_cast<char*>(cache_.data()) + layer_offsets_[index];
     const int latent = std::get<2>(cache_shape_.layers[index]);
     return {k, latent ? k : k + (end - layer_offsets_[index]) / 2, block_bytes_, cache_shape_.block_tokens,
-            type_of(cache_shape_.type, latent)};
+            cache_shape_.type};
 }
 
 }  // namespace tokenworks::cpu

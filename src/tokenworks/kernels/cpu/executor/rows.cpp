@@ -7,7 +7,7 @@
 namespace tokenworks::cpu {
 
 void Executor::input(Place output, int width) {
-    input_width_ = width;
+    input_widths_.back() = width;
     const InputArgs args{0, at(output), width, nullptr};
     calls_.push_back([this, args](const Step& step, Share& share) {
         InputArgs now = args;

@@ -11,9 +11,12 @@ void Executor::barrier() {
     calls_.push_back([](const Step&, Share& share) { share.barrier(); });
 }
 
-void Executor::pause() { part_starts_.push_back(calls_.size()); }
+void Executor::pause() {
+    part_starts_.push_back(calls_.size());
+    input_widths_.push_back(0);
+}
 
-void Executor::check(const Step& step) const {
+void Executor::check(const Step& step, size_t first_part, size_t end_part) const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) throw std::invalid_argument(what);
     };
@@ -25,7 +28,9 @@ void Executor::check(const Step& step) const {
         require(step.positions[t] >= 0 && step.positions[t] < position_limit_, "a position is outside the model's range");
     }
     require(step.tokens % merged_ == 0, "the number of tokens is no multiple of those that are merged");
-    require(!input_width_ || (step.inputs && step.input_width == input_width_), "the inputs are missing or too narrow");
+    for (size_t p = first_part; p < end_part; p++)
+        require(!input_widths_[p] || (step.inputs && step.input_width == input_widths_[p]),
+                "the inputs are missing or too narrow");
     require(!step.features || step.feature_width >= feature_width_, "the features are too narrow");
     require(!step.axes || step.axis_count >= axis_count_, "axes are missing");
     if (step.axes && axis_limit_ < INT64_MAX)
@@ -64,22 +69,24 @@ void Executor::check(const Step& step) const {
     }
 }
 
-void Executor::run(Step step, int part) {
+void Executor::run(Step step, int first_part, int end_part) {
     step.merged = merged_;
-    check(step);
+    const auto first = static_cast<size_t>(first_part), last = static_cast<size_t>(end_part);
+    if (first_part < 0 || end_part <= first_part || last > part_starts_.size())
+        throw std::invalid_argument("there is no such part");
+    check(step, first, last);
     if (step.adapters) group_rows(step);
     if (selected_attend_) find_selected(step);
-    const int parts = static_cast<int>(part_starts_.size());
-    if (part < -1 || part >= parts) throw std::invalid_argument("there is no such part");
-    const size_t begin = part < 0 ? 0 : part_starts_[static_cast<size_t>(part)];
-    const size_t end = part < 0 || part + 1 == parts ? calls_.size() : part_starts_[static_cast<size_t>(part) + 1];
+    const size_t begin = part_starts_[first], end = last == part_starts_.size() ? calls_.size() : part_starts_[last];
     if (!state_offsets_.empty()) find_writings(step);
     finite_ = true;
     team_.run([&](Share& share) {
         for (size_t i = begin; i < end; i++) calls_[i](step, share);
-        if (!watched_.width || end < calls_.size()) return;
-        share.barrier();
-        kernels_.finite({step.rows(watched_.rows), at(watched_.x), watched_.width, &finite_}, share);
+        for (const Watched& each : watched_) {
+            if (each.end != end) continue;
+            share.barrier();
+            kernels_.finite({step.rows(each.rows), at(each.x), each.width, &finite_}, share);
+        }
     });
 }
 
