@@ -41,8 +41,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     packed_mb: Annotated[int, msgspec.Meta(ge=0)] = 32768
     """Disk for packed weights of all models, MiB, which the next start maps; those unused for longest go. 0: none."""
     speculation: bool = True
-    """Run guesses of the next tokens, from the text, by the model's own layer for that (multi-token prediction) or by
-    `draft_model`, where that is faster. The output is the same."""
+    """Run guesses of the next tokens, from the text, the model's own layer or `draft_model`, where that is faster."""
     adapter_slots: Positive = 16
     """The most LoRA adapters in memory at once; the next one takes the place of one that no request uses, or waits."""
     draft_model: str | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, Glm4MoeConfig
 
 from tokenworks.config import EngineSettings
@@ -42,6 +43,7 @@ def certain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     table = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(table | {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}))
+    Tokenizer(models.WordLevel({"?": 0}, "?")).save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Latent attention from checkpoints whose weights are quantised or have more layers than the model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,10 @@ def test_int8_rows_of_the_heads_projections(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, theirs, atol=bound, rtol=0)
 
 
-def test_layers_that_guess_further_tokens_are_left_out(tmp_path: Path) -> None:
+def test_layers_behind_the_last_that_the_config_does_not_name_are_left_out(tmp_path: Path) -> None:
     _write(tmp_path)
+    table = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(table | {"num_nextn_predict_layers": 0}))
     before = our_logits(tmp_path, IDS, CpuBackend())
     weights = load_file(tmp_path / "model.safetensors")
     weights["model.layers.2.eh_proj.weight"] = torch.ones(64, 128)

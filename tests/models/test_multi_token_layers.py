@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import DECODERS, our_logits, randomise
+from small_checkpoints import DECODERS, our_logits, randomise, reference_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tokenworks.kernels.backend import Backend, Limits, StepBatch
@@ -48,11 +48,10 @@ def write(name: str, folder: Path) -> int:
     return layers
 
 
-def library(name: str, weights: dict[str, torch.Tensor], **changes: object) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_config(config_of(name, **changes), attn_implementation="eager").eval()
-    fit = {k: v for k, v in weights.items() if k in model.state_dict()}
-    model.load_state_dict(fit)
-    return model
+def library(name: str, folder: Path, weights: dict[str, torch.Tensor], **changes: object) -> PreTrainedModel:
+    config_of(name, **changes).save_pretrained(folder)
+    save_file({k: v.clone() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    return reference_model(folder)
 
 
 class Report:
@@ -62,14 +61,14 @@ class Report:
         weights = load_file(folder / "model.safetensors")
         dense = getattr(DECODERS[name], "first_k_dense_replace", 1)
         kinds = {"mlp_layer_types": ["dense"] + ["sparse"] * (layers - 1)} if "lite" in name else {}
-        self.main = library(name, weights, num_hidden_layers=layers, **kinds)
+        self.main = library(name, folder / "main", weights, num_hidden_layers=layers, **kinds)
         of = f"model.layers.{layers}."
         alone = {k.replace(of, "model.layers.0."): v for k, v in weights.items() if k.startswith(of)}
         alone |= {k: weights[k] for k in ("model.embed_tokens.weight", "lm_head.weight")}
         alone["model.norm.weight"] = weights[of + "shared_head.norm.weight"]
         kinds = {"mlp_layer_types": ["sparse"]} if "lite" in name else {}
         assert dense <= layers, "the layer that guesses has experts"
-        self.layer = library(name, alone, num_hidden_layers=1, first_k_dense_replace=0, **kinds)
+        self.layer = library(name, folder / "alone", alone, num_hidden_layers=1, first_k_dense_replace=0, **kinds)
         self.enorm, self.hnorm = (weights[f"{of}{norm}.weight"] for norm in ("enorm", "hnorm"))
         self.join, self.embed = weights[of + "eh_proj.weight"], weights["model.embed_tokens.weight"]
         self.epsilon = self.main.config.rms_norm_eps

@@ -149,12 +149,13 @@ class CpuExecutable:
         return self._values(step, step.program.result), self._values(step, step.program.hidden)
 
     def _run(self, batch: StepBatch, first_part: int, end_part: int) -> None:
-        self._rows = rows = {
+        rows: dict[RowKind, int] = {
             "tokens": len(batch.tokens),
             "selected": len(batch.logit_rows),
             "sequences": len(batch.row_starts) - 1,
             "merged": len(batch.tokens) // self._steps[0].plan.merged,
         }
+        self._rows = rows
         if (
             rows["tokens"] > self._limits.step_tokens
             or rows["selected"] > self._limits.logit_rows

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "../attend/attend.h"
+#include "../attend/scratch.h"
 
 namespace tokenworks::cpu {
 namespace {
