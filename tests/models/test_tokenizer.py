@@ -24,6 +24,7 @@ TEXTS = [
     "", " ", "Hello, world!", "  two  spaces   three ", "\n\n\nnew\n lines\r\n\t\ttabs\t",
     "I'll we've IT'S DON'T it’s",
     "héllo cafe\u0301 ﬁ 🤖👩‍👩‍👧 日本語テキスト العربية हिन्दी",
+    "aBcDEf camelCase HTTPServer's iPhone漢字かな가나 ÀÉcole ǅ", "x.y/z\n//\n\n##Title a/b", "12345 6 789012",
     "def f(x):\n    return x**2  # 12345.678e-9\n", "a" * 300,
     "1234567890 ٣٤٥ ½ ²", "<table><td>x</td>\n\n", "\u00a0\u200b\x00\x01\x7f", "Z͑ͫ̓ͪ̂ͫ̽͏", "x▁ ▁y",
     "trailing   \n   ", "<|im_start|>user\nhi<|im_end|>\n", "<start_of_turn>model\n<end_of_turn><bos>", "<|im_start",
@@ -51,18 +52,60 @@ _PARTS = [
 _random = random.Random(11)
 TEXTS += ["".join(_random.choice(_PARTS) for _ in range(_random.randrange(30))) for _ in range(200)]
 
-# The published splitting rules: GPT-2's, and those of Llama 3 and Qwen2.
+# The published splitting rules, as each model's tokenizer.json has them.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3 = [GPT4.replace("DIGITS", r"\p{N}{1,3}")]
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = GPT4O.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")
+KIMI = GPT4O.replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]").replace(r"[\r\n/]*", r"[\r\n]*")
 SPLITS = {
     "gpt-2": [GPT2],
     "default": [GPT2],
-    "smollm": [r"\p{N}|\P{N}+", GPT2],
-    "llama-bpe": [GPT4.replace("DIGITS", r"\p{N}{1,3}")],
+    "roberta-bpe": [GPT2],
+    "olmo": [GPT2],
+    "modern-bert": [GPT2],
+    "smollm": [r"\p{N}", GPT2],
+    "refact": [r"\p{N}", GPT2],
+    "llama-bpe": LLAMA3,
+    "pixtral": LLAMA3,
+    "smaug-bpe": LLAMA3,
+    "dbrx": LLAMA3,
+    "glm4": LLAMA3,
+    "chatglm-bpe": LLAMA3,
     "qwen2": [GPT4.replace("DIGITS", r"\p{N}")],
+    "qwen35": [
+        GPT4.replace("DIGITS", r"\p{N}").replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}")
+    ],
+    "gpt-4o": [GPT4O],
+    "tekken": [TEKKEN],
+    "kimi-k2": [r"\p{Han}+|" + KIMI],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+        r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    # Letters that have cases; the file has them as ranges, of an older Unicode.
+    "deepseek-llm": [
+        r"[\r\n]",
+        r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+        r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+        r"\s+\Z",
+        "[一-龥ࠀ-一가-퟿]+",
+        r"\p{N}+",
+    ],
+    "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
 }
+NFC = ("olmo", "modern-bert", "qwen2", "qwen35")
+WHOLE_WORDS = ("llama-bpe", "pixtral", "glm4", "tekken")
 
 
 class TextbookBpe:
@@ -90,14 +133,15 @@ class TextbookBpe:
     def words(self, text: str) -> list[str]:
         import unicodedata
 
-        words = [unicodedata.normalize("NFC", text) if self.pre == "qwen2" else text]
+        words = [unicodedata.normalize("NFC", text) if self.pre in NFC else text]
         for pattern in self.splits:
-            words = [part for word in words for part in regex.findall(pattern, word)]
+            compiled = regex.compile(f"({pattern})", regex.V1)
+            words = [part for word in words for part in compiled.split(word) if part]
         return words
 
     def merge(self, word: str) -> list[str]:
         symbols = [self.letters[byte] for byte in word.encode()]
-        if self.pre == "llama-bpe" and "".join(symbols) in self.ids:
+        if self.pre in WHOLE_WORDS and "".join(symbols) in self.ids:
             return ["".join(symbols)]
         while pairs := [(self.ranks[p], n) for n, p in enumerate(pairwise(symbols)) if p in self.ranks]:
             _, place = min(pairs)

@@ -1,65 +1,20 @@
 """Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE of text with SentencePiece's spaces, by scores
 or (Gemma 4) by merges.
 
-The metadata names a splitting rule (tokenizer.ggml.pre) and lists tokens with types, and merges or scores. Rules follow
-the tokenizer.json of the models they are named after.
+The metadata names a way of splitting (tokenizer.ggml.pre: models/splitting.py) and lists tokens with types, and merges
+or scores.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tokenworks.models.gguf import GgufFile
+from tokenworks.models.splitting import SPLITTINGS
 from tokenworks.protocol.errors import ModelError
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _SPACE = "▁"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-
-
-def _split_rule(digits: str) -> pre_tokenizers.PreTokenizer:
-    """The rule that GPT-4's tokenizer began; `digits` is how many stay together."""
-    pattern = (
-        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|"
-        r"\s+(?!\S)|\s+"
-    )
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _gpt2_rule() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _smollm_rule() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2_rule()])
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """A kind of byte-level BPE, by the name in tokenizer.ggml.pre."""
-
-    split: Callable[[], pre_tokenizers.PreTokenizer]
-    nfc: bool = False
-    whole_words: bool = False
-    """A word that is a token is taken whole, without merges."""
-    adds_bos: bool = False
-    """When the metadata does not say."""
-
-
-_RULES = {
-    "gpt-2": _Rule(_gpt2_rule),
-    "default": _Rule(_gpt2_rule),
-    "smollm": _Rule(_smollm_rule),
-    "llama-bpe": _Rule(lambda: _split_rule(r"\p{N}{1,3}"), whole_words=True, adds_bos=True),
-    "qwen2": _Rule(lambda: _split_rule(r"\p{N}"), nfc=True),
-}
 
 
 def build_tokenizer(file: GgufFile) -> Tokenizer:
@@ -76,16 +31,21 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
 
 def _byte_level(file: GgufFile) -> Tokenizer:
     name = file.metadata.get("tokenizer.ggml.pre", "default")
-    rule = _RULES.get(str(name))
+    rule = SPLITTINGS.get(str(name))
     if rule is None:
-        raise ModelError(f"{file.path}: tokenizer.ggml.pre is {name!r}; supported are {', '.join(_RULES)}.")
+        raise ModelError(f"{file.path}: tokenizer.ggml.pre is {name!r}; supported are {', '.join(SPLITTINGS)}.")
     tokens = file.array("tokenizer.ggml.tokens")
     # A merge is "left right"; neither side has a space of its own, spaces are written Ġ.
     merges = [_pair(file, merge) for merge in file.array("tokenizer.ggml.merges")]
     tokenizer = _tokenizer(file, tokens, merges, ignore_merges=rule.whole_words)
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = rule.split()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     _declare(file, tokenizer, tokens, adds_bos=rule.adds_bos)
     return tokenizer
