@@ -21,7 +21,7 @@ TEXTS = [IDS[:13], IDS[13:14], IDS[14:]]
 """The first and the last are longer than ModernBERT's windows."""
 
 
-def _ours(folder: Path, backend: Backend, texts: list[Any], second_from: list[int] | None = None) -> Float32:
+def encode(folder: Path, backend: Backend, texts: list[Any], second_from: list[int] | None = None) -> Float32:
     checkpoint = open_checkpoint(folder)
     lengths = [len(text) for text in texts]
     places = [np.arange(n, dtype=np.int32) for n in lengths]
@@ -67,7 +67,7 @@ def test_vectors_are_those_of_transformers(
         hidden = _hidden(model, text)
         vector = hidden.mean(axis=0) if mode == "mean" else hidden[0]
         expected.append(vector / np.linalg.norm(vector) if normalise else vector)
-    np.testing.assert_allclose(_ours(tmp_path, backend, TEXTS), np.stack(expected), atol=3e-5)
+    np.testing.assert_allclose(encode(tmp_path, backend, TEXTS), np.stack(expected), atol=3e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
@@ -80,7 +80,7 @@ def test_scores_of_pairs_are_those_of_transformers(name: str, backend: Backend, 
     for text, second in zip(TEXTS, second_from, strict=True):
         types = {"token_type_ids": (torch.arange(len(text)) >= second)[None].long()} if name == "bert" else {}
         expected.append(model(torch.tensor(text[None]), **types).logits[0].numpy())
-    scores = _ours(tmp_path, backend, TEXTS, second_from)
+    scores = encode(tmp_path, backend, TEXTS, second_from)
     np.testing.assert_allclose(scores, np.stack(expected), atol=3e-5)
     assert np.ptp(expected) > 0.1
 
@@ -93,7 +93,7 @@ def test_a_body_out_of_a_larger_model_is_found(tmp_path: Path) -> None:
     model = BertForMaskedLM(ENCODERS["bert"]).eval()
     model.save_pretrained(tmp_path)
     hidden = _hidden(model.bert, TEXTS[0])
-    np.testing.assert_allclose(_ours(tmp_path, CpuBackend(), TEXTS[:1])[0], hidden.mean(axis=0), atol=3e-5)
+    np.testing.assert_allclose(encode(tmp_path, CpuBackend(), TEXTS[:1])[0], hidden.mean(axis=0), atol=3e-5)
 
 
 def test_a_classifier_of_many_labels_is_refused(tmp_path: Path) -> None:

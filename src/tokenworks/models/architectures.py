@@ -4,6 +4,7 @@ one, and a row here."""
 from tokenworks.models.families import (
     bamba,
     bert,
+    bert_gguf,
     deepseek,
     falcon_h1,
     gemma,
@@ -126,6 +127,9 @@ GGUF_ARCHITECTURES = {
     "nemotron_h": mamba.NEMOTRON_H_GGUF,
     "falcon-h1": falcon_h1.FALCON_H1_GGUF,
     "nemotron_h_moe": mamba.NEMOTRON_H_GGUF,
+    "bert": bert_gguf.BERT_GGUF,
+    "nomic-bert": bert_gguf.NOMIC_BERT_GGUF,
+    "modern-bert": bert_gguf.MODERN_BERT_GGUF,
     "qwen3next": qwen_next.QWEN3_NEXT_GGUF,
     "qwen35": qwen_next.QWEN3_5_GGUF,
     "qwen35moe": qwen_next.QWEN3_5_GGUF,

@@ -1,5 +1,5 @@
 """Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE of text with SentencePiece's spaces, by scores
-or (Gemma 4) by merges.
+or (Gemma 4) by merges, or BERT's WordPiece.
 
 The metadata names a way of splitting (tokenizer.ggml.pre: models/splitting.py) and lists tokens with types, and merges
 or scores.
@@ -26,7 +26,9 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
         return _sentencepiece(file)
     if kind == "gemma4":
         return _spaced(file)
-    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2, llama and gemma4 are supported.")
+    if kind == "bert":
+        return _wordpiece(file)
+    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2, llama, gemma4 and bert are supported.")
 
 
 def _byte_level(file: GgufFile) -> Tokenizer:
@@ -93,6 +95,50 @@ def _with_spaces(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]
 
 def _spaces_back() -> list[Any]:
     return [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+
+
+def _wordpiece(file: GgufFile) -> Tokenizer:
+    """BERT's. A file marks tokens that begin a word, where its vocabulary marked those that go on with one (##)."""
+    tokens, types = (file.array(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if len(tokens) != len(types):
+        raise ModelError(f"{file.path}: tokenizer.ggml.tokens and token_type differ in length.")
+    pieces = [
+        token if kind == _CONTROL else token[1:] if token.startswith(_SPACE) else f"##{token}"
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+    around = {}
+    for role, keys, usual in (
+        ("cls", ("cls_token_id", "bos_token_id"), "[CLS]"),
+        ("sep", ("seperator_token_id", "eos_token_id"), "[SEP]"),
+        ("unknown", ("unknown_token_id",), "[UNK]"),
+    ):
+        found = (file.metadata.get(f"tokenizer.ggml.{key}") for key in keys)
+        number = next((each for each in found if isinstance(each, int)), None)
+        if number is None and usual in pieces:
+            number = pieces.index(usual)
+        if number is None or not 0 <= number < len(pieces):
+            raise ModelError(f"{file.path}: tokenizer.ggml.{keys[0]} is {number!r}, which is not one of its tokens.")
+        around[role] = number
+    cls, sep = pieces[around["cls"]], pieces[around["sep"]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=pieces[around["unknown"]]))
+    # Where the file does not say, a vocabulary without capitals is one of small letters.
+    capitals = any(piece.isascii() and piece.isalpha() and not piece.islower() for piece in pieces)
+    lowercase = file.metadata.get("tokenizer.ggml.normalizer.lowercase", not capitals) is True
+    accents = file.metadata.get("tokenizer.ggml.normalizer.strip_accents")
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=accents if isinstance(accents, bool) else None
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = [piece for piece, kind in zip(pieces, types, strict=True) if kind == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[cls, "$A", sep],
+        pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
+        special_tokens=[(cls, around["cls"]), (sep, around["sep"])],
+    )
+    return tokenizer
 
 
 def _merges(pieces: dict[str, float], ids: dict[str, int]) -> list[tuple[str, str]]:

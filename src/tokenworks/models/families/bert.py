@@ -41,9 +41,13 @@ def _classic(f: Fields, architecture: str, positions: int) -> EncoderConfig:
         token_types=f.integer("type_vocab_size", 2),
         width=f.integer("hidden_size"),
         heads=_heads(f),
-        mlp_width=f.integer("intermediate_size"),
+        mlp=Mlp(
+            width=f.integer("intermediate_size"),
+            activation=f.one_of("hidden_act", ACTIVATIONS, "gelu"),
+            gated=False,
+            biased=frozenset({"up", "down"}),
+        ),
         layers=from_hf.layer_count(f),
-        activation=f.one_of("hidden_act", ACTIVATIONS, "gelu"),
         norm_epsilon=epsilon,
     )
     head = ScoreHead(
