@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kernel_support import compiled, program_of, step
+from kernel_support import compiled, limits, program_of, step, tensors
 
 from tokenworks.kernels.adapter import LowRank
 from tokenworks.kernels.backend import Executable, Float32, StepBatch
@@ -110,6 +110,61 @@ def test_a_row_has_the_same_bits_whoever_is_beside_it(threads: int) -> None:
     same = rows_of([([token], 5) for token in range(40)])
     np.testing.assert_array_equal(same, rows_of([(range(40), 5)]))
     np.testing.assert_array_equal(rows_of([([4], -1)]), model.run(replace(batch_of([([4], -1)]), adapters=None)))
+
+
+WIDE, SPLIT = 96, 56
+
+
+def quantised_model(backend: CpuBackend | ReferenceBackend, threads: int = 1) -> Executable:
+    """Of Q8_0 weights, with the adapters of RANKS."""
+
+    def body(b: ProgramBuilder, x: Value) -> Value:
+        stacked = b.linear(x, ["a", "b"], WIDE)
+        x = b.add(x, b.linear(stacked, ["c"], WIDE))
+        return b.linear(b.select_rows(x), ["head"], 33)
+
+    shapes = {"a": (SPLIT, WIDE), "b": (WIDE - SPLIT, WIDE), "c": (WIDE, WIDE), "head": (33, WIDE)}
+    rng = np.random.default_rng(8)
+    weights = tensors({"x": rng.standard_normal((TOKENS, WIDE))})
+    for name, (outputs, inputs) in shapes.items():
+        blocks = np.empty((outputs * inputs // 32, 34), np.uint8)
+        blocks[:, :2] = np.float16([0.002]).view(np.uint8)
+        blocks[:, 2:] = rng.integers(-127, 128, (len(blocks), 32), dtype=np.int8).view(np.uint8)
+        weights[name] = Tensor(name, "Q8_0", (outputs, inputs), blocks.reshape(-1))
+    model = backend.compile(program_of(WIDE, body), weights, limits(threads=threads))
+    for slot, rank in RANKS.items():
+        made = np.random.default_rng(rank)
+        maps = {}
+        for name, (outputs, inputs) in shapes.items():
+            down, up = (
+                (made.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
+                for shape in ((rank, inputs), (outputs, rank))
+            )
+            sides = [Tensor("side", "F32", each.shape, each.view(np.uint8).reshape(-1)) for each in (down, up)]
+            maps[name] = LowRank(sides[0], sides[1], 0.8)
+        model.load_adapter(slot, maps)
+    return model
+
+
+def test_beside_quantised_weights_they_are_of_eight_bits() -> None:
+    got, want = (quantised_model(b()).run(batch_of(MIXED)).copy() for b in (CpuBackend, ReferenceBackend))
+    error = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
+    assert error.max() < 0.03
+    alone = adapted(CpuBackend(), {slot: adaptation("F32", rank) for slot, rank in RANKS.items()})
+    assert quantised_model(CpuBackend()).adapter_bytes < alone.adapter_bytes  # for all that its maps are larger
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_beside_quantised_weights_a_row_has_the_same_bits_whoever_is_beside_it(threads: int) -> None:
+    model = quantised_model(CpuBackend(), threads)
+
+    def rows_of(parts: Sequence[tuple[Sequence[int], int]]) -> Float32:
+        batch = batch_of(parts)
+        return model.run(replace(batch, logit_rows=np.arange(len(batch.tokens), dtype=np.int32))).copy()
+
+    alone = np.concatenate([rows_of([([token], slot)]) for tokens, slot in MIXED for token in tokens])
+    np.testing.assert_array_equal(rows_of(MIXED), alone)
+    np.testing.assert_array_equal(rows_of([([t], 5) for t in range(40)]), rows_of([(range(40), 5)]))
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda each: each.name)

@@ -29,7 +29,7 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [SOURCE / "linear" / f"{name}.cpp" for name in ("amx", "avx512", "product", "pack")]
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wno-psabi", *AVX512, "-DAMX", f"-I{SOURCE}", "-pthread"]
     command = ["g++", *flags, "-include", NATIVE / "emulate_amx.h", NATIVE / "check_linear.cpp", *sources,
-               SOURCE / "team.cpp", "-o", program]  # fmt: skip
+               SOURCE / "ahead.cpp", SOURCE / "team.cpp", "-o", program]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return program

@@ -23,7 +23,7 @@ def test_products_are_the_scalar_kernels_on_an_emulated_processor(tmp_path: Path
     sources = [SOURCE / "linear" / f"{name}.cpp" for name in ("neon", "scalar", "product", "pack")]
     flags = ["-static", "-std=c++20", "-O2", "-ffp-contract=off", "-Wno-psabi", "-march=armv8.2-a+dotprod"]
     command = [COMPILER, *flags, "-DNEON", f"-I{SOURCE}", "-pthread", NATIVE / "check_linear.cpp", *sources,
-               SOURCE / "team.cpp", "-o", program]  # fmt: skip
+               SOURCE / "ahead.cpp", SOURCE / "team.cpp", "-o", program]  # fmt: skip
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     assert compiled.returncode == 0, compiled.stderr[-4000:]
     done = subprocess.run([EMULATOR, program], capture_output=True, text=True, check=False)
@@ -38,7 +38,7 @@ def test_every_file_that_arm_gets_compiles_for_it(tmp_path: Path) -> None:
     files = [
         *SOURCE.glob("*/scalar.cpp"),
         *SOURCE.glob("executor/*.cpp"),
-        *(SOURCE / f"{name}.cpp" for name in ("dispatch", "memory", "team")),
+        *(SOURCE / f"{name}.cpp" for name in ("ahead", "dispatch", "memory", "team")),
     ]
     command = [COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",
                "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", f"-I{tmp_path}", f"-I{SOURCE}", *files]  # fmt: skip

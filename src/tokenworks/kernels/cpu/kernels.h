@@ -373,6 +373,7 @@ struct Kernels {
     void (*linear_groups)(const LinearGroupsArgs&, Share&);
     void (*adapt_down)(const AdaptArgs&, Share&);  // beside the product, whose input it reads
     void (*adapt_up)(const AdaptArgs&, Share&);    // after both and a barrier: adds to the product's output
+    int adapt_rows;                                // of one adapter that a panel is multiplied with at once
 };
 
 // The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx, neon).

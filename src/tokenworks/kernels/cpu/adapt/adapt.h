@@ -3,6 +3,7 @@
 
 #include "../vector.h"
 #include "adapters.h"
+#include "int8.h"
 
 namespace tokenworks::cpu {
 namespace {
@@ -76,71 +77,93 @@ void multiply_panel(const Panels& matrix, int panel, const float* const* x, int 
         case Element::float32: return multiply_panel<Element::float32>(data, matrix.inputs, x, rows, sums);
         case Element::float16: return multiply_panel<Element::float16>(data, matrix.inputs, x, rows, sums);
         case Element::bfloat16: return multiply_panel<Element::bfloat16>(data, matrix.inputs, x, rows, sums);
+        case Element::int8: return;  // see int8.h
     }
-}
-
-// Calls body(map, segment, panel, first, rows) for this thread's share of the work, which is a panel with a few rows at
-// a time: places first .. first + rows of args.rows.
-template <typename Body>
-INLINE void each_panel(const AdaptArgs& args, const Share& share, Panels LowRank::*side, const Body& body) {
-    const auto tiles_of = [&](int g) { return (args.starts[g + 1] - args.starts[g] + tile_rows - 1) / tile_rows; };
-    const auto map_of = [&](int g, int s) { return args.maps[int64_t{args.slots[g]} * args.segments + s]; };
-    int total = 0;
-    for (int g = 0; g < args.groups; g++)
-        for (int s = 0; s < args.segments; s++)
-            if (const LowRank* map = map_of(g, s)) total += (map->*side).count() * tiles_of(g);
-    const Range range = share.rows(total);
-    int begin = 0;  // the number of this group's and segment's first piece of work
-    for (int g = 0; g < args.groups && begin < range.end; g++)
-        for (int s = 0; s < args.segments && begin < range.end; s++) {
-            const LowRank* map = map_of(g, s);
-            if (!map) continue;
-            const int tiles = tiles_of(g), count = (map->*side).count() * tiles;
-            const int from = range.begin > begin ? range.begin - begin : 0;
-            const int to = range.end - begin < count ? range.end - begin : count;
-            for (int i = from; i < to; i++) {
-                const int first = args.starts[g] + i % tiles * tile_rows, left = args.starts[g + 1] - first;
-                body(*map, s, i / tiles, first, left < tile_rows ? left : tile_rows);
-            }
-            begin += count;
-        }
 }
 
 INLINE float* inner_row(const AdaptArgs& args, int place, int segment) {
     return args.inner + (int64_t{place} * args.segments + segment) * args.inner_width;
 }
 
+// Calls body(first, rows, begin, end) for the pieces from .. to of a stretch: panels begin .. end with places first ..
+// first + rows of args.rows.
+template <typename Body>
+INLINE void each_tile(const AdaptArgs& args, int group, int panels, int from, int to, const Body& body) {
+    while (from < to) {
+        const int tile = from / panels, begin = from - tile * panels;
+        const int end = to - tile * panels < panels ? to - tile * panels : panels;
+        const int first = args.starts[group] + tile * tile_rows, left = args.starts[group + 1] - first;
+        body(first, left < tile_rows ? left : tile_rows, begin, end);
+        from += end - begin;
+    }
+}
+
 void adapt_down(const AdaptArgs& args, Share& share) {
-    each_panel(args, share, &LowRank::down, [&](const LowRank& map, int segment, int panel, int first, int rows) {
-        const float* x[tile_rows];
-        for (int i = 0; i < rows; i++) x[i] = args.x.row(args.rows[first + i]);
-        alignas(64) float sums[tile_rows][adapter_panel];
-        multiply_panel(map.down, panel, x, rows, sums);
-        for (int i = 0; i < rows; i++) {
-            float* out = inner_row(args, first + i, segment) + panel * adapter_panel;
-            for (int v = 0; v < adapter_panel; v += lanes) store(out + v, load(sums[i] + v) * map.scale);
-        }
+    each_stretch(args, share, &LowRank::down, tile_rows, [&](const LowRank& map, int g, int segment, int from, int to) {
+        each_tile(args, g, map.down.count(), from, to, [&](int first, int rows, int begin, int end) {
+            const auto inner = [&](int i, int panel) __attribute__((always_inline)) {
+                return inner_row(args, first + i, segment) + panel * adapter_panel;
+            };
+            if (map.down.element == Element::int8) {
+                Codes x[tile_rows];
+                for (int i = 0; i < rows; i++) x[i] = codes_of(args.prepared, args.places[first + i], map.down.inputs);
+                return multiply_int8_panels(map.down, begin, end, x, rows, [&](int panel, const auto& sums) {
+                    int i = 0;
+                    for (const auto& of_row : sums) {
+                        int at = 0;
+                        float* out = inner(i++, panel);
+                        for (Floats v : of_row) store(out + at++ * lanes, v * map.scale);
+                    }
+                });
+            }
+            const float* x[tile_rows];
+            for (int i = 0; i < rows; i++) x[i] = args.x.row(args.rows[first + i]);
+            for (int panel = begin; panel < end; panel++) {
+                alignas(64) float sums[tile_rows][adapter_panel];
+                multiply_panel(map.down, panel, x, rows, sums);
+                for (int i = 0; i < rows; i++)
+                    for (int v = 0; v < adapter_panel; v += lanes)
+                        store(inner(i, panel) + v, load(sums[i] + v) * map.scale);
+            }
+        });
     });
 }
 
 void adapt_up(const AdaptArgs& args, Share& share) {
-    each_panel(args, share, &LowRank::up, [&](const LowRank& map, int segment, int panel, int first, int rows) {
-        const float* x[tile_rows];
-        for (int i = 0; i < rows; i++) x[i] = inner_row(args, first + i, segment);
-        alignas(64) float sums[tile_rows][adapter_panel];
-        multiply_panel(map.up, panel, x, rows, sums);
-        const int at = panel * adapter_panel, left = map.up.outputs - at;
-        for (int i = 0; i < rows; i++) {
-            float* out = args.output.row(args.rows[first + i]) + args.columns[segment] + at;
-            each(left < adapter_panel ? left : adapter_panel,
-                 [&](int c, auto get, auto put) { put(out + c, get(out + c) + get(sums[i] + c)); });
-        }
+    each_stretch(args, share, &LowRank::up, tile_rows, [&](const LowRank& map, int g, int segment, int from, int to) {
+        each_tile(args, g, map.up.count(), from, to, [&](int first, int rows, int begin, int end) {
+            const auto add = [&](int i, int panel, const float* sums) __attribute__((always_inline)) {
+                const int at = panel * adapter_panel, left = map.up.outputs - at;
+                float* out = args.output.row(args.rows[first + i]) + args.columns[segment] + at;
+                if (left >= adapter_panel)
+                    for (int v = 0; v < adapter_panel; v += lanes) store(out + v, load(out + v) + load(sums + v));
+                else
+                    each(left, [&](int c, auto get, auto put) { put(out + c, get(out + c) + get(sums + c)); });
+            };
+            if (map.up.element == Element::int8) {
+                QuantisedRow quantised[tile_rows];
+                Codes x[tile_rows];
+                for (int i = 0; i < rows; i++) x[i] = quantised[i].fill(inner_row(args, first + i, segment), map.up.inputs);
+                return multiply_int8_panels(map.up, begin, end, x, rows, [&](int panel, const auto& sums) {
+                    int i = 0;
+                    for (const auto& of_row : sums) add(i++, panel, reinterpret_cast<const float*>(&of_row));
+                });
+            }
+            const float* x[tile_rows];
+            for (int i = 0; i < rows; i++) x[i] = inner_row(args, first + i, segment);
+            for (int panel = begin; panel < end; panel++) {
+                alignas(64) float sums[tile_rows][adapter_panel];
+                multiply_panel(map.up, panel, x, rows, sums);
+                for (int i = 0; i < rows; i++) add(i, panel, sums[i]);
+            }
+        });
     });
 }
 
 void fill(Kernels& table) {
     table.adapt_down = adapt_down;
     table.adapt_up = adapt_up;
+    table.adapt_rows = tile_rows;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The executor's adapters: loaded into slots, dropped from them, and what of a step's rows goes through which.
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "executor.h"
@@ -27,18 +28,39 @@ void fill_panels(const uint8_t* from, const Panels& to, uint8_t* out) {
             }
 }
 
-void pack_panels(const uint8_t* from, const Panels& to) {
-    uint8_t* out = const_cast<uint8_t*>(to.data);
-    to.element == Element::float32 ? fill_panels<float>(from, to, out) : fill_panels<uint16_t>(from, to, out);
+void fill_int8_panels(const RawWeight& from, const Panels& to, uint8_t* out) {
+    std::vector<float> values(static_cast<size_t>(from.out_features * from.in_features));
+    decode(file_format(from.format), from.data, static_cast<int64_t>(values.size()), values.data());
+    for (int row = 0; row < to.outputs; row++) {
+        uint8_t* panel = out + row / adapter_panel * to.panel_bytes();
+        const int lane = row % adapter_panel;
+        const float* of_row = values.data() + int64_t{row} * to.inputs;
+        float largest = 0.0f;
+        for (int k = 0; k < to.inputs; k++) largest = std::max(largest, std::abs(of_row[k]));
+        reinterpret_cast<float*>(panel + to.code_bytes())[lane] = largest / 127.0f;
+        const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+        for (int k = 0; k < to.inputs; k++)
+            panel[(k / 4 * adapter_panel + lane) * 4 + k % 4] =
+                static_cast<uint8_t>(static_cast<int8_t>(std::lrint(of_row[k] * inverse)));
+    }
 }
 
-Panels shape_of(const RawWeight& weight) {
-    const Element element = element_of(weight.format);
-    const Panels panels{nullptr, static_cast<int>(weight.out_features), static_cast<int>(weight.in_features), element};
+void pack_panels(const RawWeight& from, const Panels& to) {
+    uint8_t* out = const_cast<uint8_t*>(to.data);
+    switch (to.element) {
+        case Element::float32: return fill_panels<float>(from.data, to, out);
+        case Element::int8: return fill_int8_panels(from, to, out);
+        default: return fill_panels<uint16_t>(from.data, to, out);
+    }
+}
+
+Panels shape_of(const RawWeight& weight, bool quantised) {
+    const Element stored = element_of(weight.format);
     const int64_t elements = weight.out_features * weight.in_features;
-    if (static_cast<int64_t>(weight.bytes) != elements * (element == Element::float32 ? 4 : 2))
+    if (static_cast<int64_t>(weight.bytes) != elements * (stored == Element::float32 ? 4 : 2))
         throw std::invalid_argument("weight '" + weight.name + "': its bytes do not fit its shape");
-    return panels;
+    return {nullptr, static_cast<int>(weight.out_features), static_cast<int>(weight.in_features),
+            quantised ? Element::int8 : stored};
 }
 
 }  // namespace
@@ -49,8 +71,8 @@ void Executor::load_adapter(int slot, const std::vector<RawAdaptation>& adaptati
     int64_t bytes = 0;
     int rank = 0;
     for (const RawAdaptation& each : adaptations) {
-        const LowRank map{shape_of(each.down), shape_of(each.up), each.scale};
         const PackedMatrix& weight = matrices_.at(static_cast<size_t>(each.matrix));
+        const LowRank map{shape_of(each.down, weight.quantised()), shape_of(each.up, weight.quantised()), each.scale};
         if (map.down.inputs != weight.in_features || map.up.outputs != weight.out_features ||
             map.up.inputs != map.down.outputs || map.up.inputs < 1 || map.up.inputs > most_rank)
             throw std::invalid_argument("weight '" + each.down.name + "': its shape does not fit what it adapts");
@@ -67,8 +89,8 @@ void Executor::load_adapter(int slot, const std::vector<RawAdaptation>& adaptati
         }
     team_.run([&](Share& share) {
         for (size_t i; (i = static_cast<size_t>(share.take())) < adaptations.size();) {
-            pack_panels(adaptations[i].down.data, adapter.maps[i].down);
-            pack_panels(adaptations[i].up.data, adapter.maps[i].up);
+            pack_panels(adaptations[i].down, adapter.maps[i].down);
+            pack_panels(adaptations[i].up, adapter.maps[i].up);
         }
     });
     drop_adapter(slot);
@@ -110,11 +132,15 @@ int64_t Executor::adapter_bytes() const {
 void Executor::group_rows(const Step& step) {
     const auto group = [&](AdaptedRows& to, int count, auto slot_of) {
         to.rows.clear();
+        to.places.clear();
         to.slots.clear();
         to.starts.assign(1, 0);
         for (const auto& [slot, adapter] : adapters_) {
             for (int r = 0; r < count; r++)
-                if (slot_of(r) == slot) to.rows.push_back(r);
+                if (slot_of(r) == slot) {
+                    to.rows.push_back(r);
+                    to.places.push_back(place_of(r, count));
+                }
             if (static_cast<size_t>(to.starts.back()) == to.rows.size()) continue;
             to.starts.push_back(static_cast<int32_t>(to.rows.size()));
             to.slots.push_back(slot);
@@ -129,21 +155,53 @@ void Executor::group_rows(const Step& step) {
           [&](int r) { return row_slots_[static_cast<size_t>(step.logit_rows[r])]; });
 }
 
-bool Executor::adapts(Rows rows, const Product& product, AdaptArgs& args) const {
-    const AdaptedRows& adapted = rows == Rows::tokens ? adapted_tokens_ : adapted_selected_;
-    if (!product.adapted || adapted.slots.empty() || (rows != Rows::tokens && rows != Rows::selected)) return false;
+bool Executor::adapts(const Product& product, AdaptArgs& args) const {
+    const AdaptedRows& adapted = product.rows == Rows::tokens ? adapted_tokens_ : adapted_selected_;
+    if (!product.adapted || adapted.slots.empty() || (product.rows != Rows::tokens && product.rows != Rows::selected))
+        return false;
     args = {adapted.rows.data(),
             adapted.starts.data(),
             adapted.slots.data(),
+            adapted.places.data(),
             static_cast<int>(adapted.slots.size()),
             product.x,
             product.output,
+            prepared_input_,
             product.maps.data(),
             product.columns.data(),
             static_cast<int>(product.matrices.size()),
             reinterpret_cast<float*>(adapter_inner_.data()),
             adapter_inner_width_};
     return true;
+}
+
+void Executor::run_adapted(const LinearArgs& args, size_t product, Share& share) const {
+    AdaptArgs now, then;
+    AdaptersAhead ahead;
+    const bool adapts_now = adapts(products_[product], now);
+    if (adapts_now) {
+        kernels_.adapt_down(now, share);
+        ahead.add(now, &LowRank::up, kernels_.adapt_rows, share);
+    }
+    if (product + 1 < products_.size() && adapts(products_[product + 1], then))
+        ahead.add(then, &LowRank::down, kernels_.adapt_rows, share);
+    LinearArgs with = args;
+    with.ahead = &ahead;
+    kernels_.linear(with, share);
+    if (!adapts_now) return;
+    share.barrier();
+    kernels_.adapt_up(now, share);
+}
+
+void AdaptersAhead::add(const AdaptArgs& args, Panels LowRank::*side, int tile_rows, const Share& share) {
+    each_stretch(args, share, side, tile_rows, [&](const LowRank& map, int, int, int from, int to) {
+        const Panels& panels = map.*side;
+        const int count = panels.count();
+        const bool one_tile = from / count == (to - 1) / count;
+        const int first = one_tile ? from % count : 0, end = one_tile ? (to - 1) % count + 1 : count;
+        pieces_.push_back({panels.data + first * panels.panel_bytes(), (end - first) * panels.panel_bytes()});
+        bytes_ += pieces_.back().bytes;
+    });
 }
 
 }  // namespace tokenworks::cpu

@@ -187,6 +187,7 @@ class Executor {
 
     // A linear product, as adapters see it.
     struct Product {
+        Rows rows;
         std::vector<int> matrices;
         std::vector<int64_t> columns;  // where each matrix's outputs begin
         Columns x, output;
@@ -205,10 +206,12 @@ class Executor {
     // AdaptArgs' groups.
     struct AdaptedRows {
         std::vector<int32_t> rows, starts, slots;
+        std::vector<TilePlace> places;
     };
 
     void group_rows(const Step& step);
-    bool adapts(Rows rows, const Product& product, AdaptArgs& args) const;  // false: there is nothing to do
+    bool adapts(const Product& product, AdaptArgs& args) const;  // false: there is nothing to do
+    void run_adapted(const LinearArgs& args, size_t product, Share& share) const;
     Columns at(Place place) const { return {arena() + place.first, place.second}; }
     Cache cache_of(int layer) const;
     void check(const Step& step, size_t first_part, size_t end_part) const;

@@ -16,6 +16,7 @@ void Executor::linear(Rows rows, Place output, Place x, const Place* residual,
                       const std::vector<std::pair<int, int>>& segments) {
     std::vector<Segment>& stacked = segments_.emplace_back();
     Product& product = products_.emplace_back();
+    product.rows = rows;
     product.x = at(x);
     product.output = at(output);
     int64_t column = 0;
@@ -33,16 +34,10 @@ void Executor::linear(Rows rows, Place output, Place x, const Place* residual,
                           prepared_input_,
                           stacked.data(),
                           static_cast<int>(stacked.size())};
-    calls_.push_back([this, rows, args, &product](const Step& step, Share& share) {
+    calls_.push_back([this, rows, args, number = products_.size() - 1](const Step& step, Share& share) {
         LinearArgs now = args;
         now.rows = step.rows(rows);
-        AdaptArgs adapting;
-        const bool adapts = step.adapters && this->adapts(rows, product, adapting);
-        if (adapts) kernels_.adapt_down(adapting, share);
-        kernels_.linear(now, share);
-        if (!adapts) return;
-        share.barrier();
-        kernels_.adapt_up(adapting, share);
+        step.adapters ? run_adapted(now, number, share) : kernels_.linear(now, share);
     });
 }
 

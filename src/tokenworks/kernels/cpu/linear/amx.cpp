@@ -135,7 +135,7 @@ void tiles(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
 
 template <int height, Layout layout>
 void one_tile(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-              const float*, float* out) {
+              const float*, const Fetch&, float* out) {
     tiles<height, layout>(shape, panel, codes, facts, 1, out);
 }
 
@@ -191,11 +191,11 @@ bool agrees() {
         facts[i] = facts_of(static_cast<float>(codes[i * 32]), halves[0], halves[1]);
     }
     for (int t = 0; t < 2; t++)
-        avx512_linear.tiles[l][4](shape, panel, codes + t * tile_blocks * 32, facts + t * tile_blocks, nullptr,
+        avx512_linear.tiles[l][4](shape, panel, codes + t * tile_blocks * 32, facts + t * tile_blocks, nullptr, {},
                                   want + t * tile_sums);
     tiles<16, layout>(shape, panel, codes, facts, 2, got);
     if (__builtin_memcmp(got, want, sizeof want) != 0) return false;
-    avx512_linear.tiles[l][3](shape, panel, codes, facts, nullptr, want);
+    avx512_linear.tiles[l][3](shape, panel, codes, facts, nullptr, {}, want);
     tiles<8, layout>(shape, panel, codes, facts, 1, got);
     return __builtin_memcmp(got, want, sizeof want / 4) == 0;
 }

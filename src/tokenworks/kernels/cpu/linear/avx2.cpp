@@ -184,10 +184,12 @@ INLINE void add_block(const uint8_t* block, const int8_t* x, const BlockFacts* f
 
 template <int height, Layout layout>
 INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* x, const BlockFacts* facts,
-                   float* out) {
+                   const Fetch& fetch, float* out) {
     constexpr LayoutRow row = row_of(layout);
     constexpr int at_once = 4, parts = 32 / row.block, scale_rows = parts + row.minimums;
+    const uint8_t* soon = fetch.data;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
+        for (int64_t at = 0; at < fetch.block_bytes; at += 64, soon += 64) __builtin_prefetch(soon, 0, 2);
         const uint8_t* packed_scales = panel + code_bytes(layout);
         const auto codes = [&](int g, int side) { return load_codes<layout>(panel, g, side); };
         const auto scales = [&](int part, int side) { return load_scales<layout>(packed_scales, part, side); };
@@ -275,10 +277,10 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 template <int height, Layout layout>
 struct Tile {
     static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, float* out) {
+                    const float* x, const Fetch& fetch, float* out) {
         for (int i = 0; i < height * panel_width; i += 8) _mm256_store_ps(out + i, _mm256_setzero_ps());
         if constexpr (row_of(layout).block)
-            blocks<height, layout>(shape, panel, codes, facts, out);
+            blocks<height, layout>(shape, panel, codes, facts, fetch, out);
         else
             floats<height, layout>(shape, panel, x, out);
     }

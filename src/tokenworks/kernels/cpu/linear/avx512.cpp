@@ -51,11 +51,14 @@ INLINE __m512i begin(const BlockFacts& facts, int part) {
 
 template <int height, Layout layout>
 INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                   __m512 (&totals)[height]) {
+                   const Fetch& fetch, __m512 (&totals)[height]) {
     constexpr int parts = 32 / row_of(layout).block;
     // Rows side by side, as a row's eight sums wait for each other; two parts of four rows would not fit the registers.
     constexpr int at_once = parts > 1 ? 1 : height < 4 ? height : 4;
+    const uint8_t* soon = fetch.data;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
+        for (int64_t at = 0; at < fetch.block_bytes; at += 64, soon += 64)
+            __builtin_prefetch(soon, 0, 2);  // 2: into the second-level cache
         __m512i rows[8];
         load_codes<layout>(panel, rows);
         const BlockScales<layout> scales = load_block_scales<layout>(panel);
@@ -104,11 +107,11 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 template <int height, Layout layout>
 struct Tile {
     static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, float* out) {
+                    const float* x, const Fetch& fetch, float* out) {
         __m512 totals[height];
         UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
         if constexpr (row_of(layout).block)
-            blocks<height, layout>(shape, panel, codes, facts, totals);
+            blocks<height, layout>(shape, panel, codes, facts, fetch, totals);
         else
             floats<height, layout>(shape, panel, x, totals);
         UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, completed<layout>(totals[r]));

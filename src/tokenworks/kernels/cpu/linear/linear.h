@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "../ahead.h"
 #include "../kernels.h"
 #include "packed.h"
 
@@ -38,6 +39,13 @@ struct Prepared {
     float* floats;
 };
 
+// Where a row is: its tile's first row and height, and its number in it.
+struct TilePlace {
+    int begin, height, in_tile;
+};
+
+TilePlace place_of(int row, int rows);
+
 struct PrepareArgs {
     int rows;
     Columns x;
@@ -62,6 +70,7 @@ struct LinearArgs {
     const Segment* segments;
     int segment_count;
     bool apart = false;  // each segment has an input of its own; in x they follow each other
+    Ahead* ahead = nullptr;  // what this thread will read next, or null
 };
 
 // Rows in groups, each with products of its own (the rows that chose an expert): group g has rows starts[g] ..
@@ -94,9 +103,16 @@ inline Prepared from_row(const Prepared& prepared, int64_t row, int64_t width) {
 
 // --- What an instruction set gives ---
 
+// Memory that will be read soon: with every 32 inputs a kernel begins to read so many bytes more of it (Ahead). Kernels
+// of machines on which that gains nothing leave it.
+struct Fetch {
+    const uint8_t* data;
+    int64_t block_bytes;
+};
+
 // Products of a panel with a tile: out[row of tile, 16] = sum over k.
 using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
-                            const BlockFacts* facts, const float* floats, float* out);
+                            const BlockFacts* facts, const float* floats, const Fetch& fetch, float* out);
 
 // Products of a panel with `count` consecutive tiles of 16 rows: out[tile, row of tile, 16].
 using TilesKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,

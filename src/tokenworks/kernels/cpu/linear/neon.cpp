@@ -190,7 +190,7 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 template <int height, Layout layout>
 struct Tile {
     static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, float* out) {
+                    const float* x, const Fetch&, float* out) {
         if constexpr (row_of(layout).block) {
             __builtin_memset(out, 0, height * panel_width * sizeof(float));
             blocks<height, layout>(shape, panel, codes, facts, out);

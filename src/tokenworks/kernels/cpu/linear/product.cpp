@@ -25,7 +25,8 @@ Tile tile_of(int row, int rows) {
     return tile;
 }
 
-void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range rows, const LinearKernels& kernels) {
+void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range rows, int64_t ahead_bytes,
+               const LinearKernels& kernels) {
     const PackedMatrix& weight = *segment.weight;
     const int64_t k = weight.in_features, blocks = (k + 31) / 32, first = int64_t{panel} * panel_width;
     const int columns = static_cast<int>(std::min<int64_t>(panel_width, weight.out_features - first));
@@ -44,7 +45,13 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range 
             kernels.many[layout](weight, data, codes, facts, count, sums);
             height *= count;
         } else {
-            kernels.tiles[layout][tile.log2_height](weight, data, codes, facts, args.x.floats + row * k, sums);
+            Fetch fetch{nullptr, 0};
+            if (ahead_bytes > 0) {
+                const Ahead::Piece piece = args.ahead->take(ahead_bytes);
+                fetch = {piece.data, (piece.bytes + blocks - 1) / blocks};
+                ahead_bytes -= piece.bytes;
+            }
+            kernels.tiles[layout][tile.log2_height](weight, data, codes, facts, args.x.floats + row * k, fetch, sums);
         }
         const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
         kernels.finish({sums,
@@ -98,9 +105,18 @@ void prepare_row(const float* x, int64_t width, int row, const Tile& tile, const
     }
 }
 
+// Bytes to be read ahead with each panel, so that all are by the product's end.
+int64_t ahead_of_a_panel(const LinearArgs& args, const Share& share) {
+    if (!args.ahead) return 0;
+    int64_t panels = 0;
+    for (int s = 0; s < args.segment_count; s++) panels += args.segments[s].weight->panels();
+    return args.ahead->bytes() * share.parts / panels + 64;
+}
+
 // Runs those tasks of a product that this thread takes. `task` is the last number taken, first_task that of the
 // product's first.
 void run_tasks(const LinearArgs& args, Share& share, const LinearKernels& kernels, int& task, int& first_task) {
+    const int64_t ahead_bytes = ahead_of_a_panel(args, share);
     for (int s = 0; s < args.segment_count; s++) {
         const Segment& segment = args.segments[s];
         LinearArgs of = args;
@@ -111,13 +127,18 @@ void run_tasks(const LinearArgs& args, Share& share, const LinearKernels& kernel
             const int row = now / tasks.panel_count * tasks.rows;
             const int end = std::min(first + tasks.panels, segment.weight->panels());
             for (int p = first; p < end; p++)
-                run_panel(of, segment, p, {row, std::min(row + tasks.rows, args.rows)}, kernels);
+                run_panel(of, segment, p, {row, std::min(row + tasks.rows, args.rows)}, ahead_bytes, kernels);
         }
         first_task += tasks.count;
     }
 }
 
 }  // namespace
+
+TilePlace place_of(int row, int rows) {
+    const Tile tile = tile_of(row, rows);
+    return {tile.begin, tile.height, row - tile.begin};
+}
 
 void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels) {
     const Range range = share.rows(args.rows);

@@ -107,7 +107,7 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, flo
 template <int height, Layout layout>
 struct Tile {
     static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, float* out) {
+                    const float* x, const Fetch&, float* out) {
         std::memset(out, 0, height * panel_width * sizeof(float));
         if constexpr (row_of(layout).block)
             blocks<height, layout>(shape, panel, codes, facts, out);
