@@ -54,6 +54,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     max_body_mb: Positive = 16
+    max_audio_mb: Positive = 25
+    """The same of requests with sound files."""
     max_waiting: Positive = 1024
     """Requests beyond this many in flight are answered 503 at once."""
     adapters_folder: str | None = None

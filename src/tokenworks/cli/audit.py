@@ -123,7 +123,8 @@ def _audit(model: _Model, texts: list[str], arguments: argparse.Namespace, bar: 
     name = model.name or found.name
     checkpoint = open_checkpoint(found.path)
     if checkpoint.config.kind != "generate":
-        bar.say(f"{name} makes vectors, not text: left out.")
+        does = "hears speech" if checkpoint.config.kind == "transcribe" else "makes vectors"
+        bar.say(f"{name} {does}, not text: left out.")
         return []
     tokenizer = load_tokenizer(found.path)
     text = Text(

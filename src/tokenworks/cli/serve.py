@@ -144,6 +144,8 @@ def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) 
         body = {"model": generators[0], "messages": [{"role": "user", "content": "Hello! Who are you?"}]}
         print(f"\nTry it:\n\n  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
         print(f"    -d '{json.dumps(body)}'\n\n  tokenworks chat --url {url}")
+    elif listeners := [name for name, ready in workers.items() if ready.kind == "transcribe"]:
+        print(f"\nTry it:\n\n  curl {url}/v1/audio/transcriptions -F model={listeners[0]} -F file=@speech.wav")
     print("\nCtrl-C stops everything.", flush=True)
 
 

@@ -1,7 +1,8 @@
 """What a request's options do to one row of logits before a token is drawn.
 
 In this order: repetition penalty (Keskar et al. 2019, arXiv 1909.05858) over prompt and output; presence and frequency
-penalties over the output; logit bias; tokens that would end it before `min_tokens`; what the grammar forbids.
+penalties over the output; logit bias; tokens that would end it before `min_tokens`; what the rules of written speech
+forbid; what the grammar forbids.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.engine.constrain import Matcher
+from tokenworks.engine.speech import SpeechMask
 from tokenworks.kernels.backend import Float32
 from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.sampling import Sampling
@@ -29,6 +31,7 @@ class Adjustment:
         """`ends` are the tokens to suppress before min_tokens. The matcher has not seen `output` yet."""
         self._sampling = sampling
         self._matcher = matcher
+        self._speech = None if sampling.speech is None else SpeechMask(sampling.speech)
         self._ends = np.fromiter(ends, np.int64)
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
@@ -58,16 +61,20 @@ class Adjustment:
             row[self._bias_ids] += self._bias
         if output_tokens < self._sampling.min_tokens:
             row[self._ends] = -np.inf
+        if self._speech is not None:
+            self._speech.apply(row)
         if self._matcher is not None:
             np.copyto(row, -np.inf, where=self._matcher.forbidden())
         if row.max() == -np.inf:
-            raise EngineError("the grammar and the logit bias leave no token to choose")
+            raise EngineError("grammar, rules and logit bias leave no token to choose")
 
     def take(self, token: int) -> None:
         """The next output token. Raises EngineError if the grammar cannot go on."""
         if self._penalises:
             index = self._see(token)  # first: it may move the arrays to make room
             self._counts[index] += 1
+        if self._speech is not None:
+            self._speech.take(token)
         if self._matcher is not None:
             self.complete = self._matcher.take(token)
 

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
+from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.multi_token import MultiToken
-from tokenworks.engine.pictures import PictureEncoder
-from tokenworks.engine.plan import StepPlan, StepResult
+from tokenworks.engine.plan import StepPlan
 from tokenworks.engine.runner import Runner
 from tokenworks.engine.sampler import Sampler
 from tokenworks.engine.scheduler import Scheduler
@@ -41,7 +41,7 @@ class Engine:
         tokenizer_json: Callable[[], str],
         speculate: bool = True,
         draft: DraftModel | MultiToken | None = None,
-        encoder: PictureEncoder | None = None,
+        encoder: MediaEncoder | None = None,
         adapters: AdapterSlots | None = None,
     ) -> None:
         """`tokenizer_json` gives the text of the model's tokenizer.json; called once, when the first grammar comes.
@@ -145,7 +145,7 @@ class Engine:
         plan = self._plan()
         if plan.admitted:
             self.on_begin(tuple(sequence.request.request_id for sequence in plan.admitted))
-        result = self._runner.run(plan) if plan.pieces else StepResult()
+        result = self._runner.run(plan)
         if self._multi_token is not None:
             self._multi_token.ran(plan)
         chunks = self._scheduler.commit(plan, result)
@@ -192,13 +192,11 @@ class Engine:
                 return f"{what}: token id {bad} is not in the model's vocabulary of {self._vocabulary}"
         if request.adapter is not None and self._adapters is None:
             return "this model takes no adapters"
-        if not request.pictures:
-            return None
         if self._encoder is None:
-            return "this model reads text only"
-        if sampling.prompt_logprobs is not None:
-            return "log-probabilities of a prompt with pictures cannot be had"
-        return self._encoder.objection(request.pictures, len(request.prompt_ids))
+            return "this model reads text only" if request.media else None
+        if request.media and sampling.prompt_logprobs is not None:
+            return "log-probabilities of a prompt with pictures or sounds cannot be had"
+        return self._encoder.objection(request)
 
     def _open(self, request: Generate, now_s: float, matcher: Matcher | None) -> None:
         try:

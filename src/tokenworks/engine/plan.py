@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tokenworks.engine.sequence import Sequence
 from tokenworks.engine.states import Writings
-from tokenworks.protocol.messages import Picture, TokenLogprobs
+from tokenworks.protocol.messages import Medium, TokenLogprobs
 
 
 class Piece(NamedTuple):
@@ -46,8 +46,8 @@ class StepPlan:
     block_tables: npt.NDArray[np.int32]
     """[slots, blocks of the longest sequence] row `sequence.slot` has the sequence's blocks in order, then -1.
     The scheduler's own table: to be read until the plan is committed, never written."""
-    missing: tuple[Picture, ...] = ()
-    """Pictures that prompts wait for, the first in rank first."""
+    missing: tuple[Medium, ...] = ()
+    """Pictures and sounds that prompts wait for, the first in rank first."""
 
 
 @dataclass(slots=True)

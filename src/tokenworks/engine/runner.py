@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenworks.engine.pictures import PictureEncoder
+from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sampler import Sampler
 from tokenworks.kernels.backend import Executable, Float32, StateBatch, StepBatch
@@ -58,7 +58,7 @@ class Runner:
     """One model's steps."""
 
     def __init__(
-        self, executable: Executable, block_tokens: int, sampler: Sampler, encoder: PictureEncoder | None = None
+        self, executable: Executable, block_tokens: int, sampler: Sampler, encoder: MediaEncoder | None = None
     ) -> None:
         self._executable = executable
         self._block_tokens = block_tokens
@@ -66,11 +66,12 @@ class Runner:
         self._encoder = encoder
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Runs a plan that has pieces."""
-        for sequence in plan.admitted:
+        """Runs a plan's pieces, if it has any."""
+        for sequence in plan.admitted:  # which may have none yet: they wait for a picture or a sound
             self._sampler.load(sequence)
-        batch = assemble(plan, self._block_tokens)
-        logits = self._executable.run(batch if self._encoder is None else self._encoder.show(plan, batch))
+        if not plan.pieces:
+            return StepResult()
+        logits = self._run(plan)
         result = StepResult()
         if not len(logits):
             return result
@@ -85,6 +86,13 @@ class Runner:
             rows.append(row - 1 - len(piece.draft))
         self._draw(plan, logits, rows, drafts, result)
         return result
+
+    def _run(self, plan: StepPlan) -> Float32:
+        """The logits that the plan wants."""
+        if self._encoder is None:
+            return self._executable.run(assemble(plan, self._block_tokens))
+        batches = self._encoder.batches(plan, lambda some: assemble(some, self._block_tokens))
+        return [self._executable.run(batch, part) for batch, part in batches][-1]
 
     def _draw(
         self, plan: StepPlan, logits: Float32, rows: list[int], drafts: list[tuple[int, ...]], result: StepResult

@@ -57,6 +57,7 @@ class Sampler:
         sampling = request.sampling
         if (
             matcher is None
+            and sampling.speech is None
             and sampling.repetition_penalty == 1
             and sampling.presence_penalty == sampling.frequency_penalty == 0
             and not sampling.logit_bias

@@ -14,8 +14,8 @@ The rules, in the order in which `plan` applies them:
 4. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
    rows of logits and blocks that are left: `with_drafts`. What of it proves wrong is taken back: nobody is worse off.
 
-A prompt runs up to its first picture that is not encoded yet, and waits there (engine/pictures.py). Where a picture's
-tokens see each other, they run in one step.
+A prompt runs up to its first picture or sound that is not encoded yet, and waits there (engine/pictures.py, sounds.py).
+Where a picture's tokens see each other, they run in one step.
 
 Rank: by arrival, moved back by PRIORITY_S for each level of priority. So lower priorities go first, and yet nobody
 waits for ever: a request is overtaken only by those that arrive within a minute per level after it.
@@ -27,14 +27,14 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from operator import attrgetter
 
-from tokenworks.engine.pictures import PictureEncoder, runnable
+from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import AdapterUse, Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
 from tokenworks.engine.states import States
 from tokenworks.kernels.backend import Limits
-from tokenworks.protocol.messages import EngineStats, Finish, Generate, Picture, TokenChunk
+from tokenworks.protocol.messages import EngineStats, Finish, Generate, Medium, TokenChunk
 
 PRIORITY_S = 60.0
 _rank = attrgetter("rank")
@@ -50,12 +50,12 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         context_tokens: int,
         speculator: Speculator | None,
-        encoder: PictureEncoder | None = None,
+        encoder: MediaEncoder | None = None,
     ) -> None:
         self._limits = limits
         self._speculator = speculator
         self._encoder = encoder
-        self._missing: list[Picture] = []
+        self._missing: list[Medium] = []
         self._eos_token_ids = eos_token_ids
         self._context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
         # Any running sequence may decode, so each must be sure of a token and a row of logits in every step.
@@ -281,7 +281,7 @@ class Scheduler:
             return tokens, rows
         least = start + 1
         if self._encoder is not None and self._encoder.sees_ahead:
-            least = max([least, *(p.end for p in sequence.request.pictures if p.at <= start)])
+            least = max([least, *(medium.end for medium in sequence.request.media if medium.at <= start)])
         room = self._space.grow(sequence, end)
         if room < least and not self._make_room(sequence, least, preempted):
             return tokens, rows
@@ -295,11 +295,10 @@ class Scheduler:
         return tokens + end - start, rows - (end - logits_from)
 
     def _runnable(self, sequence: Sequence, start: int, end: int) -> int:
-        """How far a prompt can run with the pictures that are there; notes the one that it waits for."""
-        if self._encoder is None or not sequence.request.pictures:
+        """How far a prompt can run with the pictures and sounds that are there; notes the one that it waits for."""
+        if self._encoder is None or not sequence.request.media:
             return end
-        ready, whole = self._encoder.ready, self._encoder.sees_ahead
-        end, missing = runnable(sequence.request.pictures, start, end, ready, whole)
+        end, missing = self._encoder.runnable(sequence.request.media, start, end)
         if missing is not None:
             self._missing.append(missing)
         return end

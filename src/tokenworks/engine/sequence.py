@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tokenworks.engine.lookup import PromptLookup
 from tokenworks.kvcache.prefix import Key, Node
-from tokenworks.protocol.messages import Generate, Picture, TokenLogprobs
+from tokenworks.protocol.messages import Generate, Medium, TokenLogprobs
 
 Rank = tuple[float, int]
 """Who goes first: the lower one. Never changes, and no two are equal."""
@@ -109,10 +109,10 @@ class Sequence(Tenant):
         sampling = request.sampling
         self.request = request
         self.rank = rank
-        if request.pictures:  # whose tokens stand for their contents in the tree
+        if request.media:  # whose tokens stand for their contents in the tree
             self.keys = list(self.tokens)
-            for picture in request.pictures:
-                self.keys[picture.at : picture.end] = [_of_picture(picture)] * picture.tokens
+            for medium in request.media:
+                self.keys[medium.at : medium.end] = [_of_medium(medium)] * medium.tokens
         self.adapter = -1 if adapter is None else adapter.slot
         """Its adapter's slot."""
         if adapter is not None and self.tokens:  # what an adapter has computed begins like nobody else's in the tree
@@ -164,6 +164,6 @@ class Sequence(Tenant):
         self.state = state
 
 
-def _of_picture(picture: Picture) -> int:
-    """No token's id, and different for different pictures."""
-    return -1 - int.from_bytes(picture.digest, "little")
+def _of_medium(medium: Medium) -> int:
+    """No token's id, and different for different pictures or sounds."""
+    return -1 - int.from_bytes(medium.digest, "little")

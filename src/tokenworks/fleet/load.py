@@ -8,8 +8,10 @@ from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.engine.engine import Engine
+from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.multi_token import MultiToken, guess_blocks
 from tokenworks.engine.pictures import PictureEncoder
+from tokenworks.engine.sounds import SoundEncoder
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.formats import dequantise
@@ -21,6 +23,7 @@ from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
 from tokenworks.models.ends import eos_token_ids
 from tokenworks.models.packed_store import place_of
+from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.vision.pixels import Pixels
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
@@ -78,8 +81,10 @@ def load(
         )
         phase("draft")
     context_tokens = min(config.context_tokens, settings.engine.context_tokens or config.context_tokens)
-    if settings.adapters and isinstance(config, EncoderConfig):
-        raise ModelError(f"{path} is an encoder, and takes no adapters.")
+    if isinstance(config, SpeechConfig):  # most of it is what it hears
+        context_tokens = config.context_tokens
+    if settings.adapters and not isinstance(config, DecoderConfig):
+        raise ModelError(f"{path} generates no text of prompts, and takes no adapters.")
     engine: Engine | EncoderEngine
     if isinstance(config, EncoderConfig):
         sigmoid = isinstance(config.head, ScoreHead) and config.head.sigmoid
@@ -87,11 +92,13 @@ def load(
         engine = EncoderEngine(executable, limits, width=width, vocabulary=config.vocabulary, sigmoid=sigmoid)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
-        encoder, encoder_bytes = _picture_encoder(settings, checkpoint, context_tokens, limits.threads)
-        adapters = AdapterSlots(
-            executable, settings.engine.adapter_slots, lambda adapter: read_adapter(Path(adapter.path), checkpoint)
-        )
-        adapters.fill(settings.adapters)
+        encoder, encoder_bytes = _media_encoder(settings, checkpoint, context_tokens, limits.threads)
+        adapters = None
+        if isinstance(config, DecoderConfig):
+            adapters = AdapterSlots(
+                executable, settings.engine.adapter_slots, lambda adapter: read_adapter(Path(adapter.path), checkpoint)
+            )
+            adapters.fill(settings.adapters)
         engine = Engine(
             executable,
             limits,
@@ -99,7 +106,7 @@ def load(
             context_tokens=context_tokens,
             vocabulary=config.vocabulary,
             tokenizer_json=lambda: _tokenizer_json(path),
-            speculate=settings.engine.speculation,
+            speculate=settings.engine.speculation and isinstance(config, DecoderConfig),
             draft=draft,
             encoder=encoder,
             adapters=adapters,
@@ -114,6 +121,8 @@ def load(
         draft_weight_bytes=draft_executable.weight_bytes if draft_executable else 0,
         draft_kv_bytes=draft_executable.cache_bytes if draft_executable else 0,
         load_s=phases_s,
+        heard_tokens=config.heard if isinstance(config, SpeechConfig) else 0,
+        heard_tones=config.bins if isinstance(config, SpeechConfig) else 0,
     )
     return engine, ready, keep
 
@@ -136,28 +145,31 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program)
     return checkpoint
 
 
-def _picture_encoder(
+def _media_encoder(
     settings: WorkerSettings, checkpoint: Checkpoint, context_tokens: int, threads: int
-) -> tuple[PictureEncoder | None, int]:
-    """Of a model that sees, and the bytes of its weights; sized for the largest picture that fits a prompt."""
-    vision = checkpoint.config.vision if isinstance(checkpoint.config, DecoderConfig) else None
+) -> tuple[MediaEncoder | None, int]:
+    """Of a model that sees or hears, and the bytes of its weights; sized for the largest picture that fits a prompt."""
+    config, backend = checkpoint.config, _backend(settings.backend)
+    if isinstance(config, SpeechConfig):
+        limits = _encoder_limits(config.heard, threads)
+        executable = backend.compile(checkpoint.speech_program(), checkpoint.tensors, limits)
+        return SoundEncoder(executable, config), executable.weight_bytes
+    vision = config.vision if isinstance(config, DecoderConfig) else None
     if vision is None:
         return None, 0
     vision = replace(vision, most_patches=min(vision.most_patches, context_tokens * vision.merge**2))
-    limits = Limits(
-        step_tokens=vision.most_patches,
-        sequences=1,
-        logit_rows=1,
-        blocks=1,
-        block_tokens=1,
-        cache_dtype="float32",
-        threads=threads,
-    )
-    executable = _backend(settings.backend).compile(checkpoint.vision_program(vision), checkpoint.tensors, limits)
+    limits = _encoder_limits(vision.most_patches, threads)
+    executable = backend.compile(checkpoint.vision_program(vision), checkpoint.tensors, limits)
     table = dequantise(checkpoint.tensors["vision.positions"]) if vision.positions == "bilinear" else None
     pixels = Pixels(vision, table)
     encoder = PictureEncoder(executable, pixels, sees_ahead=vision.sees_ahead, along_axes=vision.along_axes)
     return encoder, executable.weight_bytes
+
+
+def _encoder_limits(rows: int, threads: int) -> Limits:
+    return Limits(
+        step_tokens=rows, sequences=1, logit_rows=1, blocks=1, block_tokens=1, cache_dtype="float32", threads=threads
+    )
 
 
 def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
@@ -167,7 +179,9 @@ def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Pr
     step_tokens = wanted.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)
-    elif config.vision is not None and config.vision.sees_ahead:  # a picture's tokens have to, beside texts
+    elif (
+        isinstance(config, DecoderConfig) and config.vision is not None and config.vision.sees_ahead
+    ):  # a picture's tokens have to, beside texts
         step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + wanted.sequences)
     cache = cache_that_fits(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens, wanted.sequences)
     return Limits(

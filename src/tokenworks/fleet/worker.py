@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     engine.on_begin = lambda request_ids: link.send(Begun(request_ids))
     link.send(ready)
     threading.Thread(target=_keep, args=[keep_packed], name="keep-packed", daemon=True).start()
-    if ready.kind == "generate":
+    if ready.kind in ("generate", "transcribe"):
         _generate(link, cast("Engine", engine), termination)
     else:
         _embed(link, cast("EncoderEngine", engine), termination)

@@ -24,6 +24,7 @@ from tokenworks.gateway import (
     responses,
     responses_types,
     tokenize,
+    transcriptions,
 )
 from tokenworks.gateway.http import ERROR_HANDLERS
 from tokenworks.gateway.responses_store import ResponsesStore
@@ -46,6 +47,8 @@ class Api:
     streams: bool = False
     """With `stream: true` the reply is server-sent events."""
     errors: tuple[int, ...] = ()
+    is_form: bool = False
+    """The body is multipart/form-data."""
 
 
 _MODEL_ERRORS = (400, 404, 413, 503)
@@ -82,6 +85,16 @@ ROUTES: tuple[Api, ...] = (
     Api(
         "POST", "/v1/score", rerank.score, "How well one text answers another",
         rerank.ScoreBody, rerank.ScoreList, False, _MODEL_ERRORS,
+    ),
+    Api(
+        "POST", "/v1/audio/transcriptions", transcriptions.transcriptions, "A recording to text",
+        transcriptions.TranscriptionBody, transcriptions.Transcription | transcriptions.VerboseTranscription, True,
+        _MODEL_ERRORS, is_form=True,
+    ),
+    Api(
+        "POST", "/v1/audio/translations", transcriptions.translations, "A recording to English text",
+        transcriptions.TranslationBody, transcriptions.Transcription | transcriptions.VerboseTranscription, False,
+        _MODEL_ERRORS, is_form=True,
     ),
     Api(
         "POST", "/v1/messages", messages.messages, "Answer a conversation (Anthropic's API)",

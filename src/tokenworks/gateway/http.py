@@ -19,15 +19,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def read_body(request: Request, type_: type[T]) -> T:
-    """The request's JSON as `type_`.
+    """The request's JSON as `type_`. Raises as `read_bytes`, and InvalidRequest naming the field for anything that is
+    not the JSON that `type_` describes."""
+    return decode(await read_bytes(request, request.app.state.gateway.max_body_bytes), type_)
 
-    Raises BodyTooLarge as soon as the announced or the received size passes the limit (the rest is never kept), and
-    InvalidRequest naming the field for anything that is not the JSON that `type_` describes.
-    """
+
+async def read_bytes(request: Request, limit_bytes: int) -> bytes:
+    """The request's body. Raises InvalidRequest for one that is compressed, and BodyTooLarge as soon as the announced
+    or the received size passes the limit (the rest is never kept)."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise InvalidRequest(f"the body's content-encoding is {encoding[:50]}; this server takes plain JSON")
-    limit_bytes: int = request.app.state.gateway.max_body_bytes
+        raise InvalidRequest(f"the body's content-encoding is {encoding[:50]}; this server takes none")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
@@ -36,7 +38,7 @@ async def read_body(request: Request, type_: type[T]) -> T:
         data += piece
         if len(data) > limit_bytes:
             raise _too_large(limit_bytes)
-    return decode(bytes(data), type_)
+    return bytes(data)
 
 
 def _too_large(limit_bytes: int) -> BodyTooLarge:

@@ -52,6 +52,8 @@ def _operation(api: "Api", schema_of: dict[Any, Any], models: Sequence[str]) -> 
     ok: dict[str, Any] = {"description": "Done"}
     if api.reply is not None:
         ok["content"] = json_content(api.reply)
+    if api.is_form:
+        ok["content"]["text/plain"] = {"schema": {"type": "string"}}
     if api.streams:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     answers: dict[str, Any] = {"200": ok}
@@ -62,7 +64,10 @@ def _operation(api: "Api", schema_of: dict[Any, Any], models: Sequence[str]) -> 
         answers["503"] = {"description": "Not yet", "content": json_content(Readiness)}
     operation: dict[str, Any] = {"summary": api.summary, "responses": answers}
     if api.body is not None:
-        operation["requestBody"] = {"required": True, "content": json_content(api.body)}
+        content = json_content(api.body)
+        if api.is_form:
+            content = {"multipart/form-data": content["application/json"]}
+        operation["requestBody"] = {"required": True, "content": content}
     if "{id" in api.path:
         schema: dict[str, Any] = {"type": "string", "minLength": 1}
         if "models" in api.path:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from tokenworks.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from tokenworks.fleet.pool import Pool, PoolModel
     from tokenworks.gateway.responses_store import ResponsesStore
+    from tokenworks.kernels.backend import Float32
+    from tokenworks.models.speech.vocabulary import SpeechVocabulary
     from tokenworks.models.tokenizer import ModelTokenizer, Pair
     from tokenworks.protocol.messages import Ready
 
@@ -32,7 +35,26 @@ _THREAD_FROM_TOKENS = 8192
 """The same for token ids that become text."""
 
 
-_DOES = {"generate": "generate text", "embed": "make embeddings", "score": "score texts or make embeddings"}
+_RECORDINGS_AT_ONCE = 2
+"""So many sound files are decoded at a time: an hour takes half a gigabyte."""
+
+_DOES = {
+    "generate": "generate text",
+    "embed": "make embeddings",
+    "score": "score texts or make embeddings",
+    "transcribe": "write down speech",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What a model that writes down speech is given."""
+
+    words: "SpeechVocabulary"
+    tokens: int
+    """Of a window's sound."""
+    tones: int
+    """Of the spectrogram."""
 
 
 class TextModel:
@@ -46,6 +68,8 @@ class TextModel:
         self.kind = ready.kind
         self.context_tokens = ready.context_tokens
         self.vocabulary_tokens = ready.vocabulary
+        self.hearing: Hearing | None = None
+        """Of a model that writes down speech."""
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -105,9 +129,11 @@ class Serving:
         self.models = {model.name: model for model in models}
         self.store = store
         self.max_body_bytes = settings.max_body_mb * 2**20
+        self.max_audio_bytes = settings.max_audio_mb * 2**20
         self.max_waiting = settings.max_waiting
         self.adapters_folder = settings.adapters_folder
         self._fetcher = Fetcher(settings.picture_hosts, self.max_body_bytes)
+        self._recordings = asyncio.Semaphore(_RECORDINGS_AT_ONCE)
         self.metrics = Metrics()
         self.created_s = int(wall_time_s())
         self._in_flight = 0
@@ -167,6 +193,10 @@ class Serving:
         """The text side of a model that scores pairs of texts, or makes vectors to compare."""
         return await self._text_model(name, "score", "embed")
 
+    async def transcriber(self, name: str) -> TextModel:
+        """The text side of a model that hears."""
+        return await self._text_model(name, "transcribe")
+
     async def any_text_model(self, name: str | None) -> TextModel:
         return await self._text_model(name or self.default_model)
 
@@ -184,6 +214,12 @@ class Serving:
         known = self._text_models.get(name)
         if known is None:
             known = TextModel(name, tokenizer, ready, self._sight(model, tokenizer))
+            if ready.kind == "transcribe":
+                from tokenworks.models.speech.vocabulary import open_speech_vocabulary
+
+                folder = Path(model.settings.path)
+                words = open_speech_vocabulary(folder, tokenizer.tokenizer, ready.vocabulary)
+                known.hearing = Hearing(words, ready.heard_tokens, ready.heard_tones)
             self._text_models[name] = known
         return known
 
@@ -207,6 +243,16 @@ class Serving:
             # A failure is told to whoever asks for the tokenizer; when the worker fails at the same files, nobody does.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
+
+    async def heard(self, model: TextModel, file: bytes, param: str) -> "Float32":
+        """The spectrogram of a sound file, [frames, tones]. Raises InvalidRequest naming `param`."""
+        from tokenworks.models.speech.mel import log_mel
+        from tokenworks.models.speech.recording import open_recording
+
+        assert model.hearing is not None
+        tones = model.hearing.tones
+        async with self._recordings:
+            return await asyncio.to_thread(lambda: log_mel(open_recording(file, param), tones))
 
     def check_possible(self, sequences: int) -> None:
         """InvalidRequest for more sequences than ever run at once."""

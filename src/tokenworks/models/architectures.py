@@ -26,6 +26,7 @@ from tokenworks.models.families import (
     qwen_moe,
     qwen_next,
     qwen_vision,
+    whisper,
 )
 
 HF_ARCHITECTURES = {
@@ -87,6 +88,7 @@ HF_ARCHITECTURES = {
     "roberta": bert.ROBERTA,
     "xlm-roberta": bert.ROBERTA,
     "modernbert": bert.MODERNBERT,
+    "whisper": whisper.WHISPER,
 }
 """By config.json's model_type."""
 

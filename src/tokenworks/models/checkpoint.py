@@ -19,15 +19,21 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, EncoderConfig, Layer, ModelConfig
+from tokenworks.models.ctranslate2 import CT2_WEIGHTS, open_ctranslate2
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
+from tokenworks.models.families import whisper
 from tokenworks.models.fields import Fields
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
 from tokenworks.models.multi_token import multi_token_program, multi_token_shapes
+from tokenworks.models.parts import Shapes
 from tokenworks.models.quantised import PackedTensor, StackedBlocks, open_quantised
 from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.speech import decoder as speech_decoder
+from tokenworks.models.speech import encoder as speech_encoder
+from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.stacked import Found, unstack
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.encoder import computed_weights, vision_program, vision_shapes
@@ -54,15 +60,22 @@ class Checkpoint:
                 return decoder_program(self.config)
             case EncoderConfig():
                 return encoder_program(self.config)
+            case SpeechConfig():
+                return speech_decoder.decoder_program(self.config)
 
     def vision_program(self, vision: VisionConfig) -> Program:
         """Of the pictures' encoder."""
         assert isinstance(self.config, DecoderConfig)
         return vision_program(vision, self.config.width)
 
+    def speech_program(self) -> Program:
+        """Of the encoder of sounds."""
+        assert isinstance(self.config, SpeechConfig)
+        return speech_encoder.encoder_program(self.config)
+
 
 def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint:
-    """Opens a GGUF file, or a folder with config.json and safetensors weights.
+    """Opens a GGUF file, or a folder with config.json and safetensors weights or CTranslate2's.
 
     `context_tokens`: the longest sequence that will run, where it is shorter than the model's; some rotary encodings
     are made for one range of lengths or another.
@@ -83,6 +96,10 @@ def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint
 
 
 def _open_folder(folder: Path, context_tokens: int | None) -> Checkpoint:
+    if (folder / CT2_WEIGHTS).exists():
+        file = open_ctranslate2(folder / CT2_WEIGHTS)
+        heard = whisper.from_ctranslate2(file)
+        return _checkpoint(folder, heard.architecture, heard, file.tensors, whisper.CT2, context_tokens)
     config_path = folder / "config.json"
     if not config_path.exists():
         raise ModelError(f"{folder}: not a model folder: it has no config.json.")
@@ -112,7 +129,7 @@ def _checkpoint(
 ) -> Checkpoint:
     usual = {names.usual(name).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
     found = unstack(usual, names.stacks)
-    shapes = decoder_shapes(config) if isinstance(config, DecoderConfig) else encoder_shapes(config)
+    shapes = _shapes(config)
     if isinstance(config, DecoderConfig) and config.multi_token is not None:
         if names.of(f"layers.{len(config.layers)}.join") in found:
             shapes |= multi_token_shapes(config, config.multi_token)
@@ -121,7 +138,7 @@ def _checkpoint(
     vision = config.vision if isinstance(config, DecoderConfig) else None
     if vision is not None:
         shapes = shapes | vision_shapes(vision, config.width)
-    as_stored = {name: shape[::-1] if names.is_turned(name) else shape for name, shape in shapes.items()}
+    as_stored = {name: _as_stored(name, shape, names) for name, shape in shapes.items()}
     places = _places(names, as_stored)
     stored_shapes: dict[str, tuple[int, ...]] = {}
     for canonical, place in places.items():
@@ -149,6 +166,22 @@ def _checkpoint(
     for name, values in computed_weights(vision).items() if vision else ():
         computed[name] = _float32(name, values)
     return Checkpoint(path, architecture, config, _Weights(config, found, places, as_stored, names, computed))
+
+
+def _shapes(config: ModelConfig) -> Shapes:
+    match config:
+        case DecoderConfig():
+            return decoder_shapes(config)
+        case EncoderConfig():
+            return encoder_shapes(config)
+        case SpeechConfig():
+            return speech_encoder.encoder_shapes(config) | speech_decoder.decoder_shapes(config)
+
+
+def _as_stored(name: str, shape: tuple[int, ...], names: FileNames) -> tuple[int, ...]:
+    if name in names.convolutions:
+        return shape[0], shape[1] // speech_encoder.TAPS, speech_encoder.TAPS
+    return shape[::-1] if names.is_turned(name) else shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +241,8 @@ class _Weights(Mapping[str, Tensor]):
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         if transposed:
             return _float32(name, dequantise(tensor).T)
+        if name in self.names.convolutions:
+            return _float32(name, dequantise(tensor).swapaxes(1, 2).reshape(tensor.shape[0], -1))
         if self.names.is_turned(name):
             return turned(name, tensor)
         if rows is not None:

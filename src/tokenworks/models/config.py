@@ -9,6 +9,7 @@ from tokenworks.models.laurel import Laurel
 from tokenworks.models.parts import FeedForward, Mixer, Shapes
 from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Rope
+from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.vision.config import VisionConfig
 
 MAX_LAYERS = 4096
@@ -105,4 +106,4 @@ class EncoderConfig:
     kind: Literal["embed", "score"] = "embed"
 
 
-ModelConfig = DecoderConfig | EncoderConfig
+ModelConfig = DecoderConfig | EncoderConfig | SpeechConfig

@@ -73,6 +73,8 @@ class FileNames:
     reshaped: frozenset[str] = frozenset()
     """Names in the file, with {} for each number, of tensors that some files have in another shape: the same numbers in
     the same order."""
+    convolutions: frozenset[str] = frozenset()
+    """Canonical names of linear maps [out, taps * in] that are stored as [out, in, taps]."""
     transposed: frozenset[str] = frozenset()
     """Names in the file of linear maps stored as [in, out]."""
     turned: frozenset[str] = frozenset()

@@ -91,7 +91,8 @@ def place_of(checkpoint: Path, limit_mb: int) -> PackedPlace | None:
     if limit_mb == 0:
         return None
     path = checkpoint.resolve()
-    files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
+    kinds = ("*.json", "*.safetensors", "*.bin")
+    files = [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
     try:
         sources = tuple(_source(file) for file in files)
     except OSError:

@@ -151,7 +151,7 @@ def _local(source: str) -> Resolved:
     if path.is_dir():
         path = path.resolve()
         ggufs = sorted(path.glob("*.gguf"))
-        if (path / "config.json").exists() and any(path.glob("*.safetensors")):
+        if (path / "config.json").exists() and any(any(path.glob(f"*{end}")) for end in wheels.WEIGHTS):
             return Resolved(path.name, path, None)
         if len(ggufs) == 1:
             _check_gguf(ggufs[0])

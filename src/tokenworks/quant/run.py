@@ -10,6 +10,7 @@ from typing import Literal
 from tokenworks.kernels.formats import dequantise
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig
+from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import InvalidRequest, ModelError
 from tokenworks.quant.calibrate import Progress, quantise
@@ -71,6 +72,8 @@ def quantise_model(
     checkpoint = open_checkpoint(source)
     if isinstance(checkpoint.config, DecoderConfig) and checkpoint.config.vision is not None:
         raise ModelError(f"{source}: models that see pictures cannot be quantised here yet.")
+    if isinstance(checkpoint.config, SpeechConfig):
+        raise ModelError(f"{source}: models that hear cannot be quantised here yet.")
     program = checkpoint.program()
     choices = recipe.of(program)
     if all(choice == "keep" for choice in choices.values()):

@@ -129,6 +129,8 @@ class Executor:
         portion: int,
         portions: int,
         latent: int,
+        begin: int,
+        end: int,
         /,
     ) -> None: ...
     def short_convolution(

@@ -29,6 +29,7 @@ from tokenworks.kernels.program import (
     Gate,
     Inject,
     Input,
+    Keep,
     KvLayer,
     LayerNorm,
     Linear,
@@ -308,7 +309,7 @@ class _Writer:
                 to.attend(
                     rows,
                     *(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks),
-                    *(*call.portion, call.latent),
+                    *(*call.portion, call.latent, call.begin, call.end),
                 )
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 self._write_recurrent(call, self._layers[call.cache_layer])
@@ -356,8 +357,8 @@ class _Writer:
                 to.select_rows(at(out), at(call.x), out.width)
             case Pool(output=out):
                 to.pool(at(out), at(call.x), out.width, call.how == "mean", call.normalise)
-            case Linear():
-                raise AssertionError("the plan turns every Linear into a Product")
+            case Linear() | Keep():
+                raise AssertionError("the plan turns every Linear into a Product, every Keep into a Store")
 
     def _experts(self, call: Experts, rows: _cpu.Rows) -> None:
         def matrix(name: str | None) -> int:

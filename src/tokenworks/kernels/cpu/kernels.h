@@ -126,6 +126,7 @@ struct AttendArgs {
     int window;     // 0: none
     float softcap;  // 0: none
     int latent;     // V is these last columns of K, and the cache has no other; 0: V is one of its own
+    int begin, end;  // of what every row sees in the cache, where it would see more; end 0: at its own position
     const float* sinks;  // [heads]: one more score of each, that mixes nothing in; or null
     int portion, portions;  // of the rows, as kernels/program/attention.py says
     Cache cache;

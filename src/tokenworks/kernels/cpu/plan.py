@@ -18,6 +18,7 @@ from tokenworks.kernels.program import (
     Gate,
     Input,
     Instruction,
+    Keep,
     Linear,
     LinearHeads,
     MatchMagnitude,
@@ -133,7 +134,7 @@ def reads(call: Call) -> tuple[Value, ...]:
             return ()
         case Attend(q=q, k=k, v=v):
             return (q,) if k is None or v is None else (q, k, v)
-        case Store(k=k, v=v):
+        case Store(k=k, v=v) | Keep(k=k, v=v):
             return (k, v)
         case MixStreams(x=x, coefficients=coefficients):
             return (x, coefficients)
@@ -160,7 +161,7 @@ def reads(call: Call) -> tuple[Value, ...]:
 def written(call: Call) -> Value | None:
     if isinstance(call, PrepareHeads):
         return call.linear.output
-    return None if isinstance(call, Prepare | Store | Pause) else call.output
+    return None if isinstance(call, Prepare | Store | Keep | Pause) else call.output
 
 
 def _row_kinds(program: Program) -> list[RowKind]:
@@ -173,7 +174,7 @@ def _row_kinds(program: Program) -> list[RowKind]:
                 kinds[output.buffer] = "sequences"
             case Merge(output=output):
                 kinds[output.buffer] = "merged"
-            case Embed() | Input() | Pause():
+            case Embed() | Input() | Pause() | Keep():
                 pass
             case _:
                 kinds[instruction.output.buffer] = kinds[reads(instruction)[0].buffer]
@@ -208,6 +209,8 @@ def _lower(program: Program) -> list[Call]:
                 calls += [PrepareHeads(instruction), instruction]
             case Attend(k=Value() as k, v=Value() as v, cache_layer=int(layer)):
                 calls += [Store(k, v, layer), instruction]
+            case Keep(k=k, v=v, cache_layer=layer):
+                calls.append(Store(k, v, layer))
             case _:
                 calls.append(instruction)
         changed = written(calls[-1])

@@ -6,7 +6,7 @@ Every value is a float32 matrix with one row per token of the step ([T, width]),
 it for every step, whatever the batch. The numpy reference, the C++ backend and a cost model all read the same list.
 """
 
-from tokenworks.kernels.program.attention import Attend, Rope
+from tokenworks.kernels.program.attention import Attend, Keep, Rope
 from tokenworks.kernels.program.builder import ProgramBuilder
 from tokenworks.kernels.program.elementwise import (
     Activate,
@@ -41,6 +41,7 @@ __all__ = [
     "Inject",
     "Input",
     "Instruction",
+    "Keep",
     "KvLayer",
     "LayerNorm",
     "Linear",

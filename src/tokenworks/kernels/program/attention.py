@@ -1,4 +1,4 @@
-"""Rotary positions, and attention."""
+"""Rotary positions; attention to a sequence's tokens, and to what it begins with."""
 
 from dataclasses import dataclass
 
@@ -37,8 +37,10 @@ class Attend:
     which takes its share of the softmax and adds nothing (arXiv 2309.17453, learned as in gpt-oss).
     With `latent` other than 0, V is the last `latent` columns of each head of K (so are the columns of `v`) and is kept
     with it, once; out has `latent` columns for each head (arXiv 2405.04434). Only with a cache.
-    With k and v None nothing is written: the cache layer is that of another instruction, which has written it already
-    in this step. Then q may have the selected rows alone.
+    With k and v None nothing is written: the cache layer is that of another instruction, which has written it already.
+    Then q may have the selected rows alone.
+    With a cache, no position before `begin` is seen; with `end` other than 0 all in [begin, end) are, whatever the
+    token's own, which must be behind them.
     """
 
     output: Value
@@ -57,8 +59,23 @@ class Attend:
     portion: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n portions of the rows alone; together all rows. So that a run can pause between them."""
     latent: int = 0
+    begin: int = 0
+    end: int = 0
 
     @property
     def value_size(self) -> int:
         """Columns of a head's result."""
         return self.latent or self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Writes K and V of the step's rows to the layer's cache, at their positions.
+
+    For what a sequence begins with and does not come from its tokens: a decoder's attention to its encoder (arXiv
+    1706.03762, 3.2.3) is over such K and V.
+    """
+
+    k: Value
+    v: Value
+    cache_layer: int

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tokenworks.kernels.program.attention import Attend, Rope
+from tokenworks.kernels.program.attention import Attend, Keep, Rope
 from tokenworks.kernels.program.elementwise import (
     Activate,
     Add,
@@ -141,18 +141,27 @@ class ProgramBuilder:
         portion: tuple[int, int] = (0, 1),
         source: int | None = None,
         into: Value | None = None,
+        begin: int = 0,
+        end: int = 0,
     ) -> Value:
-        """Each cached call takes the next cache layer, or without k and v reads layer `source`. Portions behind the
-        first go into the first one's output."""
+        """Each cached call takes the next cache layer, or layer `source`, which without k and v it only reads. Portions
+        behind the first go into the first one's output."""
         assert portion == (0, 1) or not cached, "portions are for encoders"
-        assert (source is None) == (k is not None) == (v is not None), "k and v, or where they are"
+        assert (k is None) == (v is None) and (k is not None or source is not None), "k and v, or where they are"
         layer = source
         if cached and source is None:
             layer = self._keep(KvLayer(kv_heads, head_size, window))
         out = into or self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
-        self._instructions.append(Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks, portion))
+        attend = Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks, portion, 0, begin, end)
+        self._instructions.append(attend)
         return out
+
+    def keep(self, k: Value, v: Value, *, kv_heads: int, head_size: int) -> int:
+        """Takes the next cache layer; returns its number, as `attend` wants it for its `source`."""
+        layer = self._keep(KvLayer(kv_heads, head_size, 0))
+        self._instructions.append(Keep(k, v, layer))
+        return layer
 
     def short_convolution(self, x: Value, weight: str, bias: str | None, kernel: int) -> Value:
         out = self._new(x.width)
@@ -232,8 +241,8 @@ class ProgramBuilder:
         self._instructions.append(Scale(out, x, factor))
         return out
 
-    def scale_rows(self, x: Value, by: Value) -> Value:
-        out = self._new(x.width)
+    def scale_rows(self, x: Value, by: Value, *, into: Value | None = None) -> Value:
+        out = into or self._new(x.width)
         self._instructions.append(ScaleRows(out, x, by))
         return out
 

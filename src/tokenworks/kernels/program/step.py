@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenworks.kernels.program.attention import Attend, Rope
+from tokenworks.kernels.program.attention import Attend, Keep, Rope
 from tokenworks.kernels.program.elementwise import (
     Activate,
     Add,
@@ -33,6 +33,7 @@ Instruction = (
     | LinearHeads
     | Rope
     | Attend
+    | Keep
     | Recurrent
     | Gate
     | Activate

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenworks.kernels.program import Attend, Rope
+from tokenworks.kernels.program import Attend, Keep, Rope
 from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp, sequences
 
 LEAST_SCALE = 2.0**-24
@@ -55,14 +55,12 @@ def attend(step: Step, op: Attend) -> Float64:
         block_tokens = keys.shape[1]
         table = batch.block_tables[s]
         if op.k is not None:
-            positions = batch.positions[start:stop]
-            blocks = table[positions // block_tokens]
-            keys[blocks, positions % block_tokens] = k[start:stop]
-            values[blocks, positions % block_tokens] = v[start:stop]
+            _write(step, op.cache_layer, s, k, v)
         for row in range(start, stop):
             position = int(batch.positions[row])
-            first = max(0, position - op.window + 1) if op.window else 0
-            seen = np.arange(first, position + 1 if batch.ends is None else batch.ends[row])
+            first = max(op.begin, position - op.window + 1) if op.window else op.begin
+            end = position + 1 if batch.ends is None else int(batch.ends[row])
+            seen = np.arange(first, op.end or end)
             where = (table[seen // block_tokens], seen % block_tokens)
             seen_k, seen_v = keys[where].astype(np.float64), values[where].astype(np.float64)
             out[row] = _attend_one(op, q[row], seen_k, seen_v, sinks)
@@ -75,6 +73,24 @@ def _run(x: Float64) -> int:
     """Of how many elements each of `rotated` is."""
     size = int(x.shape[-1])
     return size & -size
+
+
+def keep(step: Step, op: Keep) -> None:
+    shape = (len(step.batch.tokens), *step.caches[op.cache_layer][0].shape[2:])
+    k, v = step.load(op.k).reshape(shape), step.load(op.v).reshape(shape)
+    if step.cache_in_bytes:
+        k, v = in_bytes(rotated(k)), in_bytes(v)
+    for s in range(len(step.batch.row_starts) - 1):
+        _write(step, op.cache_layer, s, k, v)
+
+
+def _write(step: Step, layer: int, sequence: int, k: Float64, v: Float64) -> None:
+    """A sequence's rows of K and V, which are of all rows, to their positions."""
+    keys, values = step.caches[layer]
+    start, stop = sequences(step.batch)[sequence]
+    blocks, places = np.divmod(step.batch.positions[start:stop], keys.shape[1])
+    where = (step.batch.block_tables[sequence][blocks], places)
+    keys[where], values[where] = k[start:stop], v[start:stop]
 
 
 def rotated(x: Float64) -> Float64:

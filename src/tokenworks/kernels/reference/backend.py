@@ -20,6 +20,7 @@ from tokenworks.kernels.program import (
     Inject,
     Input,
     Instruction,
+    Keep,
     KvLayer,
     LayerNorm,
     Linear,
@@ -161,7 +162,9 @@ class ReferenceExecutable:
             if isinstance(instruction, Experts):
                 chosen, _ = np.split(step.load(instruction.routes).astype(np.int64), 2, axis=1)
                 self._uses[instruction] += np.bincount(chosen.ravel(), minlength=instruction.count)
-            if not isinstance(instruction, Pause):
+            if isinstance(instruction, Keep):
+                attention.keep(step, instruction)
+            elif not isinstance(instruction, Pause):
                 compute = COMPUTE[type(instruction)]
                 step.store(instruction.output, compute(step, instruction))
 

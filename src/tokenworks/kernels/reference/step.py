@@ -32,7 +32,7 @@ class Step:
         return self.buffers[value.buffer][:, columns(value)].astype(np.float64)
 
     def store(self, value: Value, rows: Float64) -> None:
-        if value.buffer not in self.buffers:
+        if value.buffer not in self.buffers or len(self.buffers[value.buffer]) != len(rows):  # of another step's part
             self.buffers[value.buffer] = np.zeros((len(rows), value.stride), np.float32)
         self.buffers[value.buffer][:, columns(value)] = rows
 

@@ -42,7 +42,8 @@ INLINE Seen seen_at(const AttendArgs& args, int row, int position, int positions
         return {position >= args.window ? position - args.window + 1 : 0,
                 position + args.window < positions ? position + args.window : positions};
     }
-    const int from = args.window && position >= args.window ? position - args.window + 1 : 0;
+    if (args.end) return {0, args.end};
+    const int from = args.window && position - args.window >= args.begin ? position - args.window + 1 : args.begin;
     return {from, args.ends ? args.ends[row] : position + 1};
 }
 

@@ -57,7 +57,7 @@ void Executor::store(Place k, Place v, int layer) {
 
 void Executor::attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads,
                       int head_size, float scale, int window, float softcap, bool windows, int sinks, int portion, int portions,
-                      int latent) {
+                      int latent, int begin, int end) {
     windows_ |= windows;
     selected_attend_ |= rows == Rows::selected;
     AttendArgs args{};
@@ -72,6 +72,12 @@ void Executor::attend(Rows rows, Place output, Place q, Place k, Place v, int la
     args.window = window;
     args.softcap = softcap;
     args.latent = latent;
+    if (begin || end) {
+        behind_ = std::max({behind_, begin, end});
+        behind_part_ = part_starts_.size() - 1;
+    }
+    args.begin = begin;
+    args.end = end;
     args.sinks = sinks < 0 ? nullptr : vectors_[static_cast<size_t>(sinks)].data();
     args.portion = portion;
     args.portions = portions;

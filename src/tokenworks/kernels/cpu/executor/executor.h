@@ -133,7 +133,7 @@ class Executor {
     void store(Place k, Place v, int layer);
     void attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
                 int window, float softcap, bool windows, int sinks, int portion, int portions,
-                int latent);  // sinks: vector, or -1
+                int latent, int begin, int end);  // sinks: vector, or -1
     void scale(Rows rows, Place output, Place x, int width, float factor);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
     // state: number of the layer among those that keep a state; weights are vector numbers, bias -1 for none.
@@ -238,6 +238,8 @@ class Executor {
     std::vector<int32_t> write_starts_;   // of the step that runs
     std::deque<std::vector<Segment>> segments_;
     std::deque<std::vector<int32_t>> axes_;
+    size_t behind_part_ = 0;
+    int behind_ = 0;  // every row of that part is at this position, or behind it
     int merged_ = 1, feature_width_ = 0, axis_count_ = 0;  // what the program asks of a step
     bool windows_ = false, selected_attend_ = false;
     SelectedRows selected_;  // of the step under way

@@ -31,6 +31,7 @@ void Executor::check(const Step& step, size_t first_part, size_t end_part) const
     for (size_t p = first_part; p < end_part; p++)
         require(!input_widths_[p] || (step.inputs && step.input_width == input_widths_[p]),
                 "the inputs are missing or too narrow");
+    const bool reads_kept = behind_ && first_part <= behind_part_ && behind_part_ < end_part;
     require(!step.features || step.feature_width >= feature_width_, "the features are too narrow");
     require(!step.axes || step.axis_count >= axis_count_, "axes are missing");
     if (step.axes && axis_limit_ < INT64_MAX)
@@ -54,6 +55,7 @@ void Executor::check(const Step& step, size_t first_part, size_t end_part) const
         const int begin = step.row_starts[s], end = step.row_starts[s + 1];
         require(begin < end, "a sequence without rows");
         if (layer_offsets_.empty()) continue;
+        require(!reads_kept || step.positions[begin] >= behind_, "a token lies before what it reads");
         for (int t = begin + 1; t < end; t++)
             require(step.positions[t] == step.positions[t - 1] + 1, "a sequence's positions must be consecutive");
         for (int t = begin; step.ends && t < end; t++)
