@@ -4,6 +4,7 @@ A comment above each code block says how it is run:
     run                  in a data directory of its own, where the default model has been pulled
     run: serve           the command must become ready, answer, and end on Ctrl-C; ports are changed to free ones
     run: client          against a factory as `tokenworks serve` starts it
+    run: client; COMMAND against one that this command starts, beside speech.wav
     run: not here, WHY
     file: NAME           is written to the folder that the page's other blocks run in
 """
@@ -173,11 +174,23 @@ def test_servers(block: Block, sandbox: Path) -> None:
 
 
 def test_clients(sandbox: Path) -> None:
+    _run_clients([block for block in _marked("run: client") if ";" not in block.mark], "tokenworks serve", sandbox)
+
+
+def test_clients_of_a_model_that_hears(sandbox: Path, whisper: Path, recording: Path) -> None:
+    shutil.copytree(whisper, sandbox / "home/models" / whisper.name, copy_function=_link)
+    (sandbox / "speech.wav").symlink_to(recording)
+    blocks = [block for block in _marked("run: client") if ";" in block.mark]
+    (command,) = {block.mark.partition("; ")[2] for block in blocks}
+    _run_clients(blocks, command, sandbox)
+
+
+def _run_clients(blocks: list[Block], command: str, folder: Path) -> None:
     port = _free_port()
-    with _serving(f"tokenworks serve --port {port}", sandbox):
-        for block in _marked("run: client"):
+    with _serving(f"{command} --port {port}", folder):
+        for block in blocks:
             text = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
-            assert _shell(Block(block.page, block.line, block.mark, block.language, text), sandbox)
+            assert _shell(Block(block.page, block.line, block.mark, block.language, text), folder)
 
 
 def test_make_serve_is_tokenworks_serve() -> None:
