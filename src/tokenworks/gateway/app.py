@@ -88,12 +88,12 @@ ROUTES: tuple[Api, ...] = (
     ),
     Api(
         "POST", "/v1/audio/transcriptions", transcriptions.transcriptions, "A recording to text",
-        transcriptions.TranscriptionBody, transcriptions.Transcription | transcriptions.VerboseTranscription, True,
+        transcriptions.TranscriptionBody, transcriptions.Transcription, True,
         _MODEL_ERRORS, is_form=True,
     ),
     Api(
         "POST", "/v1/audio/translations", transcriptions.translations, "A recording to English text",
-        transcriptions.TranslationBody, transcriptions.Transcription | transcriptions.VerboseTranscription, False,
+        transcriptions.TranslationBody, transcriptions.Transcription, False,
         _MODEL_ERRORS, is_form=True,
     ),
     Api(

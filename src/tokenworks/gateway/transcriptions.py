@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -51,13 +51,6 @@ class Duration(msgspec.Struct):
     type: Literal["duration"] = "duration"
 
 
-class Transcription(msgspec.Struct):
-    """`response_format` json."""
-
-    text: str
-    usage: Duration
-
-
 class TranscriptionSegment(msgspec.Struct):
     id: int
     seek: int
@@ -71,15 +64,16 @@ class TranscriptionSegment(msgspec.Struct):
     no_speech_prob: float
 
 
-class VerboseTranscription(msgspec.Struct):
-    """`response_format` verbose_json."""
+class Transcription(msgspec.Struct):
+    """`response_format` json; the rest is in verbose_json alone."""
 
-    task: Literal["transcribe", "translate"]
-    language: str
-    duration: float
     text: str
-    segments: list[TranscriptionSegment]
     usage: Duration
+    task: Literal["transcribe", "translate"] | UnsetType = UNSET
+    language: str | UnsetType = UNSET
+    duration: float | UnsetType = UNSET
+    """Seconds."""
+    segments: list[TranscriptionSegment] | UnsetType = UNSET
 
 
 class TextDelta(msgspec.Struct):
@@ -195,7 +189,7 @@ def _whole(how: str, transcriber: Transcriber, segments: list[Segment], duration
         return json_response(Transcription(text, _used(duration_s)))
     if how == "verbose_json":
         return json_response(
-            VerboseTranscription(
+            Transcription(
                 task="translate" if translate else "transcribe",
                 language=LANGUAGES.get(transcriber.language, transcriber.language),
                 duration=round(duration_s, 2),
