@@ -1,7 +1,9 @@
 """Small models with random weights, one for each kind of part that layers are made of. Another part: a row here."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import state_bytes
 from tokenworks.models.altup import AltUp
 from tokenworks.models.attention import Attention
+from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.delta import DeltaNet
@@ -127,8 +130,25 @@ def _float32(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, "F32", values.shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
 
 
+def of_checkpoint(folder: Path, backend: Backend, sizes: Limits) -> Engine:
+    checkpoint = open_checkpoint(folder)
+    assert isinstance(checkpoint.config, DecoderConfig)
+    program, vocabulary = checkpoint.program(), checkpoint.config.vocabulary
+    return _engine(program, checkpoint.tensors, backend, sizes, CONTEXT_TOKENS, vocabulary)
+
+
 def engine_of(name: str, backend: Backend, sizes: Limits, context_tokens: int = CONTEXT_TOKENS) -> Engine:
-    program, weights = _model(name)
+    return _engine(*_model(name), backend, sizes, context_tokens, VOCABULARY)
+
+
+def _engine(
+    program: Program,
+    weights: Mapping[str, Tensor],
+    backend: Backend,
+    sizes: Limits,
+    context_tokens: int,
+    vocabulary: int,
+) -> Engine:
     if state_bytes(program.cache_layers) and not sizes.state_slots:
         sizes = replace(sizes, state_slots=20)
 
@@ -140,6 +160,6 @@ def engine_of(name: str, backend: Backend, sizes: Limits, context_tokens: int = 
         sizes,
         eos_token_ids=frozenset({EOS}),
         context_tokens=context_tokens,
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary,
         tokenizer_json=no_tokenizer,
     )

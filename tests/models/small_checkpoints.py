@@ -56,6 +56,8 @@ from transformers import (
 from tokenworks.kernels.backend import Backend, Int32, Limits, StateBatch, StepBatch
 from tokenworks.models.checkpoint import open_checkpoint
 
+torch.set_num_threads(1)  # models this small have threads wait for each other
+
 Float32 = npt.NDArray[np.float32]
 BLOCK_TOKENS = 4
 
