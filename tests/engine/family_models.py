@@ -19,6 +19,7 @@ from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.delta import DeltaNet
 from tokenworks.models.experts import Mixture
+from tokenworks.models.gated_convolution import GatedConvolution
 from tokenworks.models.latent import Latent
 from tokenworks.models.laurel import Laurel
 from tokenworks.models.mamba import Mamba2
@@ -81,6 +82,9 @@ MODELS = {
         (_MAMBA, _MLP),
     ),
     "delta nets and gated attention": _decoder((_DELTA, _MLP), (replace(_ATTENTION, gated=True), _MLP), (_DELTA, None)),
+    "gated convolutions and attention": _decoder(
+        (GatedConvolution(kernel=3), _MLP), (_ATTENTION, _MLP), (GatedConvolution(kernel=4), None)
+    ),
     "latent attention": _decoder((_LATENT, _MLP), (_LATENT, _MLP)),
     "experts": _decoder(
         *[(_ATTENTION, Mixture(experts=6, width=32, top_k=2, activation="silu", normalise=True))] * 2,

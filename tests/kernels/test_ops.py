@@ -40,7 +40,7 @@ def test_norms(width: int, rows: int) -> None:
     check(program_of(width, lambda b, x: b.rmsnorm(x, "g", 1e-6, group=group)), halves, rows)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "gelu_quick", "sigmoid"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "gelu_quick", "sigmoid", "none"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_gate_and_activate(width: int, kind: str) -> None:
     arrays = {"x": rows_of(2 * width, 5)}

@@ -23,8 +23,9 @@ Body = tuple[int, Callable[[ProgramBuilder, Value], Value]]
 """Width of its input; what it does with it."""
 
 
-def convolution(width: int, kernel: int, *, biased: bool = True) -> Body:
-    return width, lambda b, x: b.short_convolution(x, f"conv{width}x{kernel}", "bias" if biased else None, kernel)
+def convolution(width: int, kernel: int, *, biased: bool = True, activated: bool = True) -> Body:
+    bias = "bias" if biased else None
+    return width, lambda b, x: b.short_convolution(x, f"conv{width}x{kernel}", bias, kernel, activated=activated)
 
 
 def scan(heads: int, head_size: int, groups: int, state_size: int) -> Body:
@@ -57,6 +58,7 @@ BODIES = {
     "convolution": convolution(96, 4),
     "convolution of 2, no bias": convolution(40, 2, biased=False),
     "convolution of 7, odd width": convolution(37, 7),
+    "convolution alone": convolution(40, 2, activated=False),
     "scan": scan(4, 64, 2, 128),
     "scan, heads that fill no register": scan(3, 10, 3, 5),
     "scan, one group": scan(5, 24, 1, 20),

@@ -502,6 +502,26 @@ def _falcon(weights: Weights, config: Any) -> Weights:
 # --- Dense families ---
 
 
+def _lfm2_metadata(writer: Writer, config: Any) -> None:
+    writer.kv_data[0].pop(f"{writer.arch}.attention.head_count_kv")
+    attends = [kind == "full_attention" for kind in config.layer_types]
+    writer.add_head_count_kv([config.num_key_value_heads * each for each in attends])
+    writer.add_shortconv_l_cache(config.conv_L_cache)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.model_type == "lfm2_moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    else:
+        writer.kv_data[0].pop(f"{writer.arch}.feed_forward_length")
+        writer.add_feed_forward_length(-(-(2 * config.intermediate_size // 3) // 6) * 6)
+
+
+def _lfm2(weights: Weights, config: Any) -> Weights:
+    made = {name: weight.squeeze(1) if "conv.conv" in name else weight for name, weight in weights.items()}
+    made = {name.removeprefix("model.") if ".experts." in name else name: weight for name, weight in made.items()}
+    return _renamed(made, expert_bias="expert_bias.bias")
+
+
 def _neox(weights: Weights, config: Any) -> Weights:
     """All heads' q, then k, then v, not head after head."""
     for name in [name for name in weights if "query_key_value" in name]:
@@ -582,6 +602,8 @@ CASES = {
     "gemma4": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
     "gemma4-experts": Case(ARCH.GEMMA4, changes=_EACH_LAYER, tensors=_gemma4, metadata=_gemma4_metadata),
     "falcon-h1-plain": Case(ARCH.FALCON_H1, tensors=_falcon, metadata=_falcon_metadata),
+    "lfm2": Case(ARCH.LFM2, tensors=_lfm2, metadata=_lfm2_metadata),
+    "lfm2-moe": Case(ARCH.LFM2MOE, changes={"routed_scaling_factor": 1.0}, tensors=_lfm2, metadata=_lfm2_metadata),
     "gpt-neox": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
     "gpt-neox-in-turn": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
     "phi": Case(ARCH.PHI2, metadata=_layer_norms),

@@ -448,7 +448,7 @@ def randomise(model: PreTrainedModel) -> None:
         else:
             weight.normal_(std=0.5 if "embed" in name else weight.shape[1] ** -0.5)
     for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
             buffer.add_(0.1 * torch.randn_like(buffer))
         if name.endswith("layer_scalar"):
             buffer.mul_(0.5 + torch.rand_like(buffer))

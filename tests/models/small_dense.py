@@ -5,12 +5,18 @@ from typing import Any
 from transformers import (
     Cohere2Config,
     CohereConfig,
+    Dots1Config,
+    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Glm4Config,
     GlmConfig,
     GPTNeoXConfig,
     HunYuanDenseV1Config,
+    HunYuanMoEV1Config,
+    Lfm2Config,
+    Lfm2MoeConfig,
+    MiniMaxM2Config,
     PhiConfig,
     SeedOssConfig,
     StableLmConfig,
@@ -33,7 +39,32 @@ _RMS = _SMALL | {"rms_norm_eps": 1e-5}
 _TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 _HALF = {"rope_type": "default", "rope_theta": 1e2, "partial_rotary_factor": 0.5}
 
+_LFM2 = _SMALL | {
+    "norm_eps": 1e-5,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e2},
+}
+
 DENSE: dict[str, Any] = {
+    "lfm2": Lfm2Config(**_LFM2, block_multiple_of=6, tie_word_embeddings=False),
+    "lfm2-biased": Lfm2Config(**_LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=False),
+    "lfm2-moe": Lfm2MoeConfig(
+        **_LFM2, num_dense_layers=1, num_experts=7, num_experts_per_tok=3, moe_intermediate_size=22,
+        routed_scaling_factor=1.7,
+    ),
+    "minimax-m2": MiniMaxM2Config(
+        **_RMS | {"intermediate_size": 22}, head_dim=8, num_local_experts=7, num_experts_per_tok=3,
+        rope_parameters=_HALF,
+    ),
+    "dots1": Dots1Config(
+        **_RMS, head_dim=10, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=14,
+        n_group=4, topk_group=2, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=1.7,
+        sliding_window=3, max_window_layers=2,
+    ),
+    "ernie4-5-moe": Ernie4_5_MoeConfig(
+        **_RMS, moe_num_experts=7, moe_k=3, moe_intermediate_size=14, moe_num_shared_experts=2,
+    ),
+    "hunyuan-moe": HunYuanMoEV1Config(**_RMS | {"intermediate_size": 22}, head_dim=10, num_experts=5, moe_topk=2),
     "gpt-neox": GPTNeoXConfig(**_SHARED, rope_parameters=_HALF),
     "gpt-neox-in-turn": GPTNeoXConfig(
         **_SHARED, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,

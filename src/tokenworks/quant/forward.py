@@ -301,6 +301,8 @@ def activation(kind: Activation, x: Float32) -> Float32:
             return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5)))), np.float32)
         case "gelu_quick":
             return x * activation("sigmoid", np.float32(1.702) * x)
+        case "none":
+            return x
         case "sigmoid":
             return np.asarray(np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x), np.float32)
 

@@ -148,4 +148,6 @@ class _Pass:
 
         if kind == "silu":
             return silu(x)
+        if kind not in ("gelu", "gelu_tanh"):
+            raise InvalidRequest(f"The activation {kind!r} has no gradients here.")
         return gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")

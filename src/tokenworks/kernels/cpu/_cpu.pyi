@@ -32,7 +32,8 @@ class Activation(Enum):
     gelu = 2
     gelu_quick = 3
     relu2 = 4
-    sigmoid = 4
+    sigmoid = 5
+    none = 6
 
 class CacheType(Enum):
     float32 = 0
@@ -134,7 +135,7 @@ class Executor:
         /,
     ) -> None: ...
     def short_convolution(
-        self, output: Place, x: Place, state: int, width: int, kernel: int, weight: int, bias: int, /
+        self, output: Place, x: Place, state: int, width: int, kernel: int, weight: int, bias: int, activated: bool, /
     ) -> None: ...
     def selective_scan(
         self,

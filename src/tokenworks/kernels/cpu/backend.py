@@ -393,7 +393,8 @@ class _Writer:
         match call:
             case ShortConvolution():
                 bias = -1 if call.bias is None else vectors[call.bias]
-                to.short_convolution(out, at(call.x), state, call.x.width, call.kernel, vectors[call.weight], bias)
+                numbers = call.x.width, call.kernel, vectors[call.weight], bias
+                to.short_convolution(out, at(call.x), state, *numbers, call.activated)
             case SelectiveScan():
                 values = at(call.x), at(call.b), at(call.c), at(call.steps)
                 weights = vectors[call.decay], vectors[call.step_bias], vectors[call.skip]

@@ -85,6 +85,8 @@ INLINE Floats relu2(Floats x) {
 INLINE Floats silu(Floats x) { return x * sigmoid(x); }
 
 // Another one, by a sigmoid.
+INLINE Floats unchanged(Floats x) { return x; }
+
 INLINE Floats gelu_quick(Floats x) { return x * sigmoid(1.702f * x); }
 
 // The approximation of gelu (arXiv 1606.08415): x/2 (1 + tanh u) is x sigmoid(2u), which keeps its digits for x << 0.

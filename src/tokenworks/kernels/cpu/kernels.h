@@ -25,7 +25,7 @@ struct Columns {
     float* row(int64_t r) const { return data + r * stride; }
 };
 
-enum class Activation { silu, gelu_tanh, gelu, gelu_quick, relu2, sigmoid };
+enum class Activation { silu, gelu_tanh, gelu, gelu_quick, relu2, sigmoid, none };
 
 struct PackedMatrix;  // linear/packed.h; weights, [out_features, in_features]
 
@@ -159,6 +159,7 @@ struct ShortConvolutionArgs {
     int width, kernel;
     const float* weight;  // [kernel, width]
     const float* bias;    // [width] or null
+    bool activated;
 };
 
 // State: [heads, state_size, head_size].

@@ -214,7 +214,8 @@ NB_MODULE(_cpu, m) {
         .value("gelu", Activation::gelu)
         .value("gelu_quick", Activation::gelu_quick)
         .value("relu2", Activation::relu2)
-        .value("sigmoid", Activation::sigmoid);
+        .value("sigmoid", Activation::sigmoid)
+        .value("none", Activation::none);
 
     nb::enum_<CacheType>(m, "CacheType")
         .value("float32", CacheType::float32)

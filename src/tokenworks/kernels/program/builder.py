@@ -163,10 +163,12 @@ class ProgramBuilder:
         self._instructions.append(Keep(k, v, layer))
         return layer
 
-    def short_convolution(self, x: Value, weight: str, bias: str | None, kernel: int) -> Value:
+    def short_convolution(
+        self, x: Value, weight: str, bias: str | None, kernel: int, *, activated: bool = True
+    ) -> Value:
         out = self._new(x.width)
         layer = self._keep(StateLayer((kernel - 1) * x.width))
-        self._instructions.append(ShortConvolution(out, x, layer, weight, bias, kernel))
+        self._instructions.append(ShortConvolution(out, x, layer, weight, bias, kernel, activated))
         return out
 
     def selective_scan(

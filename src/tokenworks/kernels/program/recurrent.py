@@ -7,7 +7,8 @@ from tokenworks.kernels.program.value import Value
 
 @dataclass(frozen=True, slots=True)
 class ShortConvolution:
-    """Causal, each column by itself: out[t] = silu(bias + sum of weight[:, i] * x[t - kernel + 1 + i]).
+    """Causal, each column by itself: out[t] = silu(bias + sum of weight[:, i] * x[t - kernel + 1 + i]), or without silu
+    if it is not `activated`.
 
     `weight` is [width, kernel]. A sequence's rows before this step's are in its state, [kernel - 1, width]; before its
     first one there are zeros.
@@ -19,6 +20,7 @@ class ShortConvolution:
     weight: str
     bias: str | None
     kernel: int
+    activated: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_quick", "relu2", "sigmoid"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_quick", "relu2", "sigmoid", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ def activation(kind: Activation, x: Float64) -> Float64:
             return x * sigmoid(1.702 * x)
         case "sigmoid":
             return sigmoid(x)
+        case "none":
+            return x
 
 
 def sigmoid(x: Float64) -> Float64:

@@ -39,7 +39,7 @@ def advance(
     them, flat. Returns the rows' outputs and the state behind them."""
     match op:
         case ShortConvolution():
-            return _short_convolution(state, *rows, *weights)
+            return _short_convolution(op, state, *rows, *weights)
         case SelectiveScan():
             return _selective_scan(op, state, *rows, *weights)
         case DeltaRule():
@@ -47,12 +47,12 @@ def advance(
 
 
 def _short_convolution(
-    state: Float64, x: Float64, weight: Float64, bias: Float64 | float = 0.0
+    op: ShortConvolution, state: Float64, x: Float64, weight: Float64, bias: Float64 | float = 0.0
 ) -> tuple[Float64, Float64]:
     rows, kernel = len(x), weight.shape[1]
     seen = np.concatenate([state.reshape(kernel - 1, -1), x])
     out = np.asarray(bias + sum(seen[i : i + rows] * weight[:, i] for i in range(kernel)), np.float64)
-    return out * sigmoid(out), seen[rows:].reshape(-1)
+    return out * sigmoid(out) if op.activated else out, seen[rows:].reshape(-1)
 
 
 def _selective_scan(

@@ -15,7 +15,6 @@ from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Proportional, Rope
-from tokenworks.models.stacked import Stack
 from tokenworks.models.two_networks import TwoNetworks
 from tokenworks.models.vision.settings import required
 from tokenworks.protocol.errors import ModelError
@@ -289,14 +288,13 @@ _GGUF_NAMES = {
     LAYER + "experts_norm": "blk.{}.pre_ffw_norm_2.weight",
     LAYER + "experts_made_norm": "blk.{}.post_ffw_norm_2.weight",
 }
-_GATE_AND_UP = Stack("blk.{}.ffn_gate_up_exps.weight", ("blk.{}.ffn_gate.{}.weight", "blk.{}.ffn_up.{}.weight"))
 GEMMA4_GGUF = GgufArchitecture(
     _gguf,
     replace(
         from_gguf.NAMES,
         names=_GGUF_NAMES,
         unused=(*from_gguf.NAMES.unused, *SHARED_GGUF),
-        stacks=(*mixtures.GGUF_STACKS, _GATE_AND_UP),
+        stacks=mixtures.GGUF_STACKS,
         forms={LAYER + "router_scale": _DIVIDED},
     ),
 )

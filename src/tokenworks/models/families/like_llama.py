@@ -47,8 +47,8 @@ def _seed_oss(f: Fields) -> DecoderConfig:
     return from_hf.decoder(f, "seed_oss", [attention] * from_hf.layer_count(f), mlp, {"global": rope})
 
 
-def _ernie(f: Fields) -> DecoderConfig:
-    size = from_hf.head_size(f, 128)
+def ernie(f: Fields, size: int) -> DecoderConfig:
+    """`size`: of a head."""
     rope, biases = from_hf.only_rope(f, size, base=5e5), f.flag("use_bias", False)
     attention = from_hf.attention(
         f, rope, head_size=size, scale=size**-0.5, biased=frozenset("qkvo") if biases else frozenset()
@@ -123,7 +123,9 @@ _HUNYUAN = {
 
 EXAONE4 = HfArchitecture(_exaone4, olmo.OLMO2.files)
 SEED_OSS = HfArchitecture(_seed_oss, from_hf.NAMES)
-ERNIE4_5 = HfArchitecture(_ernie, replace(from_hf.NAMES, interleaved_rotary=True))
+ERNIE4_5 = HfArchitecture(
+    lambda f: ernie(f, from_hf.head_size(f, 128)), replace(from_hf.NAMES, interleaved_rotary=True)
+)
 HUNYUAN = HfArchitecture(_hunyuan, replace(from_hf.NAMES, names=from_hf.NAMES.names | _HUNYUAN))
 EXAONE4_GGUF = GgufArchitecture(_exaone4_gguf, from_gguf.NAMES)
 SEED_OSS_GGUF = GgufArchitecture(

@@ -137,7 +137,8 @@ class Executor {
     void scale(Rows rows, Place output, Place x, int width, float factor);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
     // state: number of the layer among those that keep a state; weights are vector numbers, bias -1 for none.
-    void short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias);
+    void short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias,
+                           bool activated);
     void selective_scan(Place output, Place x, Place b, Place c, Place steps, int state, int decay, int step_bias, int skip,
                         int heads, int head_size, int groups, int state_size, float least_step, float most_step);
     void delta_rule(Place output, Place q, Place k, Place v, Place steps, Place rates, int state, int decay, int step_bias,

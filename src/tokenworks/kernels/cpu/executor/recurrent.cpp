@@ -55,7 +55,8 @@ States layer_states(const Region& memory, int64_t slot_floats, int64_t offset) {
 
 }  // namespace
 
-void Executor::short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias) {
+void Executor::short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias,
+                                 bool activated) {
     std::vector<float>& turned = vectors_.emplace_back(static_cast<size_t>(width) * static_cast<size_t>(kernel));
     const float* stored = values(weight);  // [width, kernel]
     for (int64_t c = 0; c < width; c++)
@@ -66,7 +67,8 @@ void Executor::short_convolution(Place output, Place x, int state, int width, in
                                     width,
                                     kernel,
                                     turned.data(),
-                                    bias < 0 ? nullptr : values(bias)};
+                                    bias < 0 ? nullptr : values(bias),
+                                    activated};
     calls_.push_back([this, args](const Step& step, Share& share) {
         ShortConvolutionArgs now = args;
         now.states = states(args.states, step);

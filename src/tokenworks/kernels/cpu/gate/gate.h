@@ -43,6 +43,7 @@ void gate(const GateArgs& args, Share& share) {
         case Activation::gelu_quick: return gate_rows<gelu_quick>(args, share);
         case Activation::relu2: return gate_rows<relu2>(args, share);
         case Activation::sigmoid: return gate_rows<sigmoid>(args, share);
+        case Activation::none: return gate_rows<unchanged>(args, share);
     }
 }
 
@@ -54,6 +55,7 @@ void activate(const ActivateArgs& args, Share& share) {
         case Activation::gelu_quick: return activate_rows<gelu_quick>(args, share);
         case Activation::relu2: return activate_rows<relu2>(args, share);
         case Activation::sigmoid: return activate_rows<sigmoid>(args, share);
+        case Activation::none: return activate_rows<unchanged>(args, share);
     }
 }
 

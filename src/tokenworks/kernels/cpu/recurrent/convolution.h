@@ -33,7 +33,7 @@ void short_convolution(const ShortConvolutionArgs& args, Share& share) {
                 Floats total = args.bias ? get(args.bias + c) : Floats{};
                 for (int i = 0; i < kernel; i++)
                     if (seen[i]) total = multiply_add(get(args.weight + int64_t{i} * args.width + c), get(seen[i] + c), total);
-                put(out + c, silu(total));
+                put(out + c, args.activated ? silu(total) : total);
             });
         }
         // The last one may lie over the state that the sequence began with: rows move up, so the first one first.
