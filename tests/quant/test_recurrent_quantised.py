@@ -1,5 +1,4 @@
-"""Models with recurrent states or latent attention, quantised: what is written back in the file's own order and form is
-read as it was."""
+"""Models of every kind, quantised: what is written back in the file's own order and form is read as it was."""
 
 from pathlib import Path
 
@@ -18,7 +17,27 @@ from tokenworks.quant.served import Served
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
 
 
-@pytest.mark.parametrize("name", ["mamba2", "nemotron-h", "qwen3-next", "qwen3-5", "granite-4-dense", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mamba2",
+        "nemotron-h",
+        "qwen3-next",
+        "qwen3-5",
+        "granite-4-dense",
+        "deepseek-v3",
+        "gemma3n",
+        "gemma4",
+        "gemma4-experts",
+        "falcon-h1",
+        "lfm2-moe",
+        "gpt-neox",
+        "glm4",
+        "cohere2",
+        "ernie4-5-moe",
+        "hunyuan-moe",
+    ],
+)
 def test_int8_is_near_the_model_and_the_rest_as_it_was(name: str, tmp_path: Path) -> None:
     write_decoder(name, tmp_path / "model")
     recipe = read_recipe("standard", "int8")

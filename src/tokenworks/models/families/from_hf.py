@@ -8,11 +8,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tokenworks.kernels.program import Activation
 from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, FileNames, weights_and_biases
+from tokenworks.models.files import LAYER, FileNames, Rows, weights_and_biases
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.rope import Llama3, LongRope, Rope, Yarn, yarn_scale
@@ -199,6 +201,20 @@ def _original_tokens(f: Fields, section: Fields) -> int:
     return section.integer(key) if section.has(key) else f.integer(key, f.integer("max_position_embeddings"))
 
 
+def _halves(of: str) -> Rows:
+    """The turned rows of each head from pairs (0, 1), (2, 3), ... to all first members, then all second ones."""
+
+    def rows(mixer: Mixer | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        assert isinstance(mixer, Attention)
+        turned = np.arange(mixer.turned).reshape(-1, 2).T.reshape(-1)
+        head = np.concatenate([turned, np.arange(mixer.turned, mixer.head_size)])
+        heads = mixer.heads if of == "q" else mixer.kv_heads
+        starts = np.arange(heads) * mixer.head_size
+        return np.asarray(starts[:, None] + head, np.int64).reshape(-1)
+
+    return rows
+
+
 _IN_LAYER = "model.layers.{}."
 _MAPS = {m: f"{_IN_LAYER}self_attn.{m}_proj" for m in "qkvo"} | {
     m: f"{_IN_LAYER}mlp.{m}_proj" for m in ("gate", "up", "down")
@@ -220,3 +236,6 @@ NAMES = FileNames(
     unused=("lm_head.weight", "*.rotary_emb.inv_freq"),  # a tied head is stored twice; frequencies follow from config
 )
 """Llama's."""
+
+PAIRED_ROWS = {LAYER + m + kind: _halves(m) for m in "qk" for kind in ("", ".bias")}
+"""For FileNames.rows, where the two rows of a rotary pair follow each other."""

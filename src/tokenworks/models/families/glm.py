@@ -3,15 +3,11 @@ stored as one map. The later one norms what the parts make too."""
 
 from dataclasses import replace
 
-import numpy as np
-
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, Rows
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
 from tokenworks.models.gguf import GgufFile
-from tokenworks.models.parts import Mixer
 from tokenworks.protocol.errors import ModelError
 
 
@@ -43,20 +39,6 @@ def _glm4_gguf(file: GgufFile) -> DecoderConfig:
     return from_gguf.decoder(f, file, mixers, from_gguf.mlp(f, file), {"global": rope}, norms="around")
 
 
-def _halves(of: str) -> Rows:
-    """The turned rows of each head from pairs (0, 1), (2, 3), ... to all first members, then all second ones."""
-
-    def rows(mixer: Mixer | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        assert isinstance(mixer, Attention)
-        turned = np.arange(mixer.turned).reshape(-1, 2).T.reshape(-1)
-        head = np.concatenate([turned, np.arange(mixer.turned, mixer.head_size)])
-        heads = mixer.heads if of == "q" else mixer.kv_heads
-        starts = np.arange(heads) * mixer.head_size
-        return np.asarray(starts[:, None] + head, np.int64).reshape(-1)
-
-    return rows
-
-
 _IN_LAYER = "model.layers.{}."
 _FILES = replace(
     from_hf.NAMES,
@@ -66,7 +48,7 @@ _FILES = replace(
         LAYER + "attention_post_norm": _IN_LAYER + "post_self_attn_layernorm.weight",
         LAYER + "mlp_post_norm": _IN_LAYER + "post_mlp_layernorm.weight",
     },
-    rows={LAYER + m + kind: _halves(m) for m in "qk" for kind in ("", ".bias")},
+    rows=from_hf.PAIRED_ROWS,
 )
 
 GLM = HfArchitecture(_glm, _FILES)

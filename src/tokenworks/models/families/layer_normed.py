@@ -239,8 +239,8 @@ PHI = HfArchitecture(
         },
     ),
 )
-COHERE = HfArchitecture(_cohere, replace(from_hf.NAMES, interleaved_rotary=True))
-COHERE2 = HfArchitecture(_cohere2, replace(from_hf.NAMES, interleaved_rotary=True))
+COHERE = HfArchitecture(_cohere, replace(from_hf.NAMES, rows=from_hf.PAIRED_ROWS))
+COHERE2 = HfArchitecture(_cohere2, replace(from_hf.NAMES, rows=from_hf.PAIRED_ROWS))
 STABLELM = HfArchitecture(_stablelm, _LLAMA_LIKE)
 _STARCODER2_MAPS = {"up": _IN_LAYER + "mlp.c_fc", "down": _IN_LAYER + "mlp.c_proj"}
 STARCODER2 = HfArchitecture(

@@ -124,7 +124,7 @@ _HUNYUAN = {
 EXAONE4 = HfArchitecture(_exaone4, olmo.OLMO2.files)
 SEED_OSS = HfArchitecture(_seed_oss, from_hf.NAMES)
 ERNIE4_5 = HfArchitecture(
-    lambda f: ernie(f, from_hf.head_size(f, 128)), replace(from_hf.NAMES, interleaved_rotary=True)
+    lambda f: ernie(f, from_hf.head_size(f, 128)), replace(from_hf.NAMES, rows=from_hf.PAIRED_ROWS)
 )
 HUNYUAN = HfArchitecture(_hunyuan, replace(from_hf.NAMES, names=from_hf.NAMES.names | _HUNYUAN))
 EXAONE4_GGUF = GgufArchitecture(_exaone4_gguf, from_gguf.NAMES)

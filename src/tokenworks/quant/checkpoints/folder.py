@@ -57,6 +57,8 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
                 data = data.reshape(shape[0], -1)[order].ravel()
             if names.is_kernel(name):
                 shape = (shape[0], 1, *shape[1:])
+            elif names.is_reshaped(name):  # folders have these vectors as rows
+                shape = (1, *shape)
             tensors[name] = Stored(pieces[0].dtype, shape, data)
             if len(shape) == 2:
                 kept.append(module)
