@@ -3,7 +3,8 @@
     python benchmarks/speculate.py [--model smollm2-135m] [--draft MODEL] [--threads 1] [--at-once 1,4,16] \
         [--tokens 120]
 
-With --draft, one side guesses from the text alone, the other with the draft model too; without, one does not guess.
+With --draft, or a model with a layer of its own that guesses, one side guesses from the text alone, the other with that
+too; without, one does not guess.
 Each text is decoded by both, one after the other, in one process, and must come out the same. On one thread the time is
 that thread's own processor time, so that other work on the machine disturbs little; on more it is the clock's.
 """
@@ -11,15 +12,18 @@ that thread's own processor time, so that other work on the machine disturbs lit
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import tokenworks.kvcache.blocks
 import tokenworks.kvcache.layout
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.engine import Engine
+from tokenworks.engine.multi_token import MultiToken, guess_blocks
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.config import DecoderConfig
 from tokenworks.models.sources import resolve
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import EngineStats, Generate
@@ -70,11 +74,15 @@ def main() -> None:
     limits = Limits(512, 64, 64, 1500, 16, "float16", options.threads)
     clock = time.thread_time if options.threads == 1 else time.perf_counter
 
-    def engine(draft: DraftModel | None, *, speculate: bool) -> Engine:
+    def engine(draft: DraftModel | None, *, speculate: bool, own_layer: bool = False) -> Engine:
+        program = checkpoint.program(guesses=own_layer)
+        blocks = limits.blocks + guess_blocks(limits.sequences, limits.block_tokens)
+        executable = CpuBackend().compile(program, checkpoint.tensors, replace(limits, blocks=blocks))
+        own = MultiToken(executable, limits, clock) if own_layer else None
         return Engine(
-            CpuBackend().compile(checkpoint.program(), checkpoint.tensors, limits), limits, speculate=speculate,
-            draft=draft, eos_token_ids=tokenizer.eos_token_ids, context_tokens=2048,
-            vocabulary=checkpoint.config.vocabulary, tokenizer_json=tokenizer.tokenizer.to_str,
+            executable, limits, speculate=speculate, draft=own or draft,
+            eos_token_ids=tokenizer.eos_token_ids, context_tokens=2048, vocabulary=checkpoint.config.vocabulary,
+            tokenizer_json=tokenizer.tokenizer.to_str,
         )  # fmt: skip
 
     draft = None
@@ -84,7 +92,9 @@ def main() -> None:
             CpuBackend().compile(small.program(), small.tensors, limits), limits, clock=clock,
             context_tokens=2048, vocabularies=(small.config.vocabulary, checkpoint.config.vocabulary),
         )  # fmt: skip
-    plain, guessing = engine(None, speculate=draft is not None), engine(draft, speculate=True)
+    own_layer = draft is None and isinstance(checkpoint.config, DecoderConfig) and bool(checkpoint.config.multi_token)
+    plain = engine(None, speculate=draft is not None or own_layer)
+    guessing = engine(draft, speculate=True, own_layer=own_layer)
 
     def decode(engine: Engine, requests: list[Generate]) -> tuple[dict[str, list[int]], float, EngineStats]:
         """Tokens, seconds a token from where all have their first one, counts."""

@@ -160,6 +160,46 @@ INLINE Floats exchanged(Floats v) {
 #endif
 }
 
+// Lanes whose number has the bit `distance` are exchanged with those of the other register that have not.
+template <int distance>
+INLINE void exchange(Floats& a, Floats& b) {
+    Ints first, second;
+    for (int i = 0; i < lanes; i++) {
+        first[i] = i & distance ? lanes + (i ^ distance) : i;
+        second[i] = i & distance ? lanes + i : i ^ distance;
+    }
+#if defined(__clang__)
+    const Floats old_a = a, old_b = b;
+    for (int i = 0; i < lanes; i++) {
+        a[i] = i & distance ? old_b[i ^ distance] : old_a[i];
+        b[i] = i & distance ? old_b[i] : old_a[i ^ distance];
+    }
+#else
+    const Floats old = a;
+    a = __builtin_shuffle(old, b, first);
+    b = __builtin_shuffle(old, b, second);
+#endif
+}
+
+template <int distance>
+INLINE void exchange_all(Floats (&rows)[lanes]) {
+#if defined(__clang__)
+#pragma unroll
+#else
+#pragma GCC unroll 16
+#endif
+    for (int i = 0; i < lanes; i++)
+        if (!(i & distance)) exchange<distance>(rows[i], rows[i | distance]);
+}
+
+// Lane j of row i and lane i of row j change places.
+INLINE void transpose(Floats (&rows)[lanes]) {
+    exchange_all<1>(rows);
+    exchange_all<2>(rows);
+    if constexpr (lanes > 4) exchange_all<4>(rows);
+    if constexpr (lanes > 8) exchange_all<8>(rows);
+}
+
 // Across the register, always in the same order.
 INLINE float sum(Floats v) {
     if constexpr (lanes > 8) v = v + exchanged<8>(v);

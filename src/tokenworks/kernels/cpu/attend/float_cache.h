@@ -113,8 +113,16 @@ Panels<float> values_of_keys(const Panels<float>& keys, int from, int to, int si
         const float* k = keys.k[p] + (size - latent) * keys.k_step;
         float* panel_v = v + p * panel * result.v_step;
         result.v[p] = panel_v;
-        for (int d = 0; d < latent; d++, k += keys.k_step)
-            UNROLL for (int i = 0; i < panel; i++) panel_v[i * result.v_step + d] = k[i];
+        int d = 0;
+        for (; d + lanes <= latent; d += lanes)
+            for (int i = 0; i < panel; i += lanes) {
+                Floats square[lanes];
+                UNROLL for (int n = 0; n < lanes; n++) square[n] = load(k + (d + n) * keys.k_step + i);
+                transpose(square);
+                UNROLL for (int n = 0; n < lanes; n++) store(panel_v + (i + n) * result.v_step + d, square[n]);
+            }
+        for (; d < latent; d++)
+            for (int i = 0; i < panel; i++) panel_v[i * result.v_step + d] = k[d * keys.k_step + i];
     }
     return result;
 }
