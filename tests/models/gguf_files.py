@@ -46,8 +46,8 @@ def write_checkpoint(name: str, folder: Path) -> None:
 
 def write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
     """`changes`: layers, another number of them than there are; extra, tensors that are added; keys, metadata that is
-    added, changed, or with None left out; arch, another one."""
-    case, config = CASES[name], config_of(name)
+    added, changed, or with None left out; arch, another one; config, where it is not config_of(name)."""
+    case, config = CASES[name], changes.get("config") or config_of(name)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[changes.get("arch", case.arch)])
     writer.add_context_length(256)
     writer.add_embedding_length(config.hidden_size)

@@ -15,13 +15,14 @@ CHOICES: tuple[str, ...] = (*get_args(SchemeName), "keep")
 TARGET = "target"
 """Written in a recipe, it stands for what --to says."""
 
-_ROUTERS: dict[object, object] = {"layers.*.router": "keep", "layers.*.shared_gate": "keep"}
-"""Of mixtures of experts: a thousandth of the weights, and a small error in them means other experts."""
+_SMALL: dict[object, object] = {"layers.*.router": "keep", "layers.*.shared_gate": "keep", "layers.*.altup_*": "keep"}
+"""Routers of mixtures of experts, and what mixes Gemma 3n's streams: a thousandth of the weights, and a small error in
+them means other experts."""
 
 RECIPES: dict[str, dict[object, object]] = {
-    "standard": {**_ROUTERS, "layers.*": TARGET},
-    "compact": {**_ROUTERS, "embed": "int8", "head": "int8", "layers.*": TARGET},
-    "whole": {**_ROUTERS, "*": TARGET},
+    "standard": {**_SMALL, "layers.*": TARGET},
+    "compact": {**_SMALL, "embed": "int8", "head": "int8", "layers.*": TARGET},
+    "whole": {**_SMALL, "*": TARGET},
 }
 """By name. "standard" keeps the vocabulary's matrices, since few tools know quantised embeddings; "compact" makes them
 8 bits, for our own server: every token reads the head whole."""

@@ -3,13 +3,16 @@
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.program import Program
+from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig
+from tokenworks.models.decoder import decoder_program
 from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import InvalidRequest, ModelError
@@ -32,7 +35,7 @@ SENSITIVITY_WINDOWS, SENSITIVITY_TOKENS = 8, 64
 BLOCK_SCHEMES = ("nvfp4", "mxfp4")
 """Those of 4 bits."""
 
-_COLUMNS = {"nvfp4": 64, "mxfp4": 32}
+_COLUMNS = {"nvfp4": 64, "mxfp4": 32, "int8": 32}
 """What a weight's columns must be a multiple of, for the kernels (models/quantised.py)."""
 
 
@@ -70,11 +73,9 @@ def quantise_model(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InvalidRequest(f"{out} is there already: remove it, or choose another --out.")
     checkpoint = open_checkpoint(source)
-    if isinstance(checkpoint.config, DecoderConfig) and checkpoint.config.vision is not None:
-        raise ModelError(f"{source}: models that see pictures cannot be quantised here yet.")
     if isinstance(checkpoint.config, SpeechConfig):
         raise ModelError(f"{source}: models that hear cannot be quantised here yet.")
-    program = checkpoint.program()
+    program = _of_texts(checkpoint)
     choices = recipe.of(program)
     if all(choice == "keep" for choice in choices.values()):
         raise InvalidRequest("The recipe keeps every weight as it is: there is nothing to quantise.")
@@ -82,7 +83,7 @@ def quantise_model(
         columns, unit = checkpoint.tensors[name].shape[-1], _COLUMNS.get(choice, 1)
         if columns % unit:
             raise InvalidRequest(
-                f"{name} has {columns} columns; {choice} is run in multiples of {unit}. Keep it, or give it int8, by a "
+                f"{name} has {columns} columns; {choice} is run in multiples of {unit}. Keep it, or give it fp8, by a "
                 "recipe."
             )
     tokens = None
@@ -90,7 +91,7 @@ def quantise_model(
         length = min(CALIBRATION_TOKENS, checkpoint.config.context_tokens)
         tokens = windows(read_texts(texts), load_tokenizer(source), count=CALIBRATION_WINDOWS, length=length)
     if spared:
-        choices = _spared(checkpoint, choices, tokens, layout, spared)
+        choices = _spared(checkpoint, program, choices, tokens, layout, spared)
     identity = {
         "source": _fingerprint(source),
         "choices": choices,
@@ -125,7 +126,12 @@ def part_of(out: Path) -> Path:
 
 
 def _spared(
-    checkpoint: Checkpoint, choices: Mapping[str, Choice], tokens: Int32 | None, layout: Layout, share: float
+    checkpoint: Checkpoint,
+    program: Program,
+    choices: Mapping[str, Choice],
+    tokens: Int32 | None,
+    layout: Layout,
+    share: float,
 ) -> dict[str, Choice]:
     """`choices` with int8 for the most sensitive."""
     if tokens is None:
@@ -137,8 +143,21 @@ def _spared(
     }
     errors = {name: round_to_nearest(choices[name], weight).dequantise() - weight for name, weight in weights.items()}  # type: ignore[arg-type]
     text = tokens[:: -(-len(tokens) // SENSITIVITY_WINDOWS), :SENSITIVITY_TOKENS]
-    costs = sensitivities(checkpoint.program(), checkpoint.tensors, errors, text)
+    costs = sensitivities(program, checkpoint.tensors, errors, text)
     return spare(choices, costs, {name: weight.size for name, weight in weights.items()}, share)
+
+
+def _of_texts(checkpoint: Checkpoint) -> Program:
+    """What the model does with texts: where it sees pictures too, without a place for them. A text's positions are the
+    same along all axes."""
+    config = checkpoint.config
+    if not isinstance(config, DecoderConfig) or config.vision is None:
+        return checkpoint.program()
+    layers = tuple(
+        replace(layer, mixer=replace(layer.mixer, axes=())) if isinstance(layer.mixer, Attention) else layer
+        for layer in config.layers
+    )
+    return decoder_program(replace(config, vision=None, layers=layers))
 
 
 def _fingerprint(source: Path) -> list[list[object]]:

@@ -13,9 +13,11 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import HF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint, turned
+from tokenworks.models.config import DecoderConfig
 from tokenworks.models.files import FileNames
 from tokenworks.models.gguf import open_gguf
 from tokenworks.models.json_file import read_json
+from tokenworks.models.safetensors import open_safetensors
 from tokenworks.quant.checkpoints import compressed_tensors, modelopt
 from tokenworks.quant.checkpoints.gguf_source import config_of_gguf, write_gguf_tokenizer
 from tokenworks.quant.checkpoints.pieces import by_tensor, file_order, whole
@@ -33,8 +35,9 @@ _WRITTEN = ("config.json", "hf_quant_config.json")
 def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quantised], layout: FolderLayout) -> None:
     """Writes `source` with some weights `quantised`, by canonical name, into an existing folder.
 
-    What is kept keeps its dtype; numbers of block formats, which a folder has no other form for, become F16. Raises
-    ModelError when the source is a GGUF file whose config or tokenizer has no such form.
+    What is kept keeps its dtype; numbers of block formats, which a folder has no other form for, become F16. What a
+    model sees pictures with stays as it lies in its files. Raises ModelError when the source is a GGUF file whose
+    config or tokenizer has no such form.
     """
     table = _config(source)
     names = HF_ARCHITECTURES[table["model_type"]].files
@@ -42,7 +45,9 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     schemes: dict[str, SchemeName] = {}
     kept: list[str] = []
     stored = compressed_tensors.stored if layout == "compressed-tensors" else modelopt.stored
-    for name, parts in by_tensor(source, names).items():
+    spelt, seen = _files_of_seeing(source, names)
+    for usual, parts in by_tensor(source, names).items():
+        name = spelt.get(usual, usual)
         module = name.removesuffix(".weight")
         weight = whole(source, names, name, parts, quantised)
         if weight is not None:
@@ -55,13 +60,17 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
             order = file_order(source, names, parts)
             if order is not None:
                 data = data.reshape(shape[0], -1)[order].ravel()
-            if names.is_kernel(name):
+            if names.is_kernel(usual):
                 shape = (shape[0], 1, *shape[1:])
-            elif names.is_reshaped(name):  # folders have these vectors as rows
+            elif names.is_reshaped(usual):  # folders have these vectors as rows
                 shape = (1, *shape)
             tensors[name] = Stored(pieces[0].dtype, shape, data)
             if len(shape) == 2:
                 kept.append(module)
+    for name, tensor in seen.items():
+        tensors[name] = Stored(tensor.format, tensor.shape, tensor.data)
+        if name.endswith(".weight") and len(tensor.shape) > 1:
+            kept.append(name.removesuffix(".weight"))
     if table.get("tie_word_embeddings", False) and "lm_head" not in kept and names.of("embed") in tensors:
         kept.append("lm_head")
     write_safetensors(folder / "model.safetensors", tensors)
@@ -76,6 +85,18 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
         _copy_others(source.path, folder)
     else:
         write_gguf_tokenizer(source.path, folder)
+
+
+def _files_of_seeing(source: Checkpoint, names: FileNames) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Of a model that sees pictures: what its files call each tensor, by its usual name, and those that are not of
+    texts."""
+    config = source.config
+    if not isinstance(config, DecoderConfig) or config.vision is None:
+        return {}, {}
+    of_texts = {*by_tensor(source, names), names.of("head")}
+    found = open_safetensors(source.path)
+    spelt = {names.usual(name).removeprefix(names.prefix): name for name in found}
+    return spelt, {name: found[name] for usual, name in spelt.items() if usual not in of_texts}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,14 +6,13 @@ of its own, X.scale, as llama.cpp's converter writes it.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES
-from tokenworks.models.checkpoint import Checkpoint, rotary_heads
+from tokenworks.models.checkpoint import Checkpoint
 from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
 from tokenworks.models.stacked import whole_of
 from tokenworks.protocol.errors import InvalidRequest
@@ -39,8 +38,6 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
         weight = whole(source, names, name, parts, quantised)
         if weight is None:
             continue
-        if names.interleaved_rotary and (heads := rotary_heads(source.config, parts[0])):
-            weight = _interleaved(weight, heads)
         tensor = ggml_tensor(name, weight)
         place = whole_of(name, names.stacks)
         if name in tensors:
@@ -85,13 +82,6 @@ def ggml_tensor(name: str, weight: Quantised) -> Tensor:
     parts = (weight.block_scales.reshape(rows, blocks, -1), nibbles.reshape(rows, blocks, -1))
     scales = weight.row_scales if weight.scheme == "nvfp4" else None
     return Tensor(name, form, (rows, columns), np.concatenate(parts, axis=2).reshape(-1), scales)
-
-
-def _interleaved(weight: Quantised, heads: int) -> Quantised:
-    """Rows of each head from all first members of rotary pairs, then all second ones, to pair after pair."""
-    rows = np.arange(len(weight.codes)).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
-    blocks = None if weight.block_scales is None else weight.block_scales[rows]
-    return replace(weight, codes=weight.codes[rows], block_scales=blocks, row_scales=weight.row_scales[rows])
 
 
 def _with_scales(tensors: Mapping[str, Tensor]) -> list[Tensor]:

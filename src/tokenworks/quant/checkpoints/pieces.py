@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.models.checkpoint import Checkpoint, layer_of
+from tokenworks.models.checkpoint import Checkpoint, layer_of, rotary_heads
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.files import FileNames
 from tokenworks.protocol.errors import InvalidRequest
@@ -13,10 +13,10 @@ from tokenworks.quant.schemes import Quantised
 
 
 def by_tensor(source: Checkpoint, names: FileNames) -> dict[str, list[str]]:
-    """For each tensor of the file, the weights that lie in it, in order."""
+    """For each tensor of the file, the weights of texts that lie in it, in order."""
     parts: dict[str, list[str]] = {}
     for canonical in source.tensors:
-        if not canonical.startswith("rope."):  # follows from the config
+        if not canonical.startswith(("rope.", "vision.")):  # the former follow from the config
             parts.setdefault(names.of(canonical), []).append(canonical)
     return parts
 
@@ -40,10 +40,25 @@ def file_order(source: Checkpoint, names: FileNames, parts: Sequence[str]) -> np
     """Which row of all parts, one under the other, is each of the tensor's; None: they lie there like that."""
     rows = [(names.rows_of(part), part) for part in parts]
     if rows[0][0] is None:
-        return None
+        return _in_pairs(source, parts) if names.interleaved_rotary else None
     assert isinstance(source.config, DecoderConfig)
     layers = source.config.all_layers
     return np.argsort(np.concatenate([of(layers[layer_of(part)].mixer) for of, part in rows if of is not None]))
+
+
+def _in_pairs(source: Checkpoint, parts: Sequence[str]) -> npt.NDArray[np.int64] | None:
+    """Rows of heads that rotary positions turn, from all first members of pairs, then all second ones, to pair after
+    pair."""
+    if not any(rotary_heads(source.config, part) for part in parts):
+        return None
+    orders, first = [], 0
+    for part in parts:
+        rows = np.arange(source.tensors[part].shape[0])
+        if heads := rotary_heads(source.config, part):
+            rows = rows.reshape(heads, 2, -1).swapaxes(1, 2).ravel()
+        orders.append(first + rows)
+        first += len(rows)
+    return np.concatenate(orders)
 
 
 def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
