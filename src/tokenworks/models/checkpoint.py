@@ -34,6 +34,7 @@ from tokenworks.models.safetensors import open_safetensors
 from tokenworks.models.speech import decoder as speech_decoder
 from tokenworks.models.speech import encoder as speech_encoder
 from tokenworks.models.speech.config import SpeechConfig
+from tokenworks.models.squares import Squares
 from tokenworks.models.stacked import Found, unstack
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.encoder import computed_weights, vision_program, vision_shapes
@@ -236,7 +237,7 @@ class _Weights(Mapping[str, Tensor]):
         stored = self.found[place.name]
         assert not isinstance(stored, StackedBlocks)  # its shape is not one that a program needs
         transposed, rows = place.name in self.names.transposed, self.names.rows_of(name)
-        if isinstance(stored, Tensor | PackedTensor) and not transposed and rows is None:
+        if isinstance(stored, Tensor | PackedTensor | Squares) and not transposed and rows is None:
             stored = stored.rows(place.first_row, self.stored_shapes[name][0])
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         if transposed:

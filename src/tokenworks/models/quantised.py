@@ -9,6 +9,7 @@ compressed-tensors 0.20):
     MXFP4  the same with X.weight_scale: E8M0 in uint8 [out, in / 32], and no third
     INT8   X.weight: int8 [out, in]; X.weight_scale: floats, one or one per row
     FP8    X.weight: E4M3; X.weight_scale the same
+           or X.weight_scale_inv: floats [out / 128, in / 128], which multiply (DeepSeek-V3's files)
     gpt-oss' MXFP4  X_blocks: uint8 [experts, out, in / 32, 16]; X_scales: E8M0 in uint8 [experts, out, in / 32]
 
 What they say about activations does not bind us: ours are quantised by the kernels, block by block.
@@ -26,6 +27,7 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.fields import Fields
 from tokenworks.models.json_file import read_json
+from tokenworks.models.squares import Squares
 from tokenworks.protocol.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]
@@ -118,7 +120,7 @@ def _spread(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
 
 def open_quantised(
     folder: Path, config: Fields, found: Mapping[str, Tensor]
-) -> dict[str, Tensor | PackedTensor | StackedBlocks]:
+) -> dict[str, Tensor | PackedTensor | StackedBlocks | Squares]:
     """The checkpoint's tensors with each quantised weight as one, under the name it would have unquantised.
 
     Raises ModelError for a method, format or tensor that is not one of the above.
@@ -126,11 +128,15 @@ def open_quantised(
     section = _settings(folder, config)
     if section is not None:
         _check(section)
-    joined: dict[str, Tensor | PackedTensor | StackedBlocks] = {}
+    side = _side(section)
+    joined: dict[str, Tensor | PackedTensor | StackedBlocks | Squares] = {}
     used: set[str] = set()
     for name, tensor in found.items():
         stem, _, leaf = name.rpartition(".")
-        if leaf == "weight_packed" or (leaf == "weight" and _is_quantised(tensor, f"{stem}.weight_scale" in found)):
+        if leaf == "weight" and (scale := found.get(f"{name}_scale_inv")) is not None:
+            joined[name] = _squares(folder, tensor, scale, side)
+            used.add(scale.name)
+        elif leaf == "weight_packed" or (leaf == "weight" and _is_quantised(tensor, f"{stem}.weight_scale" in found)):
             packed = _join(folder, stem, found)
             joined[packed.name] = packed
             parts = (packed.codes, packed.scale, packed.whole)
@@ -164,15 +170,36 @@ def _settings(folder: Path, config: Fields) -> Fields | None:
 
 def _check(f: Fields) -> None:
     method = f.table.get("quant_method")
-    if method not in ("modelopt", "compressed-tensors", "mxfp4"):
+    if method not in ("modelopt", "compressed-tensors", "mxfp4", "fp8"):
         raise ModelError(
-            f"{f.path}: weights quantised by {method!r} are not supported, those of modelopt and compressed-tensors "
-            "are: use a GGUF file, or another version of this model."
+            f"{f.path}: weights quantised by {method!r} are not supported, those of modelopt, compressed-tensors and "
+            "DeepSeek (fp8) are: use a GGUF file, or another version of this model."
         )
     for key in ("sparsity_config", "transform_config"):
         value: Any = f.table.get(key)
         if isinstance(value, dict) and (value.get("config_groups") or value.get("format", "dense") != "dense"):
             raise ModelError(f"{f.path}: quantization_config.{key} is not supported; get a version without it.")
+
+
+def _side(section: Fields | None) -> tuple[int, int]:
+    """Of squares that share a scale: [rows, columns]."""
+    if section is None or not section.has("weight_block_size"):
+        return 128, 128
+    value = section.table["weight_block_size"]
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
+        raise section.wrong("weight_block_size", "two positive integers")
+    return value[0], value[1]
+
+
+def _squares(folder: Path, codes: Tensor, scale: Tensor, side: tuple[int, int]) -> Squares:
+    if codes.format != "F8_E4M3" or scale.format not in ("F32", "F16", "BF16") or len(codes.shape) != 2:
+        raise ModelError(
+            f"{folder}: {codes.name!r} is {codes.format} {list(codes.shape)} with scales in {scale.format}; of weights "
+            "in squares, F8_E4M3 [out, in] with float scales is supported."
+        )
+    rows, columns = codes.shape
+    _expect(folder, scale, (-(-rows // side[0]), -(-columns // side[1])))
+    return Squares(codes.name, (rows, columns), codes, scale, side)
 
 
 def _join(folder: Path, stem: str, found: Mapping[str, Tensor]) -> PackedTensor:

@@ -13,6 +13,7 @@ import numpy as np
 from tokenworks.kernels.formats import FORMATS
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.quantised import PackedTensor, StackedBlocks
+from tokenworks.models.squares import Squares
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def whole_of(name: str, stacks: tuple[Stack, ...]) -> tuple[str, int] | None:
     return None
 
 
-Found = Tensor | PackedTensor | StackedBlocks | Piece
+Found = Tensor | PackedTensor | StackedBlocks | Squares | Piece
 
 
 def unstack(found: Mapping[str, Found], stacks: tuple[Stack, ...]) -> dict[str, Found]:

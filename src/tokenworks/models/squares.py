@@ -1,0 +1,49 @@
+"""Weights in FP8 with a scale for each square of 128 x 128, as DeepSeek-V3 is shipped (arXiv 2412.19437, section 3.3).
+
+The kernels have no such format. A weight becomes BF16 when it is looked up, as in DeepSeek's own conversion: what its
+rounding adds is a sixteenth of what FP8's has left.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Squares:
+    """A weight [out, in] as it lies in its file; `tensor` makes one of it."""
+
+    name: str
+    shape: tuple[int, int]
+    codes: Tensor
+    """F8_E4M3, [out, in]."""
+    scale: Tensor
+    """Numbers, [squares down, squares across]; those at the edges may be cut off."""
+    side: tuple[int, int]
+    """Of a square: rows, columns."""
+    first_row: int = 0
+    """Of the codes, in the tensor that the scales are of."""
+
+    @property
+    def format(self) -> str:
+        return "BF16"
+
+    def rows(self, first: int, count: int) -> "Squares":
+        """Some rows: views."""
+        codes = self.codes.rows(first, count)
+        return replace(self, shape=(count, self.shape[1]), codes=codes, first_row=self.first_row + first)
+
+    def tensor(self) -> Tensor:
+        """Made anew at each call."""
+        down, across = (
+            (first + np.arange(count)) // side
+            for first, count, side in zip((self.first_row, 0), self.shape, self.side, strict=True)
+        )
+        numbers = dequantise(self.codes) * dequantise(self.scale)[down][:, across]
+        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+        bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # to nearest, ties to even
+        halves = (bits >> np.uint32(16)).astype(np.uint16)
+        return Tensor(self.name, "BF16", self.shape, halves.view(np.uint8).reshape(-1))
