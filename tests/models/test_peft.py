@@ -20,6 +20,11 @@ from tokenworks.models.adapters import read_adapter
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.protocol.errors import ModelError
 
+TARGETS = {
+    "phi3": FUSED_MAPS,
+    "glm4": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "gpt-neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+}
 IDS = [(7 * i * i + 3) % 101 for i in range(19)]
 
 
@@ -51,9 +56,11 @@ def base_model(folder: Path, name: str = "llama") -> Path:
 
 
 @pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda each: each.name)
-@pytest.mark.parametrize("name", ["llama", "llama-tied-biased", "qwen3", "phi3", "gemma", "granite"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied-biased", "qwen3", "phi3", "gemma", "granite", "gemma4", "cohere2", "gpt-neox", "glm4"]
+)
 def test_logits_are_those_of_the_merged_model(name: str, backend: Backend, tmp_path: Path) -> None:
-    base, targets = base_model(tmp_path / "base", name), FUSED_MAPS if name == "phi3" else MAPS
+    base, targets = base_model(tmp_path / "base", name), TARGETS.get(name, MAPS)
     folders = [
         write_adapter(tmp_path / str(seed), reference_model(base), seed=seed, rank=rank, targets=targets)
         for seed, rank in enumerate((1, 4, 19))
