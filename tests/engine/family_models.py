@@ -28,6 +28,7 @@ from tokenworks.models.parts import FeedForward, Mixer
 from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Rope
 from tokenworks.models.side_by_side import Side, SideBySide
+from tokenworks.models.temperature import TEMPERATURE, Temperature
 
 WIDTH, VOCABULARY, EOS, CONTEXT_TOKENS = 64, 128, 127, 200
 _ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="global", turned=16)
@@ -71,8 +72,24 @@ _BESIDE = SideBySide(
 )
 
 
+_ONE_EXPERT = Mixture(
+    experts=5, width=32, top_k=1, activation="silu", normalise=False, score="sigmoid", weighs_input=True, shared=_MLP
+)
+
 MODELS = {
     "layers that read others' K and V": _gemma_3n(),
+    "chunks, and queries that grow": replace(
+        _decoder(
+            (
+                replace(
+                    _ATTENTION, window=7, chunked=True, qk_norm_epsilon=1e-5, norm_weights=False, norms_turned=True
+                ),
+                _MLP,
+            ),
+            (replace(_ATTENTION, rope="", tempered=True), _ONE_EXPERT),
+        ),
+        temperature=Temperature(floor=6, growth=0.4),
+    ),
     "Mamba-2 beside attention": _decoder((_BESIDE, _MLP), (_BESIDE, None)),
     "Mamba-2": _decoder((_MAMBA, None), (_MAMBA, _MLP)),
     "Mamba-2 and attention": _decoder(
@@ -125,6 +142,8 @@ def _model(name: str) -> tuple[Program, dict[str, Tensor]]:
         if weight.endswith("decay"):
             values = -0.1 * np.abs(values)  # a long memory
         weights[weight] = _float32(weight, values.astype(np.float32))
+    if config.temperature is not None:
+        weights[TEMPERATURE] = _float32(TEMPERATURE, config.temperature.factors(CONTEXT_TOKENS))
     for rope, how in config.ropes.items():
         weights[f"rope.{rope}"] = _float32(f"rope.{rope}", how.inverse_frequencies(CONTEXT_TOKENS))
     return decoder_program(config), weights

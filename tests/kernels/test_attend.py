@@ -30,6 +30,7 @@ class Shape:
     """How large the heads' sinks are."""
     latent: int = 0
     """V is so many columns of K, and kv_heads is 1."""
+    chunked: bool = False
 
     @property
     def width(self) -> int:
@@ -54,7 +55,7 @@ class Shape:
             lambda b, x: b.attend(
                 x.columns(0, h * d), x.columns(h * d, kv * d), x.columns((h + kv) * d, kv * d),
                 heads=h, kv_heads=kv, head_size=d, scale=d**-0.5, window=self.window, softcap=self.softcap,
-                cached=self.cached, sinks="sinks" if self.sinks else None,
+                cached=self.cached, sinks="sinks" if self.sinks else None, chunked=self.chunked,
             ),
         )  # fmt: skip
 
@@ -94,6 +95,8 @@ SHAPES = [
     Shape(8, 2, 64, window=128, sinks=3.0),
     Shape(8, 2, 64, window=128, sinks=200.0, cache_dtype="float32"),  # heads that look at nothing
     Shape(8, 2, 64, sinks=3.0, cache_dtype="int8"),
+    Shape(8, 2, 64, window=100, chunked=True),
+    Shape(6, 6, 32, window=7, cache_dtype="int8", block_tokens=32, chunked=True),
     Shape(16, 1, 192, latent=128),
     Shape(4, 1, 96, latent=80, cache_dtype="float32"),
     Shape(7, 1, 26, latent=18, block_tokens=5),

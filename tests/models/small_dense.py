@@ -16,6 +16,7 @@ from transformers import (
     HunYuanMoEV1Config,
     Lfm2Config,
     Lfm2MoeConfig,
+    Llama4TextConfig,
     MiniMaxM2Config,
     PhiConfig,
     SeedOssConfig,
@@ -65,6 +66,16 @@ DENSE: dict[str, Any] = {
         **_RMS, moe_num_experts=7, moe_k=3, moe_intermediate_size=14, moe_num_shared_experts=2,
     ),
     "hunyuan-moe": HunYuanMoEV1Config(**_RMS | {"intermediate_size": 22}, head_dim=10, num_experts=5, moe_topk=2),
+    "llama4": Llama4TextConfig(
+        **_RMS | {"num_hidden_layers": 4, "num_key_value_heads": 5, "intermediate_size": 22}, head_dim=8,
+        intermediate_size_mlp=52, num_local_experts=5, interleave_moe_layer_step=2, attention_chunk_size=7,
+        no_rope_layers=[1, 0, 1, 1], floor_scale=6, attn_scale=0.4,
+    ),
+    "llama4-plain": Llama4TextConfig(
+        **_RMS | {"num_hidden_layers": 2, "intermediate_size": 22}, head_dim=8, num_local_experts=3,
+        attention_chunk_size=33, use_qk_norm=False, attn_temperature_tuning=False, attention_bias=True,
+        no_rope_layers=[1, 0],
+    ),
     "gpt-neox": GPTNeoXConfig(**_SHARED, rope_parameters=_HALF),
     "gpt-neox-in-turn": GPTNeoXConfig(
         **_SHARED, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,

@@ -119,6 +119,7 @@ def test_a_program_reads_exactly_the_weights_it_declares(name: str, written: Cal
     assert checkpoint.config.kind == "generate"
     read = set(needs(decoder_program(checkpoint.config)))
     ropes = {f"rope.{rope}" for rope in checkpoint.config.ropes}
+    ropes |= {"rope.temperature"} if checkpoint.config.temperature else set()
     assert read == decoder_shapes(checkpoint.config).keys() | ropes == set(checkpoint.tensors)
     assert len(checkpoint.tensors) == len(set(checkpoint.tensors))
     for tensor_name, tensor in checkpoint.tensors.items():

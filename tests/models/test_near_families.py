@@ -14,6 +14,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.protocol.errors import ModelError
 
+_SENSES = ("model.vision_tower.a", "model.audio_tower.b", "model.embed_vision.c")
 REFUSED = [
     ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention is 'all': only causal"),
     ("gemma4", {"num_kv_shared_layers": 5}, "num_kv_shared_layers is 5; a number that leaves a layer of each kind"),
@@ -38,8 +39,18 @@ def test_what_is_not_supported_is_named(name: str, changes: dict[str, Any], mess
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("gemma4", "gemma4"), ("gemma3n", "gemma3n"), ("gemma4-experts", "gemma4")])
-def test_the_text_part_of_a_model_that_sees_and_hears(name: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "begin", "others"),
+    [
+        ("gemma4", "gemma4", "model.language_model.", _SENSES),
+        ("gemma4-experts", "gemma4", "model.language_model.", _SENSES),
+        ("gemma3n", "gemma3n", "model.language_model.", _SENSES),
+        ("llama4", "llama4", "language_model.model.", ("vision_model.a", "multi_modal_projector.b")),
+    ],
+)
+def test_the_text_part_of_a_model_that_sees_and_hears(
+    name: str, kind: str, begin: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
     """Its names begin otherwise, its config is a part of a larger one, and other encoders lie beside it."""
     write_decoder(name, tmp_path)
     ids = list(range(3, 60, 4))
@@ -47,12 +58,8 @@ def test_the_text_part_of_a_model_that_sees_and_hears(name: str, kind: str, tmp_
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     text = json.loads(config.read_text())
     config.write_text(json.dumps({"model_type": kind, "text_config": text, "vision_config": {}}))
-    stored = {key.replace("model.", "model.language_model.", 1): values for key, values in load_file(weights).items()}
-    more = {
-        f"model.{of}.weight": np.ones((2, 3), np.float32)
-        for of in ("vision_tower.a", "audio_tower.b", "embed_vision.c")
-    }
-    save_file(stored | more, weights)
+    stored = {key.replace("model.", begin, 1): values for key, values in load_file(weights).items()}
+    save_file(stored | {f"{of}.weight": np.ones((2, 3), np.float32) for of in others}, weights)
     np.testing.assert_array_equal(our_logits(tmp_path, ids, CpuBackend()), expected)
     assert open_checkpoint(tmp_path).config.vision is None  # type: ignore[union-attr]
 

@@ -36,6 +36,7 @@ IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()
         "cohere2",
         "ernie4-5-moe",
         "hunyuan-moe",
+        "llama4",
     ],
 )
 def test_fp8_is_near_the_model_and_the_rest_as_it_was(name: str, tmp_path: Path) -> None:

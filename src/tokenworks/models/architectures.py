@@ -21,6 +21,7 @@ from tokenworks.models.families import (
     like_llama,
     like_mixtral,
     llama,
+    llama4,
     mamba,
     mixtral,
     olmo,
@@ -33,6 +34,8 @@ from tokenworks.models.families import (
 
 HF_ARCHITECTURES = {
     "llama": llama.LLAMA,
+    "llama4_text": llama4.LLAMA4,
+    "llama4": llama4.LLAMA4_WHOLE,
     "mistral": llama.MISTRAL,
     "ministral": llama.MISTRAL,
     "smollm3": llama.SMOLLM3,

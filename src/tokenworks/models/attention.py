@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
 from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.temperature import TEMPERATURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Attention:
     """These are multiplied by it."""
     window: int = 0
     """A token sees so many positions up to its own; 0: all."""
+    chunked: bool = False
+    """The window begins at a multiple of its length."""
     softcap: float = 0.0
     """0 is off."""
     biased: frozenset[str] = frozenset()
@@ -33,6 +36,8 @@ class Attention:
     """q and k are RMS-normed before they are turned; 0 is off."""
     qk_norm_whole: bool = False
     """Over all heads together, not each alone."""
+    norm_weights: bool = True
+    """These norms have weights."""
     norms_turned: bool = False
     """q and k are normed when they are turned, not before."""
     v_normed: bool = False
@@ -41,6 +46,8 @@ class Attention:
     """v is what the map makes for k, before its norm. Only where k has one."""
     source: int | None = None
     """The cache layer whose K and V it reads, which an earlier layer has written (arXiv 2405.12981); None: its own."""
+    tempered: bool = False
+    """Queries grow with their position: see models/temperature.py."""
     sinks: bool = False
     """Each head has a score that no position has (kernels/program/attention.py: Attend)."""
     gated: bool = False
@@ -59,6 +66,8 @@ class Attention:
             v = b.rmsnorm(v, None, self.qk_norm_epsilon, group=self.head_size)
         q = self._placed(b, name + "q_norm", q)
         k = k and self._placed(b, name + "k_norm", k)
+        if self.tempered:
+            q = b.scale_rows(q, b.embed(TEMPERATURE, 1, index="position"))
         read = b.attend(
             q,
             k,
@@ -71,6 +80,7 @@ class Attention:
             softcap=self.softcap,
             sinks=name + "sinks" if self.sinks else None,
             source=self.source,
+            chunked=self.chunked,
         )
         return b.gate(made["q_gate"], read, "sigmoid") if self.gated else read
 
@@ -100,7 +110,8 @@ class Attention:
         return self._normed(b, norm, x) if self.norms_turned else x
 
     def _normed(self, b: ProgramBuilder, norm: str, x: Value) -> Value:
-        return b.rmsnorm(x, norm, self.qk_norm_epsilon, group=x.width if self.qk_norm_whole else self.head_size)
+        weight = norm if self.norm_weights else None
+        return b.rmsnorm(x, weight, self.qk_norm_epsilon, group=x.width if self.qk_norm_whole else self.head_size)
 
     def project(self, b: ProgramBuilder, name: str, mixed: Value, width: int) -> Value:
         return linear(b, name, mixed, ("o",), width, self.biased)
@@ -109,7 +120,7 @@ class Attention:
         widths = self._widths()
         maps = {which: (made, width) for which, made in widths.items()} | {"o": (width, widths["q"])}
         shapes = shapes_of(maps, self.biased & maps.keys())
-        if self.qk_norm_epsilon:
+        if self.qk_norm_epsilon and self.norm_weights:
             normed = [which for which in ("q", "k") if which in widths]
             shapes |= {f"{which}_norm": (widths[which] if self.qk_norm_whole else self.head_size,) for which in normed}
         if self.sinks:

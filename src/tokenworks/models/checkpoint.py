@@ -36,6 +36,7 @@ from tokenworks.models.speech import encoder as speech_encoder
 from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.squares import Squares
 from tokenworks.models.stacked import Found, unstack
+from tokenworks.models.temperature import TEMPERATURE
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.encoder import computed_weights, vision_program, vision_shapes
 from tokenworks.protocol.errors import ModelError
@@ -164,6 +165,8 @@ def _checkpoint(
         f"rope.{name}": _float32(f"rope.{name}", rope.inverse_frequencies(longest))
         for name, rope in config.ropes.items()
     }
+    if isinstance(config, DecoderConfig) and config.temperature is not None:
+        computed[TEMPERATURE] = _float32(TEMPERATURE, config.temperature.factors(config.context_tokens))
     for name, values in computed_weights(vision).items() if vision else ():
         computed[name] = _float32(name, values)
     return Checkpoint(path, architecture, config, _Weights(config, found, places, as_stored, names, computed))

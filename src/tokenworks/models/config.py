@@ -10,6 +10,7 @@ from tokenworks.models.parts import FeedForward, Mixer, Shapes
 from tokenworks.models.per_layer import PerLayer
 from tokenworks.models.rope import Rope
 from tokenworks.models.speech.config import SpeechConfig
+from tokenworks.models.temperature import Temperature
 from tokenworks.models.vision.config import VisionConfig
 
 MAX_LAYERS = 4096
@@ -61,6 +62,8 @@ class DecoderConfig:
     """How several residual streams are kept, if there are several."""
     scaled_layers: bool = False
     """What a layer makes of the stream is multiplied by one number of its own, layer_scale."""
+    temperature: Temperature | None = None
+    """Of attention that is tempered."""
     vision: VisionConfig | None = None
     """How it sees pictures, if it does."""
     multi_token: Layer | None = None

@@ -41,25 +41,21 @@ class Mixture:
     """What every token passes as well."""
     weighed: bool = False
     """Each expert's weight is multiplied by the weight router_expert_scales [experts]."""
+    weighs_input: bool = False
+    """Each expert's input is multiplied by its weight, not its result. Only with a `top_k` of 1."""
     shared_gated: bool = False
     """What `shared` makes is multiplied by sigmoid(shared_gate(x)), one number for a token."""
 
     def write(self, b: ProgramBuilder, name: str, x: Value, seen: Value | None = None) -> Value:
         """`seen`: what the router looks at, if that is not x."""
-        routes = b.route(
-            linear(b, name, seen or x, ("router",), self.experts, self.biased),
-            self.top_k,
-            score=self.score,
-            normalise=self.normalise,
-            scale=self.scale,
-            bias=f"{name}router_correction" if self.corrected else None,
-            expert_scales=f"{name}router_expert_scales" if self.weighed else None,
-            groups=self.groups,
-            kept_groups=self.kept_groups,
-            group_best=self.group_best,
-        )
+        logits = linear(b, name, seen or x, ("router",), self.experts, self.biased)
+        routes = self._route(b, name, logits, normalise=self.normalise)
+        entering = x
+        if self.weighs_input:
+            entering = b.scale_rows(x, routes.columns(1, 1))
+            routes = self._route(b, name, logits, normalise=True)  # the same choice with a weight of 1
         made = b.experts(
-            x,
+            entering,
             routes,
             [self._expert(name, number) for number in range(self.experts)],
             self.width,
@@ -75,6 +71,20 @@ class Mixture:
             gate = linear(b, name, x, ("shared_gate",), 1, frozenset())
             always = b.scale_rows(always, b.activate(gate, "sigmoid"))
         return b.add(made, always)
+
+    def _route(self, b: ProgramBuilder, name: str, logits: Value, *, normalise: bool) -> Value:
+        return b.route(
+            logits,
+            self.top_k,
+            score=self.score,
+            normalise=normalise,
+            scale=self.scale,
+            bias=f"{name}router_correction" if self.corrected else None,
+            expert_scales=f"{name}router_expert_scales" if self.weighed else None,
+            groups=self.groups,
+            kept_groups=self.kept_groups,
+            group_best=self.group_best,
+        )
 
     def _expert(self, name: str, number: int) -> Expert:
         of = f"{name}experts.{number}."

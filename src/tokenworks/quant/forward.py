@@ -201,7 +201,7 @@ class Forward:
         assert kept.k is not None and kept.v is not None
         q, k, v = in_heads(op.q, op.head_size), in_heads(kept.k, op.head_size), in_heads(kept.v, op.value_size)
         sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
-        mask = _mask(length, op.window, causal=op.cache_layer is not None)
+        mask = _mask(length, op.window, causal=op.cache_layer is not None, chunked=op.chunked)
         shared = op.heads // op.kv_heads
         out = np.empty((windows, length, op.heads, op.value_size), np.float32)
         for w in range(windows):
@@ -369,10 +369,11 @@ def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Fl
 
 
 @cache
-def _mask(length: int, window: int, *, causal: bool) -> Float32:
+def _mask(length: int, window: int, *, causal: bool, chunked: bool) -> Float32:
     """[length, length] to add to scores."""
     distance = np.arange(length)[:, None] - np.arange(length)
-    hidden = (distance < 0) & causal | (abs(distance) >= (window or length))
+    reach = np.arange(length)[:, None] % window + 1 if window and chunked else window or length
+    hidden = (distance < 0) & causal | (abs(distance) >= reach)
     return np.where(hidden, np.float32(-np.inf), np.float32(0))
 
 

@@ -132,7 +132,10 @@ class _Pass:
         q, k, v = (each.reshape(windows, length, -1, op.head_size).transpose(1, 2) for each in rows)
         k, v = (each.repeat_interleave(op.heads // op.kv_heads, 1) for each in (k, v))
         distance = torch.arange(length)[:, None] - torch.arange(length)
-        hidden = (distance < 0) | ((distance >= op.window) if op.window else False)
+        reach: int | torch.Tensor = op.window or length
+        if op.window and op.chunked:
+            reach = torch.arange(length)[:, None] % op.window + 1
+        hidden = (distance < 0) | (distance >= reach)
         scores = op.scale * (q @ k.transpose(2, 3))
         if op.softcap:
             scores = op.softcap * torch.tanh(scores / op.softcap)

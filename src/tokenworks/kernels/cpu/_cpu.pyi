@@ -132,6 +132,7 @@ class Executor:
         latent: int,
         begin: int,
         end: int,
+        chunked: bool,
         /,
     ) -> None: ...
     def short_convolution(

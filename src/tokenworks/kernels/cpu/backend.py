@@ -309,7 +309,7 @@ class _Writer:
                 to.attend(
                     rows,
                     *(*rows_of, layer, *shape, call.scale, call.window, call.softcap, call.windows, sinks),
-                    *(*call.portion, call.latent, call.begin, call.end),
+                    *(*call.portion, call.latent, call.begin, call.end, call.chunked),
                 )
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 self._write_recurrent(call, self._layers[call.cache_layer])

@@ -124,6 +124,7 @@ struct AttendArgs {
     int heads, kv_heads, head_size;
     float scale;
     int window;     // 0: none
+    bool chunked;   // a window begins at a multiple of its length
     float softcap;  // 0: none
     int latent;     // V is these last columns of K, and the cache has no other; 0: V is one of its own
     int begin, end;  // of what every row sees in the cache, where it would see more; end 0: at its own position

@@ -39,6 +39,7 @@ class Attend:
     with it, once; out has `latent` columns for each head (arXiv 2405.04434). Only with a cache.
     With k and v None nothing is written: the cache layer is that of another instruction, which has written it already.
     Then q may have the selected rows alone.
+    With a cache and `chunked`, the window does not move with the token: it begins at a multiple of its length.
     With a cache, no position before `begin` is seen; with `end` other than 0 all in [begin, end) are, whatever the
     token's own, which must be behind them.
     """
@@ -61,6 +62,7 @@ class Attend:
     latent: int = 0
     begin: int = 0
     end: int = 0
+    chunked: bool = False
 
     @property
     def value_size(self) -> int:

@@ -143,6 +143,7 @@ class ProgramBuilder:
         into: Value | None = None,
         begin: int = 0,
         end: int = 0,
+        chunked: bool = False,
     ) -> Value:
         """Each cached call takes the next cache layer, or layer `source`, which without k and v it only reads. Portions
         behind the first go into the first one's output."""
@@ -153,7 +154,10 @@ class ProgramBuilder:
             layer = self._keep(KvLayer(kv_heads, head_size, window))
         out = into or self._new(heads * head_size)
         shape = (heads, kv_heads, head_size)
-        attend = Attend(out, q, k, v, layer, *shape, scale, window, softcap, windows, sinks, portion, 0, begin, end)
+        read = (q, k, v, layer, *shape)
+        attend = Attend(
+            out, *read, scale, window, softcap, windows, sinks, portion, begin=begin, end=end, chunked=chunked
+        )
         self._instructions.append(attend)
         return out
 

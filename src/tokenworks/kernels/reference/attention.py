@@ -58,7 +58,9 @@ def attend(step: Step, op: Attend) -> Float64:
             _write(step, op.cache_layer, s, k, v)
         for row in range(start, stop):
             position = int(batch.positions[row])
-            first = max(op.begin, position - op.window + 1) if op.window else op.begin
+            first = op.begin
+            if op.window:
+                first = max(first, position - position % op.window if op.chunked else position - op.window + 1)
             end = position + 1 if batch.ends is None else int(batch.ends[row])
             seen = np.arange(first, op.end or end)
             where = (table[seen // block_tokens], seen % block_tokens)

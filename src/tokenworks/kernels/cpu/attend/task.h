@@ -43,7 +43,11 @@ INLINE Seen seen_at(const AttendArgs& args, int row, int position, int positions
                 position + args.window < positions ? position + args.window : positions};
     }
     if (args.end) return {0, args.end};
-    const int from = args.window && position - args.window >= args.begin ? position - args.window + 1 : args.begin;
+    int from = args.begin;
+    if (args.window) {
+        const int first = args.chunked ? position / args.window * args.window : position - args.window + 1;
+        from = first > from ? first : from;
+    }
     return {from, args.ends ? args.ends[row] : position + 1};
 }
 

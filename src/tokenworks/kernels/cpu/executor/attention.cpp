@@ -57,7 +57,7 @@ void Executor::store(Place k, Place v, int layer) {
 
 void Executor::attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads,
                       int head_size, float scale, int window, float softcap, bool windows, int sinks, int portion, int portions,
-                      int latent, int begin, int end) {
+                      int latent, int begin, int end, bool chunked) {
     windows_ |= windows;
     selected_attend_ |= rows == Rows::selected;
     AttendArgs args{};
@@ -70,6 +70,7 @@ void Executor::attend(Rows rows, Place output, Place q, Place k, Place v, int la
     args.head_size = head_size;
     args.scale = scale;
     args.window = window;
+    args.chunked = chunked;
     args.softcap = softcap;
     args.latent = latent;
     if (begin || end) {

@@ -133,7 +133,7 @@ class Executor {
     void store(Place k, Place v, int layer);
     void attend(Rows rows, Place output, Place q, Place k, Place v, int layer, int heads, int kv_heads, int head_size, float scale,
                 int window, float softcap, bool windows, int sinks, int portion, int portions,
-                int latent, int begin, int end);  // sinks: vector, or -1
+                int latent, int begin, int end, bool chunked);  // sinks: vector, or -1
     void scale(Rows rows, Place output, Place x, int width, float factor);
     void gate(Rows rows, Place output, Place gate, Place up, int width, Activation activation, float limit, float offset);
     // state: number of the layer among those that keep a state; weights are vector numbers, bias -1 for none.
