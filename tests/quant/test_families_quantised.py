@@ -42,6 +42,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "gemma3n": {"intermediate_size": [128] * 5, "hidden_size_per_layer_input": 64, "laurel_rank": 64},
     "gemma4": {"hidden_size_per_layer_input": 64},
     "lfm2": {"block_auto_adjust_ff_dim": False},
+    "llama4": {"intermediate_size_mlp": 128},
     "mamba2": {"num_heads": 8, "n_groups": 2},
 }
 
