@@ -30,7 +30,7 @@ static inline int64_t cache_bytes(CacheType type, int kv_heads, int head_size, i
 // The most query rows of a task: about 96 with all the heads of a group.
 static inline int attend_task_rows(int heads, int kv_heads) {
     const int rows = 96 * kv_heads / heads;
-    return rows < 1 ? 1 : rows > 32 ? 32 : rows;
+    return rows < 1 ? 1 : rows;
 }
 
 // Floats for `rows` (query, head) pairs: mixed values, maximum, sum.
