@@ -3,8 +3,8 @@
     python benchmarks/transcribe.py WHISPER_FOLDER FILE [TURNS]
 
 WHISPER_FOLDER is CTranslate2's (`tokenworks models pull whisper-tiny-en`). Both greedy, both on two threads, from the
-file to the text; the best of the turns. faster-whisper, in float32 and in int8, is to be installed beside, and runs in a
-process of its own: its text must be ours.
+file to the text; the best of the turns. faster-whisper, in float32 and in int8, is to be installed beside, and runs in
+a process of its own: its text must be ours.
 """
 
 import asyncio
