@@ -1,6 +1,7 @@
 """Encoders from GGUF files: vectors and tokens are those of the models' own files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors.numpy import load_file
 from small_checkpoints import ENCODERS, randomise, write_encoder
 from test_encoders import TEXTS, encode
 from test_tokenizer import TEXTS as STRINGS
-from transformers import AutoModel, NomicBertConfig
+from transformers import AutoModel, NomicBertConfig, XLMRobertaTokenizer
 
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.gguf import open_gguf
+from tokenworks.models.gguf_tokenizer import build_tokenizer
 from tokenworks.models.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
@@ -121,3 +124,41 @@ def test_minilm_as_a_gguf_file(minilm: Path, tmp_path: Path, monkeypatch: pytest
     ids = [np.array(theirs.encode(text)) for text in ("A sentence.", "Another one, about something else", "ÉCOLE")]
     vectors = [encode(path, CpuBackend(), ids) for path in (tmp_path / "m.gguf", minilm)]
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+
+def test_unigram_is_xlm_robertas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path / "home"))
+    pieces = ["▁", "a", "b", "c", "▁a", "ab", "abc", "▁ab", "ca", "é", "▁the", "the", "t", "h", "e"]
+    tokens = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokens += [(piece, -1.5 * number - 1.0) for number, piece in enumerate(pieces)] + [("<mask>", 0.0)]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "bert")
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_scores([score for _, score in tokens])
+    writer.add_token_types([3, 3, 3, 2, *[1] * len(pieces), 3])
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(3)
+    finish(writer)
+    ours, theirs = load_tokenizer(tmp_path / "m.gguf"), XLMRobertaTokenizer(vocab=tokens)
+    for text in [*STRINGS, "abc  ab the\tcab", "<mask> the", "é the ab"]:
+        assert ours.encode(text) == theirs(text)["input_ids"], repr(text)
+    assert len(set(ours.encode("the abc cab é"))) > 5
+
+
+def test_texts_of_encoders_are_closed(smollm2: Path) -> None:
+    """Where the file says so, or where the way of splitting is an encoder's."""
+    file = open_gguf(smollm2)
+    for changes, before, after in (
+        ({"pre": "modern-bert", "seperator_token_id": 2}, [1], [2]),
+        ({"pre": "roberta-bpe", "seperator_token_id": 2, "add_eos_token": True, "eos_token_id": 0}, [1], [0]),
+        ({"pre": "modern-bert", "seperator_token_id": 2, "add_sep_token": False}, [1], []),
+    ):
+        keys = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+        kept = {key: value for key, value in file.metadata.items() if key != "tokenizer.ggml.add_bos_token"}
+        ids = build_tokenizer(replace(file, metadata=kept | keys)).encode("Hello").ids
+        assert ids[: len(before)] == before
+        assert ids[len(ids) - len(after) :] == after
+        assert len(ids) == 1 + len(before) + len(after)

@@ -346,7 +346,7 @@ def test_broken_files_are_named(folder: Path, smollm2: Path) -> None:
     file = open_gguf(smollm2)
     for key, value, message in [
         ("pre", "klingon", "'klingon'; supported are gpt-2"),
-        ("model", "rwkv", "'rwkv'; gpt2, llama, gemma4 and bert are supported"),
+        ("model", "rwkv", "'rwkv'; gpt2, llama, gemma4, bert and t5 are supported"),
         ("bos_token_id", 1 << 20, "is not one of its 49152 tokens"),
     ]:
         settings = {**file.metadata, "tokenizer.ggml.add_bos_token": True, f"tokenizer.ggml.{key}": value}

@@ -1,5 +1,5 @@
 """Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE of text with SentencePiece's spaces, by scores
-or (Gemma 4) by merges, or BERT's WordPiece.
+or (Gemma 4) by merges, BERT's WordPiece, XLM-RoBERTa's Unigram.
 
 The metadata names a way of splitting (tokenizer.ggml.pre: models/splitting.py) and lists tokens with types, and merges
 or scores.
@@ -13,7 +13,7 @@ from tokenworks.models.gguf import GgufFile
 from tokenworks.models.splitting import SPLITTINGS
 from tokenworks.protocol.errors import ModelError
 
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_UNKNOWN, _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 2, 1, 3, 4, 5
 _SPACE = "▁"
 
 
@@ -28,7 +28,9 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
         return _spaced(file)
     if kind == "bert":
         return _wordpiece(file)
-    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2, llama, gemma4 and bert are supported.")
+    if kind == "t5":
+        return _unigram(file)
+    raise ModelError(f"{file.path}: tokenizer.ggml.model is {kind!r}; gpt2, llama, gemma4, bert and t5 are supported.")
 
 
 def _byte_level(file: GgufFile) -> Tokenizer:
@@ -49,7 +51,7 @@ def _byte_level(file: GgufFile) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    _declare(file, tokenizer, tokens, adds_bos=rule.adds_bos)
+    _declare(file, tokenizer, tokens, {"bos": rule.adds_bos, "sep": rule.adds_sep})
     return tokenizer
 
 
@@ -72,7 +74,7 @@ def _sentencepiece(file: GgufFile) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first" if prefix else "never", split=False)
     if prefix:
         tokenizer.decoder = decoders.Sequence([*_spaces_back(), decoders.Strip(" ", 1, 0)])
-    _declare(file, tokenizer, tokens, adds_bos=True)
+    _declare(file, tokenizer, tokens, {"bos": True})
     return tokenizer
 
 
@@ -81,7 +83,7 @@ def _spaced(file: GgufFile) -> Tokenizer:
     tokens = file.array("tokenizer.ggml.tokens")
     merges = [_pair(file, merge) for merge in file.array("tokenizer.ggml.merges")]
     tokenizer = _with_spaces(file, tokens, merges, "<unk>")
-    _declare(file, tokenizer, tokens, adds_bos=True)
+    _declare(file, tokenizer, tokens, {"bos": True})
     return tokenizer
 
 
@@ -141,6 +143,29 @@ def _wordpiece(file: GgufFile) -> Tokenizer:
     return tokenizer
 
 
+def _unigram(file: GgufFile) -> Tokenizer:
+    """SentencePiece's Unigram as XLM-RoBERTa has it: spaces are one each, and one begins a text."""
+    tokens, scores, types = (file.array(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type"))
+    if not len(tokens) == len(scores) == len(types):
+        raise ModelError(f"{file.path}: tokenizer.ggml.tokens, scores and token_type differ in length.")
+    for key in ("add_space_prefix", "remove_extra_whitespaces"):
+        if file.metadata.get(f"tokenizer.ggml.{key}") is not True:
+            raise ModelError(f"{file.path}: a t5 tokenizer is supported only with tokenizer.ggml.{key}.")
+    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", types.index(_UNKNOWN) if _UNKNOWN in types else None)
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise ModelError(f"{file.path}: tokenizer.ggml.unknown_token_id {unknown!r} is not one of its tokens.")
+    tokenizer = Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unknown, byte_fallback=False))
+    if "tokenizer.ggml.precompiled_charsmap" in file.metadata:
+        table = bytes(each & 255 for each in file.array("tokenizer.ggml.precompiled_charsmap"))
+        tokenizer.normalizer = normalizers.Precompiled(table)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(_SPACE, "always")]
+    )
+    tokenizer.decoder = decoders.Metaspace(_SPACE, "always")
+    _declare(file, tokenizer, tokens, {"bos": True, "eos": True})
+    return tokenizer
+
+
 def _merges(pieces: dict[str, float], ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, best score first; ways to one piece by the ids of its parts."""
     ways = []
@@ -167,25 +192,34 @@ def _tokenizer(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]],
         raise ModelError(f"{file.path}: its tokenizer cannot be built ({error}).") from error
 
 
-def _declare(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], *, adds_bos: bool) -> None:
-    """Declares the tokens that are recognised whole in a text, and those that surround every text."""
+_ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "sep": "seperator_token_id"}
+
+
+def _declare(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], around: dict[str, bool]) -> None:
+    """Declares the tokens that are recognised whole in a text, and those that surround every text: `around` says
+    which do where the file says nothing."""
     types, added = file.array("tokenizer.ggml.token_type"), list[AddedToken]()
     for token, kind in zip(tokens, types, strict=False):
         if token and kind in (_CONTROL, _USER_DEFINED):
             # A user's own token is found in the normalised text, where spaces may be written otherwise.
             added.append(AddedToken(token, special=kind == _CONTROL, normalized=kind == _USER_DEFINED))
     tokenizer.add_tokens(added)
-    around = {
-        role: file.metadata.get(f"tokenizer.ggml.add_{role}_token", default) is True
-        for role, default in (("bos", adds_bos), ("eos", False))
+    adds = {
+        role: file.metadata.get(f"tokenizer.ggml.add_{role}_token", around.get(role, False)) is True for role in _ROLES
     }
-    numbers = {role: file.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in around}
-    used = {role: number for role, number in numbers.items() if around[role] and isinstance(number, int)}
-    if any(not 0 <= number < len(tokens) for number in used.values()):
-        raise ModelError(f"{file.path}: bos_token_id or eos_token_id is not one of its {len(tokens)} tokens.")
+    adds["sep"] &= not adds["eos"]  # either ends a text
+    numbers = {role: file.metadata.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
+    used = {role: number for role, number in numbers.items() if adds[role] and isinstance(number, int)}
+    for role, number in used.items():
+        if not 0 <= number < len(tokens):
+            raise ModelError(f"{file.path}: {_ROLES[role]} {number} is not one of its {len(tokens)} tokens.")
     if used:
         names = {role: tokens[number] for role, number in used.items()}
-        before, after = ([names["bos"]] if "bos" in names else []), ([names["eos"]] if "eos" in names else [])
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after], special_tokens=[(names[role], used[role]) for role in used]
+            single=[
+                *([names["bos"]] if "bos" in names else []),
+                "$A",
+                *(names[r] for r in ("eos", "sep") if r in names),
+            ],
+            special_tokens=[(names[role], used[role]) for role in used],
         )

@@ -59,6 +59,8 @@ class Splitting:
     """A word that is a token is taken whole, without merges."""
     adds_bos: bool = False
     """When the metadata does not say."""
+    adds_sep: bool = False
+    """The same."""
 
 
 _GPT2_KIND = Splitting((GPT2,))
@@ -71,10 +73,10 @@ SPLITTINGS = {
     "gpt-2": _GPT2_KIND,
     "default": _GPT2_KIND,
     "phi-2": _GPT2_KIND,
-    "roberta-bpe": _GPT2_KIND,
+    "roberta-bpe": Splitting((GPT2,), adds_bos=True, adds_sep=True),
     "mpt": _NEOX_KIND,
     "olmo": _NEOX_KIND,
-    "modern-bert": _NEOX_KIND,
+    "modern-bert": Splitting((GPT2,), nfc=True, adds_bos=True, adds_sep=True),
     "smollm": _DIGITS_KIND,
     "starcoder": _DIGITS_KIND,
     "refact": _DIGITS_KIND,

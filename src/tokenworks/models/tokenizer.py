@@ -17,7 +17,7 @@ from tokenworks.models.ends import ENDS
 from tokenworks.models.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 
 
 class Pair(NamedTuple):
