@@ -98,7 +98,7 @@ def step(tokens: list[int], first: int, inputs: np.ndarray | None = None) -> Ste
         tokens=np.array(tokens, np.int32),
         positions=np.arange(first, first + len(tokens), dtype=np.int32),
         row_starts=np.array([0, len(tokens)], np.int32),
-        block_tables=np.arange(8, dtype=np.int32)[None],
+        block_tables=np.arange(10, dtype=np.int32)[None],
         logit_rows=np.arange(len(tokens), dtype=np.int32),
         inputs=inputs,
     )
@@ -111,7 +111,7 @@ def test_guesses_are_those_of_the_report(name: str, backend: Backend, tmp_path: 
     first, second = Report(name, tmp_path, layers).guesses(IDS)
     checkpoint = open_checkpoint(tmp_path)
     program = checkpoint.program(guesses=True)
-    limits = Limits(32, 1, 32, 8, 4, "float32", 1)
+    limits = Limits(32, 1, 32, 10, 4, "float32", 1)
     model = backend.compile(program, checkpoint.tensors, limits)
     logits = model.run(step(IDS, 0)).copy()
     np.testing.assert_array_equal(logits, our_logits(tmp_path, IDS, backend))
