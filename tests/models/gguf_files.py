@@ -502,6 +502,36 @@ def _falcon(weights: Weights, config: Any) -> Weights:
 # --- Dense families ---
 
 
+def _llama4_metadata(writer: Writer, config: Any) -> None:
+    writer.kv_data[0].pop(f"{writer.arch}.feed_forward_length")
+    writer.add_feed_forward_length(config.intermediate_size_mlp)
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
+
+
+def _llama4(weights: Weights, config: Any) -> Weights:
+    """Experts' maps apart, and as products read them."""
+    for name in [name for name in weights if ".experts." in name]:
+        weight = weights.pop(name).swapaxes(1, 2)
+        if "gate_up" not in name:
+            weights[name + ".weight"] = weight
+            continue
+        for part, half in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1), strict=True):
+            weights[name.replace("gate_up_proj", part) + ".weight"] = half
+    return weights
+
+
+def _minimax_metadata(writer: Writer, config: Any) -> None:
+    writer.add_expert_feed_forward_length(config.intermediate_size)
+    writer.add_rope_dimension_count(int(config.head_dim * config.rope_parameters["partial_rotary_factor"]))
+
+
+def _ernie_metadata(writer: Writer, config: Any) -> None:
+    writer.add_leading_dense_block_count(config.moe_layer_start_index)
+    writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+    writer.add_expert_shared_count(config.moe_num_shared_experts)
+
+
 def _lfm2_metadata(writer: Writer, config: Any) -> None:
     writer.kv_data[0].pop(f"{writer.arch}.attention.head_count_kv")
     attends = [kind == "full_attention" for kind in config.layer_types]
@@ -563,6 +593,10 @@ _TWO_ROPES = {
     for kind, base in (("sliding", 1e2), ("full", 1e3))
 }
 _ONE_OF_FOUR = ["sliding_attention"] * 3 + ["full_attention"]
+_AS_PUBLISHED = {
+    "no_rope_layers": [1, 1, 1, 0], "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
+    "attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1,
+}  # fmt: skip
 _EACH_LAYER = {"allow_global_per_layer_attribute_access": True}
 _ALIKE = {"mlp_only_layers": [], "attention_bias": False}
 CASES = {
@@ -604,6 +638,9 @@ CASES = {
     "falcon-h1-plain": Case(ARCH.FALCON_H1, tensors=_falcon, metadata=_falcon_metadata),
     "lfm2": Case(ARCH.LFM2, tensors=_lfm2, metadata=_lfm2_metadata),
     "lfm2-moe": Case(ARCH.LFM2MOE, changes={"routed_scaling_factor": 1.0}, tensors=_lfm2, metadata=_lfm2_metadata),
+    "llama4": Case(ARCH.LLAMA4, changes=_AS_PUBLISHED, tensors=_llama4, metadata=_llama4_metadata),
+    "minimax-m2": Case(ARCH.MINIMAXM2, tensors=_glm, metadata=_minimax_metadata),
+    "ernie4-5-moe": Case(ARCH.ERNIE4_5_MOE, tensors=_glm, metadata=_ernie_metadata),
     "gpt-neox": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
     "gpt-neox-in-turn": Case(ARCH.GPTNEOX, tensors=_neox, metadata=_layer_norms),
     "phi": Case(ARCH.PHI2, metadata=_layer_norms),

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf, glm_moe, like_llama, mixtral, mixtures
+from tokenworks.models.families import from_gguf, from_hf, glm_moe, like_llama, mixtral, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
 from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward
 
@@ -104,6 +105,31 @@ def _hunyuan(f: Fields) -> DecoderConfig:
     return replace(plain, architecture="hunyuan_v1_moe", layers=layers)
 
 
+def _minimax_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    rope = from_gguf.rope(f, file)
+    attention = replace(
+        from_gguf.attention(f, file, rope), qk_norm_epsilon=from_gguf.norm_epsilon(f), qk_norm_whole=True
+    )
+    experts = mixtures.mixture_gguf(f, file, score="sigmoid", normalise=True, corrected=True)
+    return from_gguf.decoder(f, file, [attention] * from_gguf.layer_count(f), experts, {"global": rope})
+
+
+def _ernie_gguf(file: GgufFile) -> DecoderConfig:
+    f = from_gguf.fields(file)
+    count, rope = from_gguf.layer_count(f), from_gguf.rope(f, file)
+    shared = next((t.shape[0] for name, t in file.tensors.items() if name.endswith(".ffn_up_shexp.weight")), 0)
+    experts = mixtures.mixture_gguf(
+        f, file, normalise=True, corrected=True, shared=Mlp(width=shared, activation="silu") if shared else None
+    )
+    dense, step = f.count("leading_dense_block_count"), f.integer("interleave_moe_layer_step", 1)
+    plain = Mlp(width=f.integer("feed_forward_length"), activation="silu")
+    networks: list[FeedForward] = [
+        experts if number >= dense and (number + 1) % step == 0 else plain for number in range(count)
+    ]
+    return from_gguf.decoder(f, file, [from_gguf.attention(f, file, rope)] * count, networks, {"global": rope})
+
+
 def _of_all(f: Fields, key: str) -> int:
     """A number that a file may give for each layer; the same for all."""
     value = f.table.get(key)
@@ -149,3 +175,11 @@ _HUNYUAN = {
 HUNYUAN_MOE = HfArchitecture(
     _hunyuan, replace(like_llama.HUNYUAN.files, names=like_llama.HUNYUAN.files.names | _EACH | _HUNYUAN, stacks=_STACKS)
 )
+_GGUF = replace(
+    from_gguf.NAMES,
+    names=from_gguf.NAMES.names | mixtures.GGUF_NAMES,
+    stacks=mixtures.GGUF_STACKS,
+    reshaped=frozenset({mixtures.GGUF_NAMES[f"{LAYER}router_correction"]}),
+)
+MINIMAX_M2_GGUF = GgufArchitecture(_minimax_gguf, _GGUF)
+ERNIE4_5_MOE_GGUF = GgufArchitecture(_ernie_gguf, replace(_GGUF, interleaved_rotary=True))

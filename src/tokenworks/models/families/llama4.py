@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_hf, mixtures
+from tokenworks.models.families import from_gguf, from_hf, mixtures
 from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, HfArchitecture
+from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.gguf import GgufFile
+from tokenworks.models.mlp import Mlp
 from tokenworks.models.parts import FeedForward
 from tokenworks.models.stacked import Stack
 from tokenworks.models.temperature import Temperature
@@ -91,6 +93,28 @@ def _networks(f: Fields, count: int) -> list[FeedForward]:
     return [experts if number in places else dense for number in range(count)]
 
 
+def _gguf(file: GgufFile) -> DecoderConfig:
+    """Chunks and growth are those of the published models; with a window of 0 there are none, and all layers turn."""
+    f = from_gguf.fields(file)
+    count, epsilon, rope = from_gguf.layer_count(f), from_gguf.norm_epsilon(f), from_gguf.rope(f, file)
+    normed = f.count("expert_count") != 128
+    attention = replace(from_gguf.attention(f, file, rope), norm_weights=False)
+    turning = replace(attention, qk_norm_epsilon=epsilon if normed else 0.0, norms_turned=normed)
+    if f.has("attention.sliding_window") and f.count("attention.sliding_window") == 0:
+        mixers, temperature = [turning] * count, None
+    else:
+        chunk, seeing = replace(turning, window=8192, chunked=True), replace(attention, rope="", tempered=True)
+        mixers = [chunk if (number + 1) % 4 else seeing for number in range(count)]
+        temperature = Temperature(floor=8192, growth=0.1) if seeing in mixers else None
+    width, step = f.integer("expert_feed_forward_length"), f.integer("interleave_moe_layer_step")
+    dense, shared = (Mlp(width=w, activation="silu") for w in (f.integer("feed_forward_length"), width))
+    experts = mixtures.mixture_gguf(
+        f, file, top_k=1, normalise=False, score="sigmoid", weighs_input=True, shared=shared
+    )
+    networks: list[FeedForward] = [dense if (number + 1) % step else experts for number in range(count)]
+    return from_gguf.decoder(f, file, mixers, networks, {"global": rope}, temperature=temperature)
+
+
 def _whole(f: Fields) -> DecoderConfig:
     """Of a checkpoint that sees too."""
     return _read(required(f, "text_config"))
@@ -121,5 +145,14 @@ LLAMA4_WHOLE = HfArchitecture(
         _FILES,
         unused=(*_FILES.unused, "vision_model.*", "multi_modal_projector.*"),
         prefixes=(("language_model.", ""),),
+    ),
+)
+LLAMA4_GGUF = GgufArchitecture(
+    _gguf,
+    replace(
+        from_gguf.NAMES,
+        names=from_gguf.NAMES.names | mixtures.GGUF_NAMES,
+        stacks=mixtures.GGUF_STACKS,
+        interleaved_rotary=True,
     ),
 )
