@@ -13,6 +13,7 @@ from test_multi_token_layers import write as write_guessing
 
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig
@@ -97,3 +98,14 @@ def test_a_mistral_whose_queries_grow_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path, "llama", tmp_path / "grows.gguf", arch=gguf.MODEL_ARCH.MISTRAL3, keys=keys)
     with pytest.raises(ModelError, match="queries that grow"):
         open_checkpoint(tmp_path / "grows.gguf")
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-next"])
+def test_layers_that_are_not_run_are_left_out(name: str, tmp_path: Path) -> None:
+    """Those that guess further tokens, where that is not supported from GGUF."""
+    write_checkpoint(name, tmp_path)
+    write_gguf(tmp_path, name, tmp_path / "few.gguf")
+    extra = {"blk.3.nextn.eh_proj.weight": np.ones((40, 80), np.float32), "blk.3.attn_norm.weight": np.ones(40, "<f4")}
+    write_gguf(tmp_path, name, tmp_path / "more.gguf", layers=4, extra=extra, keys={"nextn_predict_layers": 1})
+    few, more = (our_logits(tmp_path / f"{each}.gguf", IDS, ReferenceBackend()) for each in ("few", "more"))
+    np.testing.assert_array_equal(few, more)
