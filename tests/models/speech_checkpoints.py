@@ -19,14 +19,14 @@ FRAMES = 2 * HEARD
 Float32 = npt.NDArray[np.float32]
 
 
-def write_whisper(folder: Path, seed: int = 5) -> None:
+def write_whisper(folder: Path, seed: int = 5, width: int = 48, inner: int = 80) -> None:
     """Its odd sizes are divided by nothing: three heads, blocks that end within the sound."""
     torch.manual_seed(seed)
     config = WhisperConfig(
-        vocab_size=VOCABULARY, num_mel_bins=BINS, d_model=48, max_source_positions=HEARD, max_target_positions=WRITTEN,
-        encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=80, decoder_layers=3, decoder_attention_heads=3,
-        decoder_ffn_dim=96, decoder_start_token_id=200, bos_token_id=199, eos_token_id=199, pad_token_id=199,
-        suppress_tokens=None, begin_suppress_tokens=None,
+        vocab_size=VOCABULARY, num_mel_bins=BINS, d_model=width, max_source_positions=HEARD,
+        max_target_positions=WRITTEN, encoder_layers=2, encoder_attention_heads=3, encoder_ffn_dim=inner,
+        decoder_layers=3, decoder_attention_heads=3, decoder_ffn_dim=96, decoder_start_token_id=200, bos_token_id=199,
+        eos_token_id=199, pad_token_id=199, suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
     with torch.no_grad():
@@ -45,8 +45,8 @@ def write_whisper(folder: Path, seed: int = 5) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def write_ctranslate2(source: Path, folder: Path) -> None:
-    """The same model as CTranslate2's converter lays it out, in float32."""
+def write_ctranslate2(source: Path, folder: Path, *, in_bytes: bool = False) -> None:
+    """The same model as CTranslate2's converter lays it out, in float32, or its linear maps in int8."""
     state = WhisperForConditionalGeneration.from_pretrained(source).state_dict()
     variables: dict[str, npt.NDArray[np.generic]] = {}
 
@@ -84,6 +84,11 @@ def write_ctranslate2(source: Path, folder: Path) -> None:
     for number in (1, 2):
         put(f"encoder/conv{number}/weight", state[f"model.encoder.conv{number}.weight"])
         put(f"encoder/conv{number}/bias", state[f"model.encoder.conv{number}.bias"])
+    if in_bytes:
+        for name in [each for each in variables if each.endswith("weight") and "conv" not in each]:
+            factors = 127 / np.abs(variables[name]).max(axis=1)
+            variables[name + "_scale"] = factors.astype(np.float32)
+            variables[name] = np.rint(variables[name] * factors[:, None]).astype(np.int8)
     variables["decoder/activation"] = np.array(3, np.int8)
     variables["decoder/alignment_heads"] = np.zeros((2, 2), np.int16)
     (folder / "model.bin").write_bytes(ctranslate2_file("WhisperSpec", variables))

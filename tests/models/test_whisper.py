@@ -83,6 +83,17 @@ def test_both_kinds_of_folder_are_the_same_model(folder: Path, tmp_path: Path) -
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_weights_of_bytes_are_near(backend: Backend, tmp_path: Path) -> None:
+    whole, in_bytes = tmp_path / "whole", tmp_path / "bytes"
+    in_bytes.mkdir()
+    write_whisper(whole, width=96, inner=128)  # whole blocks of 32, as the kernels take them
+    write_ctranslate2(whole, in_bytes, in_bytes=True)
+    ours, theirs = (_logits(each, backend, noise(2), ()) for each in (in_bytes, whole))
+    error = np.sqrt(((ours - theirs) ** 2).mean() / (theirs**2).mean())
+    assert 0 < error < 0.06
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

@@ -7,7 +7,7 @@ aliases: their number, and pairs of names. A name is its length in two bytes and
 
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ _TYPES = ("F32", "I8", "I16", "I32", "F16", "BF16")
 """By their numbers in the file."""
 _NUMBERS = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "F32": np.float32}
 _MOST_DIMENSIONS = 8
+_SCALE = "_scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,23 @@ def open_ctranslate2(path: Path) -> Ct2File:
         alias, name = text(), text()
         if name in tensors:
             tensors[alias] = tensors[name]
-    return Ct2File(path, specification, tensors, numbers)
+    return Ct2File(path, specification, _with_scales(path, tensors), numbers)
+
+
+def _with_scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of 8 bits are stored times a number for each row, which lies in a variable of its own."""
+    found = {}
+    for name, tensor in tensors.items():
+        factors = tensors.get(name + _SCALE)
+        if tensor.format == "I8" and factors is not None:
+            if factors.format != "F32" or factors.shape != tensor.shape[:1]:
+                raise ModelError(
+                    f"{path}: {factors.name!r} is {factors.format} {list(factors.shape)}; F32, one a row, was expected."
+                )
+            tensor = replace(tensor, row_scales=1 / factors.data.view(np.float32))
+        if not name.endswith(_SCALE):
+            found[name] = tensor
+    return found
 
 
 def _variable(
