@@ -102,6 +102,7 @@ def test_weights_of_bytes_are_near(backend: Backend, tmp_path: Path) -> None:
         (ctranslate2_file("TransformerSpec", {}), "TransformerSpec is not supported"),
         (ctranslate2_file("WhisperSpec", {}), "'decoder/embeddings/weight' is missing"),
         (ctranslate2_file("WhisperSpec", {"x": np.zeros((2, 3), np.float32)})[:-60], "is truncated"),
+        (ctranslate2_file("WhisperSpec", {"x": np.zeros((2, 3), np.int8)}), "2 numbers 'x_scale' were expected"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_cause(content: bytes, complaint: str, tmp_path: Path) -> None:

@@ -100,13 +100,13 @@ def _with_scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of 8 bits are stored times a number for each row, which lies in a variable of its own."""
     found = {}
     for name, tensor in tensors.items():
-        factors = tensors.get(name + _SCALE)
-        if tensor.format == "I8" and factors is not None:
-            if factors.format != "F32" or factors.shape != tensor.shape[:1]:
+        if tensor.format == "I8" and len(tensor.shape) == 2:
+            factors = tensors.get(name + _SCALE)
+            if factors is None or factors.format != "F32" or factors.shape != tensor.shape[:1]:
                 raise ModelError(
-                    f"{path}: {factors.name!r} is {factors.format} {list(factors.shape)}; F32, one a row, was expected."
+                    f"{path}: {name!r} has 8 bits; {tensor.shape[0]} numbers {name + _SCALE!r} were expected."
                 )
-            tensor = replace(tensor, row_scales=1 / factors.data.view(np.float32))
+            tensor = replace(tensor, row_scales=np.float32(1) / factors.data.view(np.float32))
         if not name.endswith(_SCALE):
             found[name] = tensor
     return found
