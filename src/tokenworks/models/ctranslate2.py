@@ -89,11 +89,12 @@ def open_ctranslate2(path: Path) -> Ct2File:
             tensors[name] = tensor
         elif tensor.format in _NUMBERS:
             numbers[name] = float(tensor.data.view(_NUMBERS[tensor.format])[0])
+    tensors = _with_scales(path, tensors)
     for _ in range(number(4)):
         alias, name = text(), text()
         if name in tensors:
             tensors[alias] = tensors[name]
-    return Ct2File(path, specification, _with_scales(path, tensors), numbers)
+    return Ct2File(path, specification, tensors, numbers)
 
 
 def _with_scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
