@@ -14,6 +14,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "models": "list, pull and remove models",
     "quantize": "round a model's weights to fewer bits: NVFP4, MXFP4, INT8, FP8",
+    "distil": "give a quantised model back what rounding took: a small adapter, trained",
     "audit": "what each precision of a model costs in quality, speed and memory",
     "bench": "measure speed and memory, of this factory or any compatible server",
     "doctor": "what this machine has, what will be used, what is missing",

@@ -26,7 +26,7 @@ from tokenworks.models.safetensors import open_file
 from tokenworks.protocol.errors import ModelError
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SIDES = {".lora_A.weight": "down", ".lora_B.weight": "up"}
 _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "use_dora": ((False,), "DoRA adapters are not supported"),
@@ -41,7 +41,7 @@ _REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Module:
+class Module:
     """A linear map of the base model's checkpoint, by its own name; in ours it may be several, one below the other."""
 
     name: str
@@ -62,9 +62,9 @@ def read_adapter(folder: Path, base: Checkpoint) -> dict[str, LowRank]:
         raise ModelError(f"{folder}: {base.path} is an encoder, and takes no adapters.")
     fields = Fields(config_path, read_json(config_path))
     _refuse_others(fields)
-    names = _names_of(base)
+    names = names_of(base)
     shapes = decoder_shapes(base.config)
-    modules = _modules(names, shapes)
+    modules = modules_of(names, shapes)
     found = _by_module(weights_path, names, modules)
     _check_complete(fields, weights_path, modules, found)
     adaptation: dict[str, LowRank] = {}
@@ -91,7 +91,7 @@ def _refuse_others(fields: Fields) -> None:
         fields.refuse(key, harmless, why)
 
 
-def _names_of(base: Checkpoint) -> FileNames:
+def names_of(base: Checkpoint) -> FileNames:
     """What the family's safetensors checkpoints call its weights: adapters are made of those, whatever is served."""
     key = GGUF_NAMED_AS.get(base.architecture, base.architecture) if base.path.is_file() else base.architecture
     if key not in HF_ARCHITECTURES:
@@ -99,9 +99,9 @@ def _names_of(base: Checkpoint) -> FileNames:
     return HF_ARCHITECTURES[key].files
 
 
-def _modules(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Module]:
+def modules_of(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Module]:
     """Those that an adapter can change, by name in the checkpoint (as `FileNames.names` has it)."""
-    modules: dict[str, _Module] = {}
+    modules: dict[str, Module] = {}
     for weight, shape in shapes.items():
         if len(shape) != 2 or weight.endswith(("embed", "router")):
             continue
@@ -111,20 +111,18 @@ def _modules(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         if names.is_kernel(names.of(weight)) or names.form_of(weight) is not None:
             continue
         before = modules.get(name)
-        modules[name] = _Module(name, (*(before.weights if before else ()), weight))
+        modules[name] = Module(name, (*(before.weights if before else ()), weight))
     return modules
 
 
-def _by_module(
-    path: Path, names: FileNames, modules: Mapping[str, _Module]
-) -> dict[str, tuple[str, dict[str, Tensor]]]:
+def _by_module(path: Path, names: FileNames, modules: Mapping[str, Module]) -> dict[str, tuple[str, dict[str, Tensor]]]:
     """By the module's usual name: its name in the adapter, and its two tensors."""
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for name, tensor in open_file(path).items():
         side = next((end for end in _SIDES if name.endswith(end)), None)
-        if side is None or not name.startswith(_PREFIX):
+        if side is None or not name.startswith(PREFIX):
             raise ModelError(f"{path}: tensor {name!r} is unexpected: a LoRA adapter has no place for it.")
-        full_name = name.removeprefix(_PREFIX).removesuffix(side)
+        full_name = name.removeprefix(PREFIX).removesuffix(side)
         usual = names.usual(full_name + ".weight").removeprefix(names.prefix).removesuffix(".weight")
         if usual not in modules:
             raise ModelError(
@@ -135,14 +133,14 @@ def _by_module(
     for full_name, sides in found.values():
         for end, side in _SIDES.items():
             if side not in sides:
-                raise ModelError(f"{path}: tensor {_PREFIX + full_name + end!r} is missing.")
+                raise ModelError(f"{path}: tensor {PREFIX + full_name + end!r} is missing.")
     if not found:
         raise ModelError(f"{path}: it has no tensors.")
     return found
 
 
 def _check_complete(
-    fields: Fields, path: Path, modules: Mapping[str, _Module], found: Mapping[str, tuple[str, Any]]
+    fields: Fields, path: Path, modules: Mapping[str, Module], found: Mapping[str, tuple[str, Any]]
 ) -> None:
     """Every module that the adapter's own config targets by name is there, in all layers if they are not chosen."""
     targets = fields.table.get("target_modules")
@@ -153,7 +151,7 @@ def _check_complete(
         meant = [name for name in modules if name == target or name.endswith(f".{target}")]
         missing = [name for name in meant if name not in found]
         if missing and (not chosen or len(missing) == len(meant)):
-            raise ModelError(f"{path}: tensor {_PREFIX + missing[0] + '.lora_A.weight'!r} is missing.")
+            raise ModelError(f"{path}: tensor {PREFIX + missing[0] + '.lora_A.weight'!r} is missing.")
 
 
 def _rank_and_scale(fields: Fields, module: str) -> tuple[int, float]:

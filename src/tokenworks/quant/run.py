@@ -93,7 +93,7 @@ def quantise_model(
     if spared:
         choices = _spared(checkpoint, program, choices, tokens, layout, spared)
     identity = {
-        "source": _fingerprint(source),
+        "source": fingerprint(source),
         "choices": choices,
         "text": "" if tokens is None else hashlib.sha256(tokens.tobytes()).hexdigest(),
     }
@@ -160,7 +160,7 @@ def _of_texts(checkpoint: Checkpoint) -> Program:
     return decoder_program(replace(config, vision=None, layers=layers))
 
 
-def _fingerprint(source: Path) -> list[list[object]]:
+def fingerprint(source: Path) -> list[list[object]]:
     """Names, sizes and times of the model's files: what changes when they do."""
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     return [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -1,7 +1,7 @@
-"""The folder in which a quantisation keeps what it has finished until the whole is there.
+"""The folder in which a quantisation, or a distillation, keeps what it has finished until the whole is there.
 
 Every file is written beside its place and moved there, so that a run that was killed at any point leaves whole files
-only; a second run with the same model, recipe and text takes them up and ends with the same bytes.
+only; a second run with the same models, choices and texts takes them up and ends with the same bytes.
 """
 
 import json
@@ -45,6 +45,17 @@ class Work:
         if weight.block_scales is not None:
             arrays["block_scales"] = weight.block_scales
         self._write(self._path(name), {"scheme": np.array(weight.scheme), **arrays})
+
+    def arrays(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """What was kept under this name, nothing if nothing was."""
+        path = self._path(name)
+        if not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as kept:
+            return dict(kept)
+
+    def keep_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._write(self._path(name), arrays)
 
     def restore(self, passes: Mapping[str, Forward]) -> None:
         path = self._path("passes")
