@@ -19,7 +19,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.quant.measure import Tally, log_softmax
 from tokenworks.quant.recipe import Recipe
 from tokenworks.quant.served import Served

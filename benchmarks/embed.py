@@ -21,7 +21,7 @@ from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import Embed
 from tokenworks.quant.recipe import read_recipe
 from tokenworks.quant.run import quantise_model

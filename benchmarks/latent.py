@@ -1,4 +1,4 @@
-"""Latent attention (models/latent.py) of the CPU backend beside what this machine can do at all.
+"""Latent attention (models/parts/latent.py) of the CPU backend beside what this machine can do at all.
 
     python benchmarks/latent.py [--cache int8] [--threads 2] [--formats Q8_0,NVFP4]
 
@@ -21,8 +21,8 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.program import KvLayer, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import token_bytes
-from tokenworks.models.latent import Latent
-from tokenworks.models.rope import Rope
+from tokenworks.models.parts.latent import Latent
+from tokenworks.models.parts.rope import Rope
 
 RANK, TURNED, CONTEXT, BLOCK_TOKENS, MOST = 512, 64, 8192, 16, 16
 LITE = Latent(

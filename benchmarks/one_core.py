@@ -29,7 +29,7 @@ def ours(model: str) -> Run:
     from tokenworks.kernels.backend import Limits
     from tokenworks.kernels.cpu.backend import CpuBackend
     from tokenworks.models.checkpoint import open_checkpoint
-    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.models.text.tokenizer import load_tokenizer
     from tokenworks.protocol.messages import Generate
     from tokenworks.protocol.sampling import Sampling
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.quant.measure import compare, last_hidden
 from tokenworks.quant.text import read_texts, windows
 

@@ -24,8 +24,8 @@ from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.sources import resolve
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.sources.resolve import resolve
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import EngineStats, Generate
 from tokenworks.protocol.sampling import Grammar, Sampling
 

@@ -26,7 +26,7 @@ from tokenworks.gateway.transcribe import Transcriber, Wish
 from tokenworks.models.speech.mel import RATE, log_mel
 from tokenworks.models.speech.recording import open_recording
 from tokenworks.models.speech.vocabulary import open_speech_vocabulary
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import Generate, TokenChunk
 from tokenworks.telemetry.metrics import Metrics
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenworks.models import wheels
-from tokenworks.models.progress import Silent
-from tokenworks.models.sources import resolve
+from tokenworks.models.sources import wheels
+from tokenworks.models.sources.progress import Silent
+from tokenworks.models.sources.resolve import resolve
 from tokenworks.protocol.errors import ModelError
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: those under test are to hear it.

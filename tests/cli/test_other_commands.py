@@ -12,9 +12,9 @@ from tokenworks.cli import version
 from tokenworks.cli.terminal import size
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.models.catalogue import CATALOGUE
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.packed_store import place_of
+from tokenworks.models.files.packed_store import place_of
+from tokenworks.models.sources.catalogue import CATALOGUE
 
 
 def test_models_list(smollm2: Path) -> None:

@@ -12,23 +12,23 @@ from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import state_bytes
-from tokenworks.models.altup import AltUp
-from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
-from tokenworks.models.delta import DeltaNet
-from tokenworks.models.experts import Mixture
-from tokenworks.models.gated_convolution import GatedConvolution
-from tokenworks.models.latent import Latent
-from tokenworks.models.laurel import Laurel
-from tokenworks.models.mamba import Mamba2
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.per_layer import PerLayer
-from tokenworks.models.rope import Rope
-from tokenworks.models.side_by_side import Side, SideBySide
-from tokenworks.models.temperature import TEMPERATURE, Temperature
+from tokenworks.models.parts.altup import AltUp
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.delta import DeltaNet
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.gated_convolution import GatedConvolution
+from tokenworks.models.parts.latent import Latent
+from tokenworks.models.parts.laurel import Laurel
+from tokenworks.models.parts.mamba import Mamba2
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.per_layer import PerLayer
+from tokenworks.models.parts.rope import Rope
+from tokenworks.models.parts.side_by_side import Side, SideBySide
+from tokenworks.models.parts.temperature import TEMPERATURE, Temperature
 
 WIDTH, VOCABULARY, EOS, CONTEXT_TOKENS = 64, 128, 127, 200
 _ATTENTION = Attention(heads=4, kv_heads=2, head_size=16, scale=0.25, rope="global", turned=16)

@@ -21,14 +21,14 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import decoder_program, decoder_shapes
-from tokenworks.models.experts import Mixture
-from tokenworks.models.latent import Latent
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.multi_token import multi_token_program, multi_token_shapes
-from tokenworks.models.rope import Rope
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.latent import Latent
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.multi_token import multi_token_program, multi_token_shapes
+from tokenworks.models.parts.rope import Rope
 
 WIDTH = 64
 LATENT = Latent(heads=5, rank=24, turned=16, unturned=9, value_size=11, scale=0.2, rope="global", query_rank=20)

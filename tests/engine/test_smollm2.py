@@ -16,7 +16,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import ModelTokenizer, load_tokenizer
+from tokenworks.models.text.tokenizer import ModelTokenizer, load_tokenizer
 from tokenworks.protocol.messages import Finish, Generate
 from tokenworks.protocol.sampling import Grammar, Sampling
 

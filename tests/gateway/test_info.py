@@ -8,7 +8,7 @@ import openai
 from factory_process import CONTEXT_TOKENS
 
 from tokenworks.gateway.serving import TextModel
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import Ready
 
 

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenworks.gateway.serving import Hearing, TextModel
 from tokenworks.gateway.transcribe import Segment, Transcriber, Wish
 from tokenworks.models.speech.vocabulary import SpeechVocabulary
-from tokenworks.models.tokenizer import ModelTokenizer
+from tokenworks.models.text.tokenizer import ModelTokenizer
 from tokenworks.protocol.messages import Finish, Generate, Ready, TokenChunk, TokenLogprobs
 from tokenworks.telemetry.metrics import Metrics
 

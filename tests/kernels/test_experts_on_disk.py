@@ -9,7 +9,7 @@ from kernel_support import limits, program_of, run, step, tensors
 from tokenworks.kernels.cpu import weights
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.program import Expert, ProgramBuilder, Value
-from tokenworks.models.packed_store import place_of
+from tokenworks.models.files.packed_store import place_of
 
 WIDTH, INNER, EXPERTS, TOP_K, ROWS = 64, 128, 6, 2, 40
 PAGE = 4096

@@ -19,7 +19,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend, CpuExecutable
 from tokenworks.kernels.formats import FORMATS, tensor_bytes
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.packed_store import PackedPlace, place_of
+from tokenworks.models.files.packed_store import PackedPlace, place_of
 
 WIDTH = 256
 FORMAT_NAMES = sorted(FORMATS)

@@ -24,7 +24,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.decoder import decoder_program, decoder_shapes
-from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.files.safetensors import open_safetensors
 
 BACKENDS = [ReferenceBackend(), CpuBackend()]
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()

@@ -3,7 +3,7 @@
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from tokenworks.models.chat_template import render
+from tokenworks.models.text.chat_template import render
 from tokenworks.protocol.errors import InvalidRequest, ModelError
 
 SMOLLM2 = (

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from small_checkpoints import write_decoder
 
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.gguf import open_gguf
+from tokenworks.models.files.gguf import open_gguf
 from tokenworks.protocol.errors import ModelError
 
 WEIGHTS = "model.safetensors"

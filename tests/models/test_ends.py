@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tokenworks.models.ends import eos_token_ids
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.ends import eos_token_ids
+from tokenworks.models.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma3", "minilm"])
@@ -19,7 +19,7 @@ def test_no_tokenizer_is_built_for_a_gguf_file(smollm2):
     program = f"""
 import sys
 from pathlib import Path
-from tokenworks.models.ends import eos_token_ids
+from tokenworks.models.text.ends import eos_token_ids
 assert eos_token_ids(Path({str(smollm2)!r})) == {{0, 2}}
 assert "tokenizers" not in sys.modules
 """

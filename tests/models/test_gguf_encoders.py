@@ -17,9 +17,9 @@ from transformers import AutoModel, NomicBertConfig, XLMRobertaTokenizer
 
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.gguf import open_gguf
-from tokenworks.models.gguf_tokenizer import build_tokenizer
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.files.gguf import open_gguf
+from tokenworks.models.text.gguf_tokenizer import build_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
 ARCHS = {

@@ -14,9 +14,9 @@ from test_multi_token_layers import write as write_guessing
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
-from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig
+from tokenworks.models.parts.attention import Attention
 from tokenworks.protocol.errors import ModelError
 
 IDS = np.random.default_rng(3).integers(0, 101, 37).tolist()

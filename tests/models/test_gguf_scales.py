@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tokenworks.kernels.formats import dequantise
-from tokenworks.models.gguf import open_gguf
+from tokenworks.models.files.gguf import open_gguf
 from tokenworks.protocol.errors import ModelError
 
 

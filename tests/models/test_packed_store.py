@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenworks.models import packed_store
-from tokenworks.models.packed_store import PackedPlace, place_of
+from tokenworks.models.files import packed_store
+from tokenworks.models.files.packed_store import PackedPlace, place_of
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 
 TEXT = """The lighthouse keeper counted the steps twice: 217 going up, 216 coming down.
 "One is missing," he told the cat.

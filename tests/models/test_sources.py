@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tokenworks.models import hub, sources, store, wheels
-from tokenworks.models.download import Network, download
-from tokenworks.models.progress import Silent
+from tokenworks.models.sources import hub, store, wheels
+from tokenworks.models.sources import resolve as sources
+from tokenworks.models.sources.download import Network, download
+from tokenworks.models.sources.progress import Silent
 from tokenworks.protocol.errors import ModelError
 
 GGUF = b"GGUF" + os.urandom(3_000_000)
@@ -246,7 +247,7 @@ def test_what_is_here_needs_no_network_and_no_pip(
     assert (
         "httpx"
         not in subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", "import tokenworks.models.sources"],
+            [sys.executable, "-X", "importtime", "-c", "import tokenworks.models.sources.resolve"],
             capture_output=True,
             text=True,
         ).stderr

@@ -16,9 +16,9 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.fields import Fields
-from tokenworks.models.quantised import open_quantised
-from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.quantised import open_quantised
+from tokenworks.models.files.safetensors import open_safetensors
 from tokenworks.protocol.errors import ModelError
 
 IDS = np.random.default_rng(3).integers(0, 101, 20).tolist()

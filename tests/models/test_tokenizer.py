@@ -14,10 +14,10 @@ import sentencepiece
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GemmaTokenizer
 
-from tokenworks.models import gguf_tokenizer
-from tokenworks.models.gguf import GgufFile, open_gguf
-from tokenworks.models.gguf_tokenizer import build_tokenizer
-from tokenworks.models.tokenizer import ModelTokenizer, load_tokenizer
+from tokenworks.models.files.gguf import GgufFile, open_gguf
+from tokenworks.models.text import gguf_tokenizer
+from tokenworks.models.text.gguf_tokenizer import build_tokenizer
+from tokenworks.models.text.tokenizer import ModelTokenizer, load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
 TEXTS = [

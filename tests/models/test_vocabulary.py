@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from tokenworks.models.vocabulary import check_same_vocabulary
+from tokenworks.models.text.vocabulary import check_same_vocabulary
 from tokenworks.protocol.errors import ModelError
 
 

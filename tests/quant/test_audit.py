@@ -18,7 +18,7 @@ from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.quant.audit import SCHEMES, Text, audit
 from tokenworks.quant.audit_page import Circumstances, page
 from tokenworks.quant.audit_plot import Point, plot

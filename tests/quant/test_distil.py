@@ -16,7 +16,7 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.adapters import modules_of, names_of, read_adapter
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.decoder import decoder_shapes
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import FactoryError, InvalidRequest
 from tokenworks.quant import distil_run
 from tokenworks.quant.checkpoints.peft import write_peft

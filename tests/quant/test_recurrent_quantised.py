@@ -9,7 +9,7 @@ from small_models import numbers
 
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.files.safetensors import open_safetensors
 from tokenworks.quant.recipe import read_recipe
 from tokenworks.quant.run import quantise_model
 from tokenworks.quant.served import Served

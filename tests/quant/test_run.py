@@ -116,7 +116,7 @@ def test_finished_work_for_another_recipe_is_not_taken_up(model: Path, tmp_path:
 
 
 def test_calibration_brings_outputs_nearer_on_text_it_has_not_seen(model: Path, text: Path, tmp_path: Path) -> None:
-    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.models.text.tokenizer import load_tokenizer
     from tokenworks.quant.measure import compare
     from tokenworks.quant.text import windows
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfi
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.forward import Forward, plain_product
 from tokenworks.quant.measure import compare

@@ -8,8 +8,8 @@ import pytest
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.models.gguf import open_gguf
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.files.gguf import open_gguf
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.quant.recipe import read_recipe
 from tokenworks.quant.rounding import round_to_nearest
 from tokenworks.quant.run import Layout, quantise_model

@@ -110,8 +110,8 @@ def _audit(model: _Model, texts: list[str], arguments: argparse.Namespace, bar: 
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.kernels.cpu.backend import CpuBackend
     from tokenworks.models.checkpoint import open_checkpoint
-    from tokenworks.models.sources import resolve
-    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.models.sources.resolve import resolve
+    from tokenworks.models.text.tokenizer import load_tokenizer
     from tokenworks.quant.audit import Text, audit
     from tokenworks.quant.task_questions import TASKS
     from tokenworks.quant.tasks import as_questions

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokenworks.models.catalogue import DEFAULT_MODEL
+from tokenworks.models.sources.catalogue import DEFAULT_MODEL
 from tokenworks.protocol.clock import wall_time_s
 
 DESCRIPTION = """\
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tokenworks.bench.report import bench_own, bench_url
     from tokenworks.cli.pull_bar import PullBar
-    from tokenworks.models.sources import resolve
+    from tokenworks.models.sources.resolve import resolve
 
     how = {
         "concurrency": arguments.at_once,

@@ -6,7 +6,7 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from tokenworks.models.catalogue import DEFAULT_MODEL
+from tokenworks.models.sources.catalogue import DEFAULT_MODEL
 from tokenworks.protocol.errors import TokenworksError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             from tokenworks.cli.own_factory import own_factory
             from tokenworks.cli.pull_bar import PullBar
-            from tokenworks.models.sources import resolve
+            from tokenworks.models.sources.resolve import resolve
 
             source = arguments.model or DEFAULT_MODEL
             with PullBar() as bar:

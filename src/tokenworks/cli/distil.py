@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.cli.step_bar import StepBar
     from tokenworks.cli.terminal import size
-    from tokenworks.models.sources import resolve
+    from tokenworks.models.sources.resolve import resolve
     from tokenworks.quant.distil_run import distil_model
     from tokenworks.quant.run import part_of
 

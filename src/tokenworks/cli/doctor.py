@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from tokenworks.cli import version
 from tokenworks.cli.terminal import size
 from tokenworks.config import data_directory
-from tokenworks.models import store
+from tokenworks.models.sources import store
 from tokenworks.telemetry.machine import Machine, machine, memory_bandwidth
 
 DESCRIPTION = """\
@@ -99,7 +99,7 @@ def _store() -> Finding:
 
 def _packed() -> list[Finding]:
     try:
-        from tokenworks.models import packed_store
+        from tokenworks.models.files import packed_store
     except ImportError:  # there are no kernels to pack for
         return []
     kept = packed_store.everything()

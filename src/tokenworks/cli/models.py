@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from tokenworks.cli.terminal import size, table
-from tokenworks.models import sources, store
-from tokenworks.models.catalogue import CATALOGUE
+from tokenworks.models.sources import resolve as sources
+from tokenworks.models.sources import store
+from tokenworks.models.sources.catalogue import CATALOGUE
 
 DESCRIPTION = """\
 Models on this machine, and those that are one pull away.
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
-    from tokenworks.models import packed_store
+    from tokenworks.models.files import packed_store
 
     here = store.everything()
     packed = {

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.cli.terminal import size
-    from tokenworks.models.sources import resolve
+    from tokenworks.models.sources.resolve import resolve
     from tokenworks.quant.recipe import read_recipe
     from tokenworks.quant.run import part_of, quantise_model
 

@@ -96,7 +96,7 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.fleet.pool import PoolModel
     from tokenworks.fleet.settings import WorkerSettings
-    from tokenworks.models.sources import resolve
+    from tokenworks.models.sources.resolve import resolve
     from tokenworks.protocol.messages import Adapter
 
     models: dict[str, PoolModel] = {}

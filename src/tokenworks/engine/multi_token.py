@@ -1,4 +1,4 @@
-"""A model's own layer guesses what the model will say (models/multi_token.py): speculation without another model.
+"""A model's own layer guesses what the model will say (models/parts/multi_token.py): speculation without another model.
 
 The layer reads, for each token, what the model's head has read at the token before. These rows exist only while the
 model runs: they are kept here until the layer has run them, so that its K and V get into the cache for every token, in

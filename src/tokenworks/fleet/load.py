@@ -21,9 +21,9 @@ from tokenworks.models.adapters import read_adapter
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
-from tokenworks.models.ends import eos_token_ids
-from tokenworks.models.packed_store import place_of
+from tokenworks.models.files.packed_store import place_of
 from tokenworks.models.speech.config import SpeechConfig
+from tokenworks.models.text.ends import eos_token_ids
 from tokenworks.models.vision.pixels import Pixels
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
@@ -139,7 +139,9 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program)
         raise ModelError(f"{draft_path} cannot draft: it is an encoder and makes no text.")
     if state_bytes(checkpoint.program().cache_layers):
         raise ModelError(f"{draft_path} cannot draft: it has a recurrent state, which keeps guesses that were wrong.")
-    from tokenworks.models.vocabulary import check_same_vocabulary  # the tokenizer's library is loaded only if needed
+    from tokenworks.models.text.vocabulary import (
+        check_same_vocabulary,  # the tokenizer's library is loaded only if needed
+    )
 
     check_same_vocabulary(Path(settings.path), draft_path)
     return checkpoint
@@ -208,6 +210,6 @@ def _backend(name: str) -> Backend:
 
 def _tokenizer_json(path: Path) -> str:
     """Loaded anew for the first grammar: most workers never need it, and it is not small."""
-    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.models.text.tokenizer import load_tokenizer
 
     return load_tokenizer(path).tokenizer.to_str()

@@ -65,7 +65,7 @@ def _chat_text(
     template_values: dict[str, Any] | None,
 ) -> str:
     """The rendered template."""
-    from tokenworks.models.chat_template import render
+    from tokenworks.models.text.chat_template import render
 
     values = {
         **(template_values or {}),

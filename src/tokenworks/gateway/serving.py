@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenworks.gateway.responses_store import ResponsesStore
     from tokenworks.kernels.backend import Float32
     from tokenworks.models.speech.vocabulary import SpeechVocabulary
-    from tokenworks.models.tokenizer import ModelTokenizer, Pair
+    from tokenworks.models.text.tokenizer import ModelTokenizer, Pair
     from tokenworks.protocol.messages import Ready
 
 _TOKEN_CHARACTERS_MAX = 256
@@ -273,7 +273,7 @@ class Serving:
 
 
 def _load_tokenizer(path: str) -> "ModelTokenizer":
-    from tokenworks.models.tokenizer import load_tokenizer
+    from tokenworks.models.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(path))
     # What loading freed (14 MB for SmolLM2, a fifth of this process) glibc keeps until it is told to give it back.

@@ -19,10 +19,10 @@ from tokenworks.models.architectures import GGUF_NAMED_AS, HF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint, gathered, layer_of, rotary_heads
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.decoder import decoder_shapes
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import FileNames
-from tokenworks.models.json_file import read_json
-from tokenworks.models.safetensors import open_file
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.json_file import read_json
+from tokenworks.models.files.names import FileNames
+from tokenworks.models.files.safetensors import open_file
 from tokenworks.protocol.errors import ModelError
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"

@@ -17,26 +17,26 @@ from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, EncoderConfig, Layer, ModelConfig
-from tokenworks.models.ctranslate2 import CT2_WEIGHTS, open_ctranslate2
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
 from tokenworks.models.families import whisper
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import FileNames
-from tokenworks.models.gguf import open_gguf
-from tokenworks.models.json_file import read_json
-from tokenworks.models.multi_token import multi_token_program, multi_token_shapes
-from tokenworks.models.parts import Shapes
-from tokenworks.models.quantised import PackedTensor, StackedBlocks, open_quantised
-from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.files.ctranslate2 import CT2_WEIGHTS, open_ctranslate2
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import open_gguf
+from tokenworks.models.files.json_file import read_json
+from tokenworks.models.files.names import FileNames
+from tokenworks.models.files.quantised import PackedTensor, StackedBlocks, open_quantised
+from tokenworks.models.files.safetensors import open_safetensors
+from tokenworks.models.files.squares import Squares
+from tokenworks.models.files.stacked import Found, unstack
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.multi_token import multi_token_program, multi_token_shapes
+from tokenworks.models.parts.part import Shapes
+from tokenworks.models.parts.temperature import TEMPERATURE
 from tokenworks.models.speech import decoder as speech_decoder
 from tokenworks.models.speech import encoder as speech_encoder
 from tokenworks.models.speech.config import SpeechConfig
-from tokenworks.models.squares import Squares
-from tokenworks.models.stacked import Found, unstack
-from tokenworks.models.temperature import TEMPERATURE
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.encoder import computed_weights, vision_program, vision_shapes
 from tokenworks.protocol.errors import ModelError

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.altup import AltUp
-from tokenworks.models.laurel import Laurel
-from tokenworks.models.parts import FeedForward, Mixer, Shapes
-from tokenworks.models.per_layer import PerLayer
-from tokenworks.models.rope import Rope
+from tokenworks.models.parts.altup import AltUp
+from tokenworks.models.parts.laurel import Laurel
+from tokenworks.models.parts.part import FeedForward, Mixer, Shapes
+from tokenworks.models.parts.per_layer import PerLayer
+from tokenworks.models.parts.rope import Rope
+from tokenworks.models.parts.temperature import Temperature
 from tokenworks.models.speech.config import SpeechConfig
-from tokenworks.models.temperature import Temperature
 from tokenworks.models.vision.config import VisionConfig
 
 MAX_LAYERS = 4096
@@ -67,7 +67,7 @@ class DecoderConfig:
     vision: VisionConfig | None = None
     """How it sees pictures, if it does."""
     multi_token: Layer | None = None
-    """A layer behind the last one that guesses a further token (models/multi_token.py)."""
+    """A layer behind the last one that guesses a further token (models/parts/multi_token.py)."""
     kind: Literal["generate"] = "generate"
 
     @property

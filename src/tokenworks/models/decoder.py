@@ -1,9 +1,9 @@
 """One step of a decoder, and the weights it needs.
 
 Read beside Llama (arXiv 2302.13971): each layer adds what its mixer makes, then what its feed-forward network makes, to
-the residual stream, both behind an RMS norm. What the parts are is the layer's own affair (models/parts.py). Gemma 3
-(arXiv 2503.19786) norms what the parts make too, before it joins the stream; OLMo 2 (arXiv 2501.00656) only that. In
-GPT-J's order (GPT-NeoX-20B, arXiv 2204.06745, section 2.1.2) both parts look at the stream as it comes.
+the residual stream, both behind an RMS norm. What the parts are is the layer's own affair (models/parts/part.py).
+Gemma 3 (arXiv 2503.19786) norms what the parts make too, before it joins the stream; OLMo 2 (arXiv 2501.00656) only
+that. In GPT-J's order (GPT-NeoX-20B, arXiv 2204.06745, section 2.1.2) both parts look at the stream as it comes.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenworks.kernels.program import Program, ProgramBuilder, Value
 from tokenworks.models.config import DecoderConfig, Layer
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Flow:
     stream: Value
     """The residual stream; or several, side by side, of which layers see the first."""
     vectors: Value | None
-    """Of all layers: see models/per_layer.py."""
+    """Of all layers: see models/parts/per_layer.py."""
 
     def select_rows(self, b: ProgramBuilder) -> None:
         self.stream = b.select_rows(self.stream)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tokenworks.kernels.program import Activation, Program, ProgramBuilder, Value
 from tokenworks.models.config import EncoderConfig
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 def encoder_program(config: EncoderConfig) -> Program:

@@ -11,7 +11,7 @@ from tokenworks.models.adapters import modules_of, names_of
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.decoder import decoder_shapes
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import FactoryError, InvalidRequest
 from tokenworks.quant.checkpoints.peft import write_peft
 from tokenworks.quant.distil import Progress, distil

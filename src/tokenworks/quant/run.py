@@ -9,12 +9,12 @@ from typing import Literal
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
-from tokenworks.models.attention import Attention
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.decoder import decoder_program
+from tokenworks.models.parts.attention import Attention
 from tokenworks.models.speech.config import SpeechConfig
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import InvalidRequest, ModelError
 from tokenworks.quant.calibrate import Progress, quantise
 from tokenworks.quant.checkpoints.folder import FolderLayout, write_folder
@@ -36,7 +36,7 @@ BLOCK_SCHEMES = ("nvfp4", "mxfp4")
 """Those of 4 bits."""
 
 _COLUMNS = {"nvfp4": 64, "mxfp4": 32, "int8": 32}
-"""What a weight's columns must be a multiple of, for the kernels (models/quantised.py)."""
+"""What a weight's columns must be a multiple of, for the kernels (models/files/quantised.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from itertools import takewhile
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.models.tokenizer import ModelTokenizer
+from tokenworks.models.text.tokenizer import ModelTokenizer
 from tokenworks.quant.forward import Float32, Int32
 from tokenworks.quant.measure import log_softmax
 from tokenworks.quant.task_questions import Task

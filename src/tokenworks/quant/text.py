@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenworks.models.tokenizer import ModelTokenizer
+from tokenworks.models.text.tokenizer import ModelTokenizer
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.forward import Int32
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_hf, mamba
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, HfArchitecture, weights_and_biases
-from tokenworks.models.mamba import Mamba2
-from tokenworks.models.parts import Mixer
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import LAYER, NEGATIVE_LOGARITHMS, HfArchitecture, weights_and_biases
+from tokenworks.models.parts.mamba import Mamba2
+from tokenworks.models.parts.part import Mixer
 
 
 def mamba2(f: Fields) -> Mamba2:

@@ -6,16 +6,16 @@ of the sentence-transformers library beside it say.
 
 from typing import Any
 
-from tokenworks.models.bert import BertBody
 from tokenworks.models.config import EncoderConfig
 from tokenworks.models.encoder import ScoreHead, VectorHead
 from tokenworks.models.families import from_hf
 from tokenworks.models.families.from_hf import ACTIVATIONS
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import FileNames, HfArchitecture, weights_and_biases
-from tokenworks.models.json_file import read_json, read_json_value
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.modernbert import ModernBertBody
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.json_file import read_json, read_json_value
+from tokenworks.models.files.names import FileNames, HfArchitecture, weights_and_biases
+from tokenworks.models.parts.bert import BertBody
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.modernbert import ModernBertBody
 from tokenworks.protocol.errors import ModelError
 
 _ROBERTA_FIRST_POSITION = 2

@@ -5,17 +5,17 @@ What the metadata leaves unsaid follows llama.cpp: vectors are normalised, the m
 
 from typing import Literal
 
-from tokenworks.models.bert import BertBody
 from tokenworks.models.config import EncoderConfig
 from tokenworks.models.encoder import VectorHead
 from tokenworks.models.families import from_gguf
 from tokenworks.models.families.from_hf import ACTIVATIONS
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import FileNames, GgufArchitecture, weights_and_biases
-from tokenworks.models.gguf import GgufArray, GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.modernbert import ModernBertBody
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufArray, GgufFile
+from tokenworks.models.files.names import FileNames, GgufArchitecture, weights_and_biases
+from tokenworks.models.parts.bert import BertBody
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.modernbert import ModernBertBody
+from tokenworks.models.parts.rope import Rope
 from tokenworks.protocol.errors import ModelError
 
 _POOLING: dict[str, Literal["mean", "first"]] = {"1": "mean", "2": "first"}

@@ -12,17 +12,17 @@ import numpy.typing as npt
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, weights_and_biases
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.latent import Latent
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.multi_token import multi_token_names
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Rope, Yarn, yarn_scale
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture, weights_and_biases
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.latent import Latent
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.multi_token import multi_token_names
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Rope, Yarn, yarn_scale
 from tokenworks.protocol.errors import ModelError
 
 

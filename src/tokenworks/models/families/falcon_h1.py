@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import bamba, from_gguf, from_hf, mamba
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mamba import Mamba2, Normed
-from tokenworks.models.side_by_side import Side, SideBySide
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.mamba import Mamba2, Normed
+from tokenworks.models.parts.side_by_side import Side, SideBySide
 
 
 def _read(f: Fields) -> DecoderConfig:

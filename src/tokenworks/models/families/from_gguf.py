@@ -9,14 +9,14 @@ from typing import Any
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, FileNames, weights_and_biases
-from tokenworks.models.gguf import GgufArray, GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import LongRope, Rope, Yarn, yarn_scale
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufArray, GgufFile
+from tokenworks.models.files.names import LAYER, FileNames, weights_and_biases
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import LongRope, Rope, Yarn, yarn_scale
 from tokenworks.protocol.errors import ModelError
 
 _BIAS = re.compile(r"blk\.\d+\.(\w+)\.bias")

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tokenworks.kernels.program import Activation
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, FileNames, Rows, weights_and_biases
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Llama3, LongRope, Rope, Yarn, yarn_scale
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import LAYER, FileNames, Rows, weights_and_biases
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Llama3, LongRope, Rope, Yarn, yarn_scale
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",

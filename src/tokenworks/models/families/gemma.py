@@ -7,14 +7,14 @@ Gemma 3    no soft caps but q and k normed; five sliding layers with rotary posi
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.rope import Rope
 
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 

@@ -1,20 +1,20 @@
-"""Gemma 3n, text: four residual streams of which layers compute one (models/altup.py), a narrow map beside attention
-(models/laurel.py), vectors of tokens for each layer (models/per_layer.py), first networks that keep a twentieth of
-their gates; the last layers read K and V of earlier ones."""
+"""Gemma 3n, text: four residual streams of which layers compute one (models/parts/altup.py), a narrow map beside
+attention (models/parts/laurel.py), vectors of tokens for each layer (models/parts/per_layer.py), first networks that
+keep a twentieth of their gates; the last layers read K and V of earlier ones."""
 
 from dataclasses import replace
 from math import inf
 from statistics import NormalDist
 
-from tokenworks.models.altup import AltUp
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, gemma, gemma4
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.laurel import Laurel
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.altup import AltUp
+from tokenworks.models.parts.laurel import Laurel
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.rope import Rope
 from tokenworks.models.vision.settings import required
 from tokenworks.protocol.errors import ModelError
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.kernels.program import Activation
 from tokenworks.models.config import DecoderConfig, Layer
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_gguf, from_hf, gemma, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, Form, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.per_layer import PerLayer
-from tokenworks.models.rope import Proportional, Rope
-from tokenworks.models.two_networks import TwoNetworks
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, Form, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.per_layer import PerLayer
+from tokenworks.models.parts.rope import Proportional, Rope
+from tokenworks.models.parts.two_networks import TwoNetworks
 from tokenworks.models.vision.settings import required
 from tokenworks.protocol.errors import ModelError
 

@@ -7,8 +7,8 @@ from math import isqrt
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig
 from tokenworks.models.families import from_hf, gemma
 from tokenworks.models.families.idefics3 import SIGLIP
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import HfArchitecture
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import HfArchitecture
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.connectors import Pool
 from tokenworks.models.vision.settings import normalisation, picture_settings, required

@@ -9,11 +9,11 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.multi_token import multi_token_names
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.multi_token import multi_token_names
 
 
 def _read(f: Fields) -> DecoderConfig:

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.rope import Yarn
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.rope import Yarn
 
 _ALL = frozenset({"router", "gate", "up", "down"})
 _LIMIT, _ALPHA = 7.0, 1.702

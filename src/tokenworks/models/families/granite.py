@@ -11,13 +11,13 @@ from typing import Any
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import bamba, from_gguf, from_hf, mamba, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Rope
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Rope
 
 
 def _dense(f: Fields) -> DecoderConfig:

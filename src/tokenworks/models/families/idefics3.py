@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig
 from tokenworks.models.families import from_hf, llama
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import HfArchitecture
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import HfArchitecture
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.connectors import Shuffle
 from tokenworks.models.vision.settings import normalisation, picture_settings, required

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from tokenworks.kernels.program import Activation
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture, Rows, weights_and_biases
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture, Rows, weights_and_biases
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Rope
 from tokenworks.protocol.errors import ModelError
 
 _UNGATED = frozenset({"up", "down"})

@@ -7,13 +7,13 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, FileNames, GgufArchitecture, HfArchitecture, weights_and_biases
-from tokenworks.models.gated_convolution import GatedConvolution
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, FileNames, GgufArchitecture, HfArchitecture, weights_and_biases
+from tokenworks.models.parts.gated_convolution import GatedConvolution
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Rope
 
 
 def _dense(f: Fields) -> DecoderConfig:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, olmo
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.rope import Rope
 
 _MLP_MAPS = frozenset({"gate", "up", "down"})
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, glm_moe, like_llama, mixtral, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward
 
 
 def _minimax(f: Fields) -> DecoderConfig:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from tokenworks.kernels.check import MOST_EXPERTS
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward
-from tokenworks.models.stacked import Stack
-from tokenworks.models.temperature import Temperature
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward
+from tokenworks.models.parts.temperature import Temperature
 from tokenworks.models.vision.settings import required
 
 

@@ -11,12 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from tokenworks.kernels.check import MOST_EXPERTS
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import (
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import (
     LAYER,
     NEGATIVE_LOGARITHMS,
     FileNames,
@@ -24,12 +23,13 @@ from tokenworks.models.files import (
     HfArchitecture,
     weights_and_biases,
 )
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mamba import Mamba2
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
-from tokenworks.models.rope import Rope
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.mamba import Mamba2
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
+from tokenworks.models.parts.rope import Rope
 
 CONTEXT_TOKENS = 1 << 17
 """Of models that know no positions and name no limit."""

@@ -7,12 +7,12 @@ GGUF keys and tensors: llama.cpp's gguf-py/gguf/constants.py.
 from typing import Any, Literal
 
 from tokenworks.kernels.check import MOST_EXPERTS
-from tokenworks.models.experts import Mixture
 from tokenworks.models.families import from_hf
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.experts import Mixture
 
 
 def mixture(f: Fields, **differences: Any) -> Mixture:

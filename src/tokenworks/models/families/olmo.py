@@ -3,13 +3,13 @@ three of four layers. OLMoE (arXiv 2409.02060): 64 experts, norms before the par
 
 from dataclasses import replace
 
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf, mixtures
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.rope import Rope
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.rope import Rope
 
 
 def _olmo2(f: Fields) -> DecoderConfig:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import GgufArchitecture, HfArchitecture
-from tokenworks.models.gguf import GgufFile
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import GgufArchitecture, HfArchitecture
 
 
 def _qwen2(f: Fields) -> DecoderConfig:

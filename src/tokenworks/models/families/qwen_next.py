@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.delta import DeltaNet
 from tokenworks.models.families import from_gguf, from_hf, mixtures, qwen_moe
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import LAYER, NEGATIVE_LOGARITHMS, GgufArchitecture, HfArchitecture, Rows
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import FeedForward, Mixer
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.names import LAYER, NEGATIVE_LOGARITHMS, GgufArchitecture, HfArchitecture, Rows
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.delta import DeltaNet
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward, Mixer
 
 _IN_LAYER = "model.layers.{}."
 

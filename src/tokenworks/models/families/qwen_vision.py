@@ -9,11 +9,11 @@ from dataclasses import replace
 from math import isqrt
 from typing import Any
 
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import MAX_LAYERS, DecoderConfig, Layer
 from tokenworks.models.families import from_hf, qwen
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import HfArchitecture
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import HfArchitecture
+from tokenworks.models.parts.attention import Attention
 from tokenworks.models.vision.config import VisionConfig
 from tokenworks.models.vision.connectors import Merger
 from tokenworks.models.vision.settings import CLIP, normalisation, picture_settings, pixel_range, required

@@ -1,10 +1,10 @@
 """Whisper, Distil-Whisper (arXiv 2212.04356, 2311.00430): from Hugging Face's folders and from CTranslate2's."""
 
-from tokenworks.models.ctranslate2 import Ct2File
 from tokenworks.models.families.from_hf import ACTIVATIONS
-from tokenworks.models.fields import Fields
-from tokenworks.models.files import FileNames, HfArchitecture
-from tokenworks.models.mlp import Mlp
+from tokenworks.models.files.ctranslate2 import Ct2File
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.names import FileNames, HfArchitecture
+from tokenworks.models.parts.mlp import Mlp
 from tokenworks.models.speech.config import SpeechConfig, Stack
 from tokenworks.protocol.errors import ModelError
 

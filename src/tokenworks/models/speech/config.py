@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.rope import Rope
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.rope import Rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ the program fills them, the second runs tokens, whose own K and V lie behind: at
 """
 
 from tokenworks.kernels.program import Program, ProgramBuilder
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.speech.encoder import attention_biases
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenworks.kernels.backend import Float32
 from tokenworks.kernels.program import Program, ProgramBuilder
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 from tokenworks.models.speech.config import SpeechConfig
 
 TAPS = 3

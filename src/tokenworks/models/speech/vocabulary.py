@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tokenworks.models.json_file import read_json
+from tokenworks.models.files.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 from tokenworks.protocol.sampling import SpeechRules
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from tokenworks.kernels.program import Activation, ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 class Connector(Protocol):

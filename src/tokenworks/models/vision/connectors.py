@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenworks.kernels.program import Program, ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 from tokenworks.models.vision.config import VisionConfig
 
 _ROPE = "vision.rope"

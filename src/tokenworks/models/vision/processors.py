@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tokenworks.models.fields import Fields
-from tokenworks.models.json_file import read_json
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.json_file import read_json
 from tokenworks.models.vision.settings import picture_settings, pixel_range, required
 from tokenworks.protocol.errors import InvalidRequest
 

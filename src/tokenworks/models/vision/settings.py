@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tokenworks.models.fields import Fields
-from tokenworks.models.json_file import read_json
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
 Channels = tuple[float, float, float]

@@ -14,10 +14,10 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import HF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint, turned
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.files import FileNames
-from tokenworks.models.gguf import open_gguf
-from tokenworks.models.json_file import read_json
-from tokenworks.models.safetensors import open_safetensors
+from tokenworks.models.files.gguf import open_gguf
+from tokenworks.models.files.json_file import read_json
+from tokenworks.models.files.names import FileNames
+from tokenworks.models.files.safetensors import open_safetensors
 from tokenworks.quant.checkpoints import compressed_tensors, modelopt
 from tokenworks.quant.checkpoints.gguf_source import config_of_gguf, write_gguf_tokenizer
 from tokenworks.quant.checkpoints.pieces import by_tensor, file_order, whole

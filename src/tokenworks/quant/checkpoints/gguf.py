@@ -1,7 +1,7 @@
 """Writes a GGUF file from a GGUF file: the same metadata and tensors, with some weights in ggml's NVFP4 or MXFP4.
 
-ggml's blocks are described in models/gguf.py's sources; NVFP4's second-level scale lies beside its weight in a tensor
-of its own, X.scale, as llama.cpp's converter writes it.
+ggml's blocks are described in models/files/gguf.py's sources; NVFP4's second-level scale lies beside its weight in a
+tensor of its own, X.scale, as llama.cpp's converter writes it.
 """
 
 import struct
@@ -13,8 +13,8 @@ import numpy as np
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint
-from tokenworks.models.gguf import TENSOR_TYPES, open_gguf
-from tokenworks.models.stacked import whole_of
+from tokenworks.models.files.gguf import TENSOR_TYPES, open_gguf
+from tokenworks.models.files.stacked import whole_of
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.checkpoints.pieces import by_tensor, whole
 from tokenworks.quant.schemes import Bytes, Quantised

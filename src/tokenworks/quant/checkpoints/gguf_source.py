@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenworks.models.attention import Attention
 from tokenworks.models.config import DecoderConfig, ModelConfig
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.rope import Rope
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.parts.attention import Attention
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.rope import Rope
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
 _CLASSES = {

@@ -9,7 +9,7 @@ import numpy as np
 from tokenworks.models.adapters import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Module
 from tokenworks.models.checkpoint import Checkpoint, layer_of, rotary_heads
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.files import FileNames
+from tokenworks.models.files.names import FileNames
 from tokenworks.quant.checkpoints.safetensors import Stored, float32, write_safetensors
 from tokenworks.quant.forward import Float32
 

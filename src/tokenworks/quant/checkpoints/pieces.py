@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tokenworks.models.checkpoint import Checkpoint, layer_of, rotary_heads
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.files import FileNames
+from tokenworks.models.files.names import FileNames
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.schemes import Quantised
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from tokenworks.kernels.formats import FORMATS
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.quantised import PackedTensor, StackedBlocks
-from tokenworks.models.squares import Squares
+from tokenworks.models.files.quantised import PackedTensor, StackedBlocks
+from tokenworks.models.files.squares import Squares
 
 
 @dataclass(frozen=True, slots=True)

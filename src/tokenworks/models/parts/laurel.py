@@ -4,7 +4,7 @@ narrow linear map of the same input joins the stream."""
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from tokenworks.kernels.backend import Float32
 from tokenworks.models.config import ModelConfig
-from tokenworks.models.fields import Fields
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.parts import Mixer
-from tokenworks.models.stacked import Stack
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.files.stacked import Stack
+from tokenworks.models.parts.part import Mixer
 
 Rows = Callable[[Mixer | None], npt.NDArray[np.int64]]
 """From a layer's mixer to numbers of rows."""

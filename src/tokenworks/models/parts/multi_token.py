@@ -9,7 +9,7 @@ DeepSeek's as well as GLM's weights are served so (in SGLang at every guess, in 
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.decoder import Flow, layer_shapes, write_head, write_layer
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 def multi_token_program(config: DecoderConfig, layer: Layer) -> Program:

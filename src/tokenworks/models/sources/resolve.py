@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenworks.config import data_directory
-from tokenworks.models import hub, store, wheels
-from tokenworks.models.catalogue import CATALOGUE, CatalogueModel
-from tokenworks.models.progress import Progress, Silent
-from tokenworks.models.store import Record
+from tokenworks.models.sources import hub, store, wheels
+from tokenworks.models.sources.catalogue import CATALOGUE, CatalogueModel
+from tokenworks.models.sources.progress import Progress, Silent
+from tokenworks.models.sources.store import Record
 from tokenworks.protocol.errors import ModelError
 
 GGUF_MAGIC = b"GGUF"
@@ -65,7 +65,7 @@ def remove(source: str) -> Record:
             here = ", ".join(record.source for _, record in store.everything()) or "none"
             raise ModelError(f"{source} has not been pulled. Pulled: {here}.")
         folder, record = entry
-        from tokenworks.models import packed_store  # needs the kernels, which nothing else here does
+        from tokenworks.models.files import packed_store  # needs the kernels, which nothing else here does
 
         for kept in packed_store.of(store.weights_path(folder, record)):
             kept.path.unlink(missing_ok=True)

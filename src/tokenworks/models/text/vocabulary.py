@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tokenworks.models.tokenizer import load_tokenizer
+from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.errors import ModelError
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear, shapes_of
-from tokenworks.models.temperature import TEMPERATURE
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
+from tokenworks.models.parts.temperature import TEMPERATURE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Attention:
     source: int | None = None
     """The cache layer whose K and V it reads, which an earlier layer has written (arXiv 2405.12981); None: its own."""
     tempered: bool = False
-    """Queries grow with their position: see models/temperature.py."""
+    """Queries grow with their position: see models/parts/temperature.py."""
     sinks: bool = False
     """Each head has a score that no position has (kernels/program/attention.py: Attend)."""
     gated: bool = False

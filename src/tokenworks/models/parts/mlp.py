@@ -4,7 +4,7 @@ gate: down(activation(up(x)))."""
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import Activation, ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ own. The router sees the residual stream, and its choice is weighed by a factor 
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.experts import Mixture
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.experts import Mixture
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

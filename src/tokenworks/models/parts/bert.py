@@ -8,8 +8,8 @@ whole input. A second text is told from the first by its token type.
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

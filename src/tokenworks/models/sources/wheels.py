@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tokenworks.models.download import Network, certificates, download
-from tokenworks.models.progress import Progress
+from tokenworks.models.sources.download import Network, certificates, download
+from tokenworks.models.sources.progress import Progress
 from tokenworks.protocol.errors import ModelError
 
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9][A-Za-z0-9.!+]*)?")

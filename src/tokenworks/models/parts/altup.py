@@ -4,7 +4,7 @@ what all of them become, runs on the first, and corrects the others by how far t
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 LEAST_SQUARE = 1e-5
 """Of a stream's numbers, on average, when its magnitude is matched."""

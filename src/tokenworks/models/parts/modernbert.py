@@ -4,8 +4,8 @@ in which every token sees its whole input, or in most layers those near it."""
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tokenworks.config import data_directory
-from tokenworks.models.progress import Progress
+from tokenworks.models.sources.progress import Progress
 from tokenworks.protocol.errors import ModelError
 
 RECORD_NAME = "tokenworks.json"

@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.fields import Fields
-from tokenworks.models.json_file import read_json
-from tokenworks.models.squares import Squares
+from tokenworks.models.files.fields import Fields
+from tokenworks.models.files.json_file import read_json
+from tokenworks.models.files.squares import Squares
 from tokenworks.protocol.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]

@@ -4,7 +4,7 @@ second, large table and from its embedding, and joins the stream where the layer
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import Activation, ProgramBuilder, Value
-from tokenworks.models.parts import Shapes
+from tokenworks.models.parts.part import Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

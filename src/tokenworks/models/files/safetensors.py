@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tokenworks.kernels.tensor import Tensor
-from tokenworks.models.json_file import read_json
+from tokenworks.models.files.json_file import read_json
 from tokenworks.protocol.errors import ModelError
 
 _ELEMENT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}

@@ -4,7 +4,7 @@ chooses what goes into the convolution, and another what comes out."""
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenworks.kernels.program import Activation, Expert, ProgramBuilder, Value
-from tokenworks.models.mlp import Mlp
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

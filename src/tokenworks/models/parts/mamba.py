@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 Normed = Literal["behind gate", "before gate", "no"]
 

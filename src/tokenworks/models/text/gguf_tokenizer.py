@@ -1,16 +1,16 @@
 """Builds a tokenizer from a GGUF file's metadata: byte-level BPE, or BPE of text with SentencePiece's spaces, by scores
 or (Gemma 4) by merges, BERT's WordPiece, XLM-RoBERTa's Unigram.
 
-The metadata names a way of splitting (tokenizer.ggml.pre: models/splitting.py) and lists tokens with types, and merges
-or scores.
+The metadata names a way of splitting (tokenizer.ggml.pre: models/text/splitting.py) and lists tokens with types, and
+merges or scores.
 """
 
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tokenworks.models.gguf import GgufFile
-from tokenworks.models.splitting import SPLITTINGS
+from tokenworks.models.files.gguf import GgufFile
+from tokenworks.models.text.splitting import SPLITTINGS
 from tokenworks.protocol.errors import ModelError
 
 _UNKNOWN, _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 2, 1, 3, 4, 5

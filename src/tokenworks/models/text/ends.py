@@ -21,10 +21,12 @@ def eos_token_ids(path: Path) -> frozenset[int]:
     """The same as load_tokenizer(path).eos_token_ids; of a GGUF file it reads the token list alone, which takes a
     tenth of the time. Raises ModelError."""
     if not path.is_file():
-        from tokenworks.models.tokenizer import load_tokenizer  # here, so that its library is loaded only if needed
+        from tokenworks.models.text.tokenizer import (
+            load_tokenizer,  # here, so that its library is loaded only if needed
+        )
 
         return load_tokenizer(path).eos_token_ids
-    from tokenworks.models.gguf import open_gguf  # the gateway reads ENDS without numpy
+    from tokenworks.models.files.gguf import open_gguf  # the gateway reads ENDS without numpy
 
     file = open_gguf(path)
     types, tokens = file.array("tokenizer.ggml.token_type"), file.array("tokenizer.ggml.tokens")

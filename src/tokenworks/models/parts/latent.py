@@ -12,7 +12,7 @@ Here a head's rotary columns come first, where the paper has them last.
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear, shapes_of
+from tokenworks.models.parts.part import Shapes, linear, shapes_of
 
 NORM_EPSILON = 1e-6
 """Of the latents' norms, whatever the model's is."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenworks.models.progress import Progress
+from tokenworks.models.sources.progress import Progress
 from tokenworks.protocol.errors import ModelError
 
 if TYPE_CHECKING:

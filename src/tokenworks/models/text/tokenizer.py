@@ -13,8 +13,8 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from tokenworks.config import data_directory
-from tokenworks.models.ends import ENDS
-from tokenworks.models.json_file import read_json
+from tokenworks.models.files.json_file import read_json
+from tokenworks.models.text.ends import ENDS
 from tokenworks.protocol.errors import ModelError
 
 _CACHE_VERSION = 5
@@ -132,8 +132,8 @@ def _from_gguf(path: Path) -> ModelTokenizer:
 
 
 def _build_from_gguf(path: Path) -> ModelTokenizer:
-    from tokenworks.models.gguf import open_gguf
-    from tokenworks.models.gguf_tokenizer import build_tokenizer
+    from tokenworks.models.files.gguf import open_gguf
+    from tokenworks.models.text.gguf_tokenizer import build_tokenizer
 
     file = open_gguf(path)
     tokenizer = build_tokenizer(file)

@@ -7,7 +7,7 @@ moves it by a rate. What it reads is RMS-normed in each head, then gated.
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Shapes, linear
+from tokenworks.models.parts.part import Shapes, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

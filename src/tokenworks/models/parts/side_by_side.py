@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from tokenworks.kernels.program import ProgramBuilder, Value
-from tokenworks.models.parts import Mixer, Shapes
+from tokenworks.models.parts.part import Mixer, Shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What models lie in: file formats, what a kind of file calls a weight, how stored numbers become tensors."""

@@ -1,0 +1,1 @@
+"""Where models come from: the catalogue, packages, hubs, and the store on this machine."""
