@@ -2,8 +2,8 @@
 
 From what the head has read at a token, and the embedding of the token that follows, both normed, one map makes the
 layer's input; behind the layer stand a norm of its own and the model's head. Its result takes the place of the model's
-for the next guess, and so on. Of what the head reads, that is, behind the last norm: the report leaves that open, and
-DeepSeek's as well as GLM's weights are served so (in SGLang at every guess, in vLLM at the first).
+for the next guess, and so on. Of what the head reads, that is, behind the last norm: the report leaves that open, the
+modelling code that comes with DeepSeek-R1's weights does not.
 """
 
 from tokenworks.kernels.program import Program, ProgramBuilder
