@@ -15,7 +15,7 @@ read. Needs PyTorch (the extra torch), and eight bytes of memory for each weight
 bfloat16. SmolLM2-135M takes 40 minutes on one core. An interrupted run goes on where it stopped when it is started
 again.
 
-example:
+examples:
   tokenworks distil smollm2-135m ./smollm2-nvfp4 --on notes/ --out ./smollm2-adapter
   tokenworks serve ./smollm2-nvfp4 --adapter smollm2=./smollm2-adapter
 """
