@@ -20,6 +20,7 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Linear, Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.quant.forward import Float32, Int32
+from tokenworks.quant.measure import head_of
 from tokenworks.quant.torch_forward import TorchPass, need_torch
 from tokenworks.quant.work import Work
 from tokenworks.telemetry.machine import machine
@@ -105,9 +106,10 @@ def distil(
 
 class _Job:
     def __init__(self, program: Program, original: Mapping[str, Tensor], quantised: Mapping[str, Tensor]) -> None:
-        at = max(number for number, each in enumerate(program.instructions) if isinstance(each, Linear))
+        head = head_of(program)
+        at = program.instructions.index(head)
         self._body, self._tail = program.instructions[:at], program.instructions[at:]
-        self._hidden, self._result = program.instructions[at].x, program.result  # type: ignore[union-attr]
+        self._hidden, self._result = head.x, program.result
         self._original, self._quantised = _weights(original), _weights(quantised)
         self._numbers = original, quantised
 

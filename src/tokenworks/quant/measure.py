@@ -30,7 +30,7 @@ class Divergence:
 def last_hidden(program: Program, weights: Mapping[str, Tensor], tokens: Int32) -> Float32:
     """[windows * length, width]: the input of a decoder's vocabulary head."""
     forward = Forward(program, weights, tokens)
-    head = _head(program)
+    head = head_of(program)
     while forward.next is not head:
         forward.step(plain_product(weights))
     return forward.input(head.x)
@@ -70,7 +70,7 @@ class Head:
     """A decoder's vocabulary head, blown up to float32."""
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
-        self._linear, self._end, self._weights = _head(program), program.instructions[-1], weights
+        self._linear, self._end, self._weights = head_of(program), program.instructions[-1], weights
         self._matrices = [dequantise(weights[name]) for name in self._linear.weights]
 
     def log_probabilities(self, hidden: Float32) -> Float32:
@@ -103,5 +103,6 @@ def compare(
     return tally.result()
 
 
-def _head(program: Program) -> Linear:
+def head_of(program: Program) -> Linear:
+    """A decoder's vocabulary head."""
     return next(each for each in reversed(program.instructions) if isinstance(each, Linear))
