@@ -1,0 +1,15 @@
+"""Every test here runs kernels under the interpreter with its bfloat16 and FP8 put right."""
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("triton")
+
+import interpreter_shim
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shim() -> Iterator[None]:
+    with interpreter_shim.installed():
+        yield
