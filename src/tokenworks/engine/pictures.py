@@ -96,4 +96,5 @@ def _axes(sequence: Sequence, start: int, end: int) -> Int32:
     prompt = sequence.axes[:, start:end]
     behind = np.arange(max(start, sequence.prompt_tokens), end) - sequence.prompt_tokens
     output = np.broadcast_to(sequence.axes[:, -1].max() + 1 + behind, (3, len(behind)))
-    return np.concatenate([prompt, output], axis=1).astype(np.int32)
+    both: Int32 = np.concatenate([prompt, output], axis=1).astype(np.int32)
+    return both

@@ -169,7 +169,8 @@ def _e4m3_numbers() -> Float32:
     codes = np.arange(256)
     exponents, mantissas = codes >> 3 & 15, codes & 7
     normal = np.ldexp(1 + mantissas / 8, exponents - 7)
-    numbers = np.where(exponents == 0, np.ldexp(mantissas / 8, -6), normal) * np.where(codes & 128, -1, 1)
+    numbers: npt.NDArray[np.float64] = np.where(exponents == 0, np.ldexp(mantissas / 8, -6), normal)
+    numbers *= np.where(codes & 128, -1, 1)
     numbers[[127, 255]] = np.nan
     return numbers.astype(np.float32)
 

@@ -188,7 +188,8 @@ class Forward:
         heads = x.reshape(windows, length, -1, op.head_size)
         first, second = np.split(heads[..., : op.turned], 2, axis=3)
         turned = (first * cos - second * sin, second * cos + first * sin)
-        return np.concatenate((*turned, heads[..., op.turned :]), axis=3).reshape(x.shape)
+        whole: Float32 = np.concatenate((*turned, heads[..., op.turned :]), axis=3).reshape(x.shape)
+        return whole
 
     def _attend(self, op: Attend) -> Float32:
         windows, length = self.tokens.shape

@@ -19,5 +19,5 @@ class Temperature:
     def factors(self, context_tokens: int) -> npt.NDArray[np.float32]:
         """[context_tokens, 1]"""
         positions = np.arange(context_tokens, dtype=np.float64)
-        factors = 1.0 + self.growth * np.log1p(np.floor((positions + 1.0) / self.floor))
+        factors: npt.NDArray[np.float64] = 1.0 + self.growth * np.log1p(np.floor((positions + 1.0) / self.floor))
         return factors[:, None].astype(np.float32)

@@ -58,7 +58,8 @@ def _triangles(bins: int) -> Float32:
     rising = (frequencies[:, None] - corners[:-2]) / np.diff(corners)[:-1]
     falling = (corners[2:] - frequencies[:, None]) / np.diff(corners)[1:]
     heights = 2 / (corners[2:] - corners[:-2])
-    return (np.maximum(0, np.minimum(rising, falling)) * heights).astype(np.float32)
+    bands: npt.NDArray[np.float32] = (np.maximum(0, np.minimum(rising, falling)) * heights).astype(np.float32)
+    return bands
 
 
 def _mel(hertz: float) -> float:

@@ -58,7 +58,8 @@ def _in_pairs(source: Checkpoint, parts: Sequence[str]) -> npt.NDArray[np.int64]
             rows = rows.reshape(heads, 2, -1).swapaxes(1, 2).ravel()
         orders.append(first + rows)
         first += len(rows)
-    return np.concatenate(orders)
+    order: npt.NDArray[np.int64] = np.concatenate(orders)
+    return order
 
 
 def _joined(name: str, parts: Sequence[Quantised]) -> Quantised:
