@@ -21,7 +21,7 @@ from tokenworks.kernels.formats import FORMATS
 from tokenworks.kernels.program import Expert, Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
 
-WIDTH, INNER, EXPERTS, TOP_K, TOKENS = 2048, 768, 128, 8, 512
+WIDTH, INNER, EXPERTS, TOP_K, TOKENS, SUBJECTS = 2048, 768, 128, 8, 512, 8
 SCALE_BYTES = {"MXFP4": [120], "NVFP4": [34] * 4}
 
 
@@ -37,10 +37,15 @@ def random_tensor(name: str, format_name: str, shape: tuple[int, int], rng: np.r
     return Tensor(name, format_name, shape, blocks.reshape(-1))
 
 
-def model(format_name: str, layers: int, skew: float = 0.0) -> tuple[Program, dict[str, Tensor]]:
-    """Experts share one source, and are packed each for itself. `skew`: standard deviation of routers' biases."""
-    rng = np.random.default_rng(1)
-    weights = {"x": float_tensor("x", rng.standard_normal((TOKENS, WIDTH)))}
+def model(
+    format_name: str, layers: int, skew: float = 0.0, subjects: float = 0.0, seed: int = 1
+) -> tuple[Program, dict[str, Tensor]]:
+    """Experts share one source, and are packed each for itself. `skew`: standard deviation of routers' biases.
+    `subjects`: what tokens of a subject have in common, 0 to 1."""
+    rng = np.random.default_rng(seed)
+    own, common = rng.standard_normal((TOKENS, WIDTH)), rng.standard_normal((SUBJECTS, WIDTH))
+    tokens = (1 - subjects) ** 0.5 * own + subjects**0.5 * common.repeat(TOKENS // SUBJECTS, axis=0)
+    weights = {"x": float_tensor("x", tokens)}
     weights["norm"] = float_tensor("norm", np.ones(WIDTH))
     inwards = random_tensor("in", format_name, (INNER, WIDTH), rng)
     outwards = random_tensor("out", format_name, (WIDTH, INNER), rng)
@@ -59,10 +64,12 @@ def model(format_name: str, layers: int, skew: float = 0.0) -> tuple[Program, di
     return b.finish(x), weights
 
 
-def step(rows: int, rng: np.random.Generator) -> StepBatch:
-    """One token of each of `rows` sequences."""
+def step(rows: int, rng: np.random.Generator, subject: int | None = None) -> StepBatch:
+    """One token of each of `rows` sequences; of one subject, or of any."""
     counts = np.arange(rows + 1, dtype=np.int32)
     tokens = rng.integers(0, TOKENS, rows).astype(np.int32)
+    if subject is not None:
+        tokens = subject * (TOKENS // SUBJECTS) + tokens % (TOKENS // SUBJECTS)
     return StepBatch(tokens, np.zeros(rows, np.int32), counts, np.full((rows, 1), -1, np.int32), counts[:-1])
 
 

@@ -69,6 +69,7 @@ def test_workers():
         draft_tokens_accepted_total=30,
         expert_bytes_total=200,
         expert_bytes_resident_total=150,
+        expert_bytes_kept=70,
     )
     workers = [
         WorkerStatus("m", Phase.READY, os.getpid(), 2, 5, stats),
@@ -82,6 +83,7 @@ def test_workers():
         "worker_restarts_total": 2,
         "expert_bytes_total": 200,
         "expert_bytes_resident_total": 150,
+        "expert_bytes_kept": 70,
         "pictures_encoded_total": 0,
         "requests_in_flight": 5,
         "requests_running": 3,

@@ -166,7 +166,12 @@ class Engine:
         stats = self._scheduler.stats()
         if not needed:
             return stats
-        return replace(stats, expert_bytes_total=needed, expert_bytes_resident_total=resident)
+        return replace(
+            stats,
+            expert_bytes_total=needed,
+            expert_bytes_resident_total=resident,
+            expert_bytes_kept=self._executable.kept_expert_bytes,
+        )
 
     def _plan(self) -> StepPlan:
         """The next step, with the guesses that are worth running."""

@@ -185,6 +185,10 @@ class Executable(Protocol):
         """Where weights lie in a file because they do not fit into memory: bytes of the experts that rows chose so far,
         and how many of them were in memory at that moment; the others were read. Else zeros."""
 
+    @property
+    def kept_expert_bytes(self) -> int:
+        """Of such experts: memory that those used most take now, where a backend keeps them in memory of its own."""
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
 

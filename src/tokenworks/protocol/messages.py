@@ -215,6 +215,8 @@ class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of experts that tokens chose, where weights do not fit into memory and lie in a file."""
     expert_bytes_resident_total: int = 0
     """Those that were in memory when they were chosen; the others were read."""
+    expert_bytes_kept: int = 0
+    """Memory that the experts used most take now."""
     pictures_encoded_total: int = 0
     """Tiles counted one by one; of a model that hears, sounds."""
 

@@ -229,6 +229,11 @@ def _worker_metrics(readings: list[WorkerReading]) -> "Iterable[Metric]":
             "Those that were in memory when they were chosen; the others were read.",
             {n: s.expert_bytes_resident_total for n, s in stats.items()},
         ),
+        gauge(
+            "expert_bytes_kept",
+            "Memory that those used most take now.",
+            {n: s.expert_bytes_kept for n, s in stats.items()},
+        ),
         counter("draft_tokens", "Guessed tokens run.", {n: s.draft_tokens_total for n, s in stats.items()}),
         counter(
             "draft_tokens_accepted",

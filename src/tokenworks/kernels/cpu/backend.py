@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.cpu import _cpu
+from tokenworks.kernels.cpu.keeper import ExpertKeeper
 from tokenworks.kernels.cpu.plan import (
     Call,
     Plan,
@@ -121,6 +122,7 @@ class CpuExecutable:
             self._steps.append(_Step(step, plan, self._steps[0].parts if self._steps else 0, parts))
             layers = layers[len(step.cache_layers) :]
         self.parts = self._steps[0].parts
+        self._keeper = ExpertKeeper(self._executor) if self._loader.in_file else None
         self._rows: dict[RowKind, int] = {}
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
@@ -183,6 +185,8 @@ class CpuExecutable:
             first_part,
             end_part,
         )
+        if self._keeper is not None:
+            self._keeper.step_done()
 
     def _values(self, step: "_Step", value: Value) -> Float32:
         """Of the last run."""
@@ -211,6 +215,10 @@ class CpuExecutable:
 
     def expert_reads(self) -> tuple[int, int]:
         return self._executor.expert_reads()
+
+    @property
+    def kept_expert_bytes(self) -> int:
+        return self._executor.kept_expert_bytes
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         return self._executor.sample(logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)

@@ -229,6 +229,18 @@ NB_MODULE(_cpu, m) {
           nb::call_guard<nb::gil_scoped_release>(), "As Executor.checksums, by the calling thread alone.");
     m.def("packed_bytes", [](const Facts& facts) { return matrix(facts).bytes(); }, "Of a matrix's data.");
 
+    nb::class_<KeptExperts>(m, "KeptExperts")
+        .def(nb::init<int, int, double>())
+        .def("choose",
+             [](KeptExperts& kept, const std::vector<int>& needed) {
+                 std::vector<std::tuple<int, int, int>> moves;
+                 for (const auto& [expert, slot, earlier] : kept.choose(needed)) moves.emplace_back(expert, slot, earlier);
+                 return moves;
+             })
+        .def("limit", &KeptExperts::limit)
+        .def("slot", &KeptExperts::slot)
+        .def_prop_ro("kept", &KeptExperts::kept);
+
     nb::class_<Executor>(m, "Executor")
         .def(nb::init<int>(), "threads"_a)
         .def("pack", &pack)
@@ -306,8 +318,21 @@ NB_MODULE(_cpu, m) {
              "rows"_a, "output"_a, "x"_a, "routes"_a, "routed"_a, "top_k"_a, "width"_a, "inner"_a, "activation"_a,
              "limit"_a, "offset"_a, "experts"_a)
         .def("expert_uses", &Executor::expert_uses)
-        .def("in_file", &Executor::in_file)
-        .def("expert_reads", &Executor::expert_reads)
+        .def("in_file", [](Executor& executor, Bytes file, int descriptor) { executor.in_file(file.data(), descriptor); },
+             nb::keep_alive<1, 2>())
+        .def("keep_experts",
+             [](Executor& executor, int64_t bytes) {
+                 if (ExpertStore* store = executor.expert_store()) store->keep(bytes);
+             })
+        .def("expert_reads",
+             [](Executor& executor) {
+                 const ExpertStore* store = executor.expert_store();
+                 return store ? std::make_pair(store->needed_bytes(), store->found_bytes()) : std::make_pair(int64_t{0}, int64_t{0});
+             })
+        .def_prop_ro("expert_bytes",
+                     [](Executor& executor) { return executor.expert_store() ? executor.expert_store()->bytes() : 0; })
+        .def_prop_ro("kept_expert_bytes",
+                     [](Executor& executor) { return executor.expert_store() ? executor.expert_store()->kept_bytes() : 0; })
         .def("softcap", &Executor::softcap)
         .def("select_rows", &Executor::select_rows)
         .def("pool", &Executor::pool)

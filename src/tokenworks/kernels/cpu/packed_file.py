@@ -13,11 +13,12 @@ missing end, one of other sources or another layout by its index. Checksums of w
 anyway.
 """
 
+import contextlib
 import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,6 +117,8 @@ class PackedFile:
     data: Bytes
     """Mapped, shared and read-only: processes that map it share the memory, and the system may take it back."""
     index: Index
+    identity: tuple[int, int]
+    """The file's device and number there."""
 
     def matrices(self) -> Mapping[str, tuple[Facts, Bytes]]:
         return {m.name: (m.facts, self.data[m.offset :][: _cpu.packed_bytes(m.facts)]) for m in self.index.matrices}
@@ -148,11 +151,31 @@ def open_packed(path: Path, sources: tuple[Source, ...]) -> PackedFile | None:
             if index is None or index.layout != LAYOUT or index.sources != sources:
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            identity = _identity(file.fileno())
     except (OSError, ValueError):
         return None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapped.madvise(mmap.MADV_HUGEPAGE)
-    return PackedFile(np.frombuffer(mapped, np.uint8), index)
+    return PackedFile(np.frombuffer(mapped, np.uint8), index, identity)
+
+
+@contextlib.contextmanager
+def reopened(path: Path, file: PackedFile) -> Iterator[int]:
+    """A descriptor of an open file, to read it past its mapping; -1 when it is not there any more."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield descriptor if _identity(descriptor) == file.identity else -1
+    finally:
+        os.close(descriptor)
+
+
+def _identity(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
 
 
 def _index(file: int) -> Index | None:

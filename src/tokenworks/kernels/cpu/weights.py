@@ -9,18 +9,27 @@ some depend on settings. Matrices take one of three ways:
 
 A mapped file that fits into memory is read through once, which checks it and spares the first request the waiting;
 where the system does not map it by large pages, it is copied into memory that has them. One that does not fit is left
-to the system, which reads what is touched and drops what is not.
+to the system, which reads what is touched and drops what is not, but for experts (kernels/cpu/keeper.py).
 """
 
 import contextlib
 import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from tokenworks.kernels.backend import PackedPlace
 from tokenworks.kernels.check import Shape, check_operations, check_shape, look_up, needs
 from tokenworks.kernels.cpu import _cpu
-from tokenworks.kernels.cpu.packed_file import Bytes, Facts, PackedFile, Writer, mapped_by_large_pages, open_packed
+from tokenworks.kernels.cpu.packed_file import (
+    Bytes,
+    Facts,
+    PackedFile,
+    Writer,
+    mapped_by_large_pages,
+    open_packed,
+    reopened,
+)
 from tokenworks.kernels.program import Embed, Experts, Linear, LinearHeads, Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.clock import wall_time_s
@@ -45,6 +54,9 @@ class Loader:
 
     from_file = False
     """The matrices had been packed before."""
+
+    in_file = False
+    """They run from there, as they do not fit into memory."""
 
     def __init__(
         self,
@@ -132,9 +144,9 @@ class Loader:
                     place.path.unlink()
                 return None
             if not mapped_by_large_pages(file.data):
-                file = PackedFile(self._executor.copy(file.data), file.index)
+                file = replace(file, data=self._executor.copy(file.data))
         else:
-            self._executor.in_file()
+            self._run_from(place, file)
         place.used()
         self.from_file = True
         return dict(file.matrices())
@@ -148,8 +160,13 @@ class Loader:
                 file = self._open(place)
         if file is None:
             raise OSError("the file of packed weights is gone")
-        self._executor.in_file()
+        self._run_from(place, file)
         return dict(file.matrices())
+
+    def _run_from(self, place: PackedPlace, file: PackedFile) -> None:
+        with reopened(place.path, file) as descriptor:
+            self._executor.in_file(file.data, descriptor)
+        self.in_file = True
 
     def _write(self, place: PackedPlace, matrices: Iterable[tuple[str, tuple[Facts, Bytes]]]) -> None:
         with place.new_file(sum(source.size_bytes for source in place.sources)) as file:

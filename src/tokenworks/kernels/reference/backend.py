@@ -174,6 +174,10 @@ class ReferenceExecutable:
     def expert_reads(self) -> tuple[int, int]:
         return 0, 0
 
+    @property
+    def kept_expert_bytes(self) -> int:
+        return 0
+
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         check_adaptation(self._program, {name: weight.shape for name, weight in self._weights.items()}, adaptation)
         self._adapters[slot] = {

@@ -4,6 +4,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -177,10 +178,9 @@ class Executor {
     // Rows that each expert has had so far: of every `experts` instruction in order, by the router's number.
     std::vector<std::vector<int64_t>> expert_uses() const;
     int64_t cache_bytes() const { return static_cast<int64_t>(cache_.size() + states_.size()); }
-    // Before any instruction: the matrices lie in a file that may be larger than memory.
-    void in_file() { in_file_ = true; }
-    // Of those: bytes of the experts that rows chose so far, and how many of them were in memory when they did.
-    std::pair<int64_t, int64_t> expert_reads() const { return {expert_reads_.bytes, expert_reads_.resident_bytes}; }
+    // Before any instruction: the matrices lie in a mapped file that may be larger than memory.
+    void in_file(const uint8_t* file, int descriptor) { store_.emplace(file, descriptor); }
+    ExpertStore* expert_store() { return store_ ? &*store_ : nullptr; }  // null: weights are in memory
     bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
 
   private:
@@ -245,8 +245,7 @@ class Executor {
     bool windows_ = false, selected_attend_ = false;
     SelectedRows selected_;  // of the step under way
     std::deque<Mixture> mixtures_;
-    bool in_file_ = false;
-    ExpertReads expert_reads_;
+    std::optional<ExpertStore> store_;
     Region experts_scratch_;
     std::deque<Product> products_;
     std::map<int, Adapter> adapters_;  // by slot

@@ -19,7 +19,7 @@ void Executor::experts(Rows rows, Place output, Place x, Place routes, const Exp
                        const std::vector<ExpertNumbers>& experts) {
     Mixture& mixture = mixtures_.emplace_back();
     mixture.shape = shape;
-    mixture.reads = in_file_ ? &expert_reads_ : nullptr;
+    mixture.store = store_ ? &*store_ : nullptr;
     mixture.gated = !experts.empty() && experts.front().gate >= 0;
     mixture.place.assign(static_cast<size_t>(routed), -1);
     mixture.uses.assign(static_cast<size_t>(routed), 0);
@@ -35,6 +35,15 @@ void Executor::experts(Rows rows, Place output, Place x, Place routes, const Exp
         mixture.inwards.push_back(
             segment(e.up, e.up_bias, mixture.gated ? shape.inner : 0, mixture.quantised_in, mixture.floats_in));
         mixture.outwards.push_back(segment(e.down, e.down_bias, 0, mixture.quantised_out, mixture.floats_out));
+    }
+    if (store_) {
+        std::vector<std::vector<PackedMatrix*>> matrices;
+        for (const ExpertNumbers& e : experts) {
+            matrices.emplace_back();
+            for (const int matrix : {e.gate, e.up, e.down})
+                if (matrix >= 0) matrices.back().push_back(&matrices_[static_cast<size_t>(matrix)]);
+        }
+        mixture.layer = store_->add(matrices);
     }
     const int64_t bytes = experts_scratch(mixture, step_rows_, team_.size());
     if (bytes > static_cast<int64_t>(experts_scratch_.size()))

@@ -94,7 +94,7 @@ void run_experts(const ExpertsArgs& args, Share& share, const Kernels& kernels) 
     const int experts = static_cast<int>(mixture.outwards.size());
     sort(args, at);
     if (share.part == 0) count(args);
-    if (mixture.reads) fetch_experts(mixture, at.starts, share);
+    if (mixture.store) mixture.store->fetch(mixture.layer, at.starts, share);
     const int rows = at.starts[experts];
 
     // One token's experts all have the same input.

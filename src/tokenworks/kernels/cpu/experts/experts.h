@@ -5,11 +5,11 @@
 // which others chose the same expert.
 #pragma once
 
-#include <atomic>
 #include <vector>
 
 #include "../kernels.h"
 #include "../linear/linear.h"
+#include "store.h"
 
 namespace tokenworks::cpu {
 
@@ -17,11 +17,6 @@ struct ExpertsShape {
     int top_k, width, inner;
     Activation activation;
     float limit, offset;
-};
-
-// Of experts that lie in a file: bytes of those that rows chose, and how many of them were in memory then.
-struct ExpertReads {
-    std::atomic<int64_t> bytes{0}, resident_bytes{0};
 };
 
 // The experts of one layer that are here.
@@ -33,7 +28,8 @@ struct Mixture {
     std::vector<Segment> outwards;  // [experts here]: down
     bool quantised_in, floats_in, quantised_out, floats_out;  // what forms of the input they multiply
     std::vector<int64_t> uses;      // by the router's number: rows so far
-    ExpertReads* reads;             // null: weights are in memory
+    ExpertStore* store;             // null: weights are in memory
+    int layer;                      // there
 };
 
 struct ExpertsArgs {
@@ -45,9 +41,6 @@ struct ExpertsArgs {
 
 // Bytes for steps of up to `rows` rows with `threads` threads.
 int64_t experts_scratch(const Mixture& mixture, int64_t rows, int threads);
-
-// Called by every thread; `starts` are those of its rows, by expert.
-void fetch_experts(const Mixture& mixture, const int32_t* starts, Share& share);
 
 // Called by every thread, after a barrier; calls share.barrier() itself.
 void run_experts(const ExpertsArgs& args, Share& share, const Kernels& kernels);
