@@ -119,4 +119,5 @@ def test_ctrl_c_stops_the_answer_and_twice_leaves(url: str) -> None:
     while terminal.process.poll() is None:
         terminal.type("\x03")
         time.sleep(0.1)
-    assert terminal.close() == 0
+    # One that comes while Python ends, when nobody handles it any more, is the end as well.
+    assert terminal.close() in (0, -signal.SIGINT)

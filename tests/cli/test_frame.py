@@ -23,12 +23,20 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     assert f"examples:\n  tokenworks {name}" in done.stdout
 
 
-def test_help_loads_neither_the_engine_nor_the_web_stack() -> None:
-    code = (
-        "import atexit, sys; atexit.register(lambda: print(*sys.modules)); from tokenworks import cli; cli.main(['-h'])"
-    )
+@pytest.mark.parametrize(
+    ("program", "without"),
+    [
+        ("from tokenworks import cli; cli.main(['-h'])", "numpy httpx uvicorn rich msgspec asyncio"),
+        ("from tokenworks import cli; cli.main(['version'])", "numpy httpx uvicorn rich msgspec asyncio"),
+        ("import tokenworks.cli.serve, tokenworks.gateway.server", "numpy httpx uvicorn starlette zipfile"),
+        ("import tokenworks.gateway.http_server", "numpy httpx PIL"),
+    ],
+)
+def test_a_start_loads_what_it_needs(program: str, without: str) -> None:
+    """What is imported until a worker is spawned, and then until the gateway answers, is what a start waits for."""
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {program}"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numpy", "httpx", "uvicorn", "rich", "msgspec", "asyncio"} & set(modules)
+    assert not set(without.split()) & set(modules)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tokenworks import __version__
 from tokenworks.cli import version
 from tokenworks.cli.terminal import size
 from tokenworks.kernels.backend import Limits
+from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.files.packed_store import place_of
@@ -92,8 +93,8 @@ def test_bench(smollm2: Path, tmp_path: Path) -> None:
 
 
 def test_a_set_that_is_there_but_unused_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CpuBackend, "isa", "avx512")
-    monkeypatch.setattr(CpuBackend, "isa_trouble", "amx: present, but its self-check failed")
+    monkeypatch.setattr(_cpu, "isa", lambda: "avx512")
+    monkeypatch.setattr(_cpu, "isa_trouble", lambda: "amx: present, but its self-check failed")
     assert version.kernels() == "avx512 (amx: present, but its self-check failed)"
-    monkeypatch.setattr(CpuBackend, "isa_trouble", None)
+    monkeypatch.setattr(_cpu, "isa_trouble", lambda: None)
     assert version.kernels() == "avx512"

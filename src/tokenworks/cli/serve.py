@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenworks.config import Factory, ServedModel, data_directory
-from tokenworks.protocol.clock import wall_time_s
+from tokenworks.protocol.clock import process_age_s
 from tokenworks.protocol.errors import InvalidRequest, ModelError
 
 if TYPE_CHECKING:
@@ -127,10 +127,7 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
 
 def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) -> None:
     """Once every model that starts with the factory can answer."""
-    import psutil
-
-    since_start_s = wall_time_s() - psutil.Process().create_time()
-    print(f"Tokenworks serves {', '.join(workers)} at {url}, ready {since_start_s:.2f} s after its start.\n")
+    print(f"Tokenworks serves {', '.join(workers)} at {url}, ready {process_age_s():.2f} s after its start.\n")
     for name, ready in workers.items():
         phases = ", ".join(f"{phase} {spent_s:.2f} s" for phase, spent_s in ready.load_s.items())
         print(f"  {name}: {phases}")

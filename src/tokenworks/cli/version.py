@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 def kernels() -> str:
     """The instruction set of the compiled kernels, or what keeps them from running."""
     try:
-        from tokenworks.kernels.cpu.backend import CpuBackend
+        from tokenworks.kernels.cpu import _cpu  # the backend around it would import numpy
     except ImportError as error:
         return f"not built ({error})"
-    backend = CpuBackend()
-    return f"{backend.isa} ({backend.isa_trouble})" if backend.isa_trouble else backend.isa
+    trouble = _cpu.isa_trouble()
+    return f"{_cpu.isa()} ({trouble})" if trouble else _cpu.isa()

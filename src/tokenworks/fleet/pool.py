@@ -75,6 +75,7 @@ class Pool:
             self._adapters |= {adapter.name: (model.name, adapter) for adapter in model.settings.adapters}
             if model.start == "now":
                 handle.want()
+        await asyncio.sleep(0)  # each spawn is a task's first step
 
     @property
     def names(self) -> list[str]:

@@ -13,8 +13,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tokenworks.gateway.generation import Ticket, collect
 from tokenworks.models.speech.vocabulary import TIME_STEP_S
 from tokenworks.protocol.messages import Generate, Sound
@@ -121,7 +119,7 @@ class Transcriber:
             seek += advance
 
     def _sound(self, seek: int) -> Sound:
-        mels = np.ascontiguousarray(self._mels[seek : seek + self._frames], "<f4").tobytes()
+        mels = self._mels[seek : seek + self._frames].astype("<f4").tobytes()
         return Sound(self._heard, mels, hashlib.blake2b(mels, digest_size=24).digest())
 
     async def _heard_language(self, sound: Sound) -> str:

@@ -96,7 +96,7 @@ def names_of(base: Checkpoint) -> FileNames:
     key = GGUF_NAMED_AS.get(base.architecture, base.architecture) if base.path.is_file() else base.architecture
     if key not in HF_ARCHITECTURES:
         raise ModelError(f"{base.path}: adapters of GGUF models of architecture {key!r} are not supported.")
-    return HF_ARCHITECTURES[key].files
+    return HF_ARCHITECTURES[key]().files
 
 
 def modules_of(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Module]:

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.models import families
 from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from tokenworks.models.config import DecoderConfig, EncoderConfig, Layer, ModelConfig
 from tokenworks.models.decoder import decoder_program, decoder_shapes
 from tokenworks.models.encoder import encoder_program, encoder_shapes
-from tokenworks.models.families import whisper
 from tokenworks.models.files.ctranslate2 import CT2_WEIGHTS, open_ctranslate2
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.gguf import open_gguf
@@ -92,7 +92,7 @@ def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint
         name = str(file.metadata.get("general.architecture"))
         if name not in GGUF_ARCHITECTURES:
             raise _unknown_architecture(path, name, list(GGUF_ARCHITECTURES))
-        row = GGUF_ARCHITECTURES[name]
+        row = GGUF_ARCHITECTURES[name]()
         return _checkpoint(path, name, row.read(file), file.tensors, row.files, context_tokens)
     raise ModelError(f"{path}: no such file or folder.")
 
@@ -100,8 +100,8 @@ def open_checkpoint(path: Path, context_tokens: int | None = None) -> Checkpoint
 def _open_folder(folder: Path, context_tokens: int | None) -> Checkpoint:
     if (folder / CT2_WEIGHTS).exists():
         file = open_ctranslate2(folder / CT2_WEIGHTS)
-        heard = whisper.from_ctranslate2(file)
-        return _checkpoint(folder, heard.architecture, heard, file.tensors, whisper.CT2, context_tokens)
+        heard = families.whisper.from_ctranslate2(file)
+        return _checkpoint(folder, heard.architecture, heard, file.tensors, families.whisper.CT2, context_tokens)
     config_path = folder / "config.json"
     if not config_path.exists():
         raise ModelError(f"{folder}: not a model folder: it has no config.json.")
@@ -109,7 +109,7 @@ def _open_folder(folder: Path, context_tokens: int | None) -> Checkpoint:
     name = str(fields.table.get("model_type"))
     if name not in HF_ARCHITECTURES:
         raise _unknown_architecture(config_path, name, list(HF_ARCHITECTURES))
-    row = HF_ARCHITECTURES[name]
+    row = HF_ARCHITECTURES[name]()
     config = row.read(fields)
     found = open_quantised(folder, fields, open_safetensors(folder))
     return _checkpoint(folder, name, config, found, row.files, context_tokens)

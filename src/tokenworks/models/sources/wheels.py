@@ -23,13 +23,12 @@ from pathlib import Path, PurePosixPath
 
 from tokenworks.models.sources.download import Network, certificates, download
 from tokenworks.models.sources.progress import Progress
+from tokenworks.models.sources.store import WEIGHTS
 from tokenworks.protocol.errors import ModelError
 
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9][A-Za-z0-9.!+]*)?")
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|[A-Z]+_TERMS)([.\-_].*)?", re.IGNORECASE)
 COPY_CHUNK_BYTES = 1 << 20
-WEIGHTS = (".safetensors", "model.bin")
-"""How names of weight files end that lie beside a config.json."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     config or tokenizer has no such form.
     """
     table = _config(source)
-    names = HF_ARCHITECTURES[table["model_type"]].files
+    names = HF_ARCHITECTURES[table["model_type"]]().files
     tensors: dict[str, Stored] = {}
     schemes: dict[str, SchemeName] = {}
     kept: list[str] = []

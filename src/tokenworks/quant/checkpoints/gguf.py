@@ -31,7 +31,7 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
             f"{source.path}: a GGUF file is written from a GGUF file only. Use --layout compressed-tensors."
         )
     file = open_gguf(source.path)
-    names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])].files
+    names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])]().files
     tensors = dict(file.tensors)
     experts: dict[str, dict[int, Tensor]] = {}
     for name, parts in by_tensor(source, names).items():
