@@ -1,0 +1,146 @@
+"""Products with bfloat16 weights: x [M, K] times weights [N, K], transposed.
+
+Up to SKINNY_ROWS rows the time is that of reading the weights once, which one kernel does with the weights as the left
+operand of the tensor cores (64 of their rows fill one; tokens come in 16s), shares of K spread over the chip where
+there are too few tiles of N. Above, cuBLAS.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenworks.kernels.cuda.activations import gated
+from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+
+SKINNY_ROWS = 32
+PROGRAMS = 264
+"""Two for each multiprocessor of a Hopper chip: so many at least are wanted at work."""
+
+
+def skinny_shape(width: int, depth: int) -> tuple[int, int, int]:
+    """(rows of weights in a tile, columns in a step, shares of K) for `width` weight rows of `depth` columns."""
+    block_n = 64 if width >= 64 else max(16, triton.next_power_of_2(width))
+    block_k = min(128, max(16, triton.next_power_of_2(depth)))
+    tiles, steps = triton.cdiv(width, block_n), triton.cdiv(depth, block_k)
+    splits = 1
+    # A share is four steps at least: below, starting it costs more than its reading.
+    while tiles * splits * 2 <= 2 * PROGRAMS and steps >= splits * 2 * 4:
+        splits *= 2
+    return block_n, block_k, splits
+
+
+def partials_of(width: int, depth: int) -> tuple[int, int]:
+    """How many numbers and counters of scratch a skinny product of this shape takes at most."""
+    block_n, _, splits = skinny_shape(width, depth)
+    tiles = triton.cdiv(width, block_n)
+    return (tiles * splits * block_n * SKINNY_ROWS * 2, tiles) if splits > 1 else (0, 0)
+
+
+class Bf16Matrix:
+    """Weights as they are, or rounded to bfloat16."""
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        """weights: [out_features, in_features] bfloat16, contiguous."""
+        self.weights = weights
+        self.out_features, self.in_features = weights.shape
+        self.nbytes = weights.nbytes
+
+    def reserve(self, finish: Finish) -> None:
+        """Room in the scratch for any skinny product."""
+        partials, counters = partials_of(self.out_features, self.in_features)
+        finish.scratch.reserve(partials=partials, counters=counters)
+
+    def multiply(self, x: torch.Tensor, finish: Finish) -> None:
+        if len(x) <= SKINNY_ROWS:
+            skinny(x, self.weights, finish)
+        else:
+            multiply_large(x, self.weights, finish)
+
+
+def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
+    """weights: [N, K] bfloat16. The product is rounded to bfloat16 where a gate reads it or it is written so, else it
+    stays float32."""
+    x = x.to(torch.bfloat16)
+    wide = finish.gate is None and finish.out.dtype == torch.float32
+    simple = finish.gate is None and finish.residual is None and finish.bias is None
+    if simple and not wide:
+        torch.mm(x, weights.t(), out=finish.out)
+        return
+    product = finish.scratch.product(len(x), len(weights), torch.float32 if wide else torch.bfloat16)
+    if not wide:
+        torch.mm(x, weights.t(), out=product)
+    elif x.is_cuda:
+        torch.mm(x, weights.t(), out_dtype=torch.float32, out=product)
+    else:  # the CPU's mm has no wider output
+        torch.mm(x.float(), weights.t().float(), out=product)
+    finish.apply(product)
+
+
+def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
+    rows = len(x)
+    if not rows:
+        return
+    gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
+    width, depth = len(weights), weights.shape[1]
+    block_n, block_k, splits = skinny_shape(width, depth)
+    if finish.gate:
+        width //= 2
+        block_n = min(block_n, max(16, triton.next_power_of_2(width)))
+    block_m = 16 if rows <= 16 else 32
+    tiles = triton.cdiv(width, block_n)
+    partials = counters = None
+    if splits > 1:
+        numbers, counts = partials_of(len(weights), depth)
+        partials, counters = finish.scratch.partials(numbers), finish.scratch.counters(counts)
+    _skinny[(tiles, splits)](
+        x, weights, out, residual, finish.bias, partials, counters,
+        rows, width, depth, x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0,
+        gate.limit, gate.offset,
+        GATE=finish.gate.activation if finish.gate else None,
+        M=block_m, N=block_n, K=block_k, SPLITS=splits, num_warps=4, num_stages=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _skinny(
+    x, weights, out, residual, bias, partials, counters,
+    rows, width, depth, x_stride, out_stride, residual_stride, limit, offset,
+    GATE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    tile, split = tl.program_id(0), tl.program_id(1)
+    n, m = tile * N + tl.arange(0, N), tl.arange(0, M)
+    share = tl.cdiv(tl.cdiv(depth, K), SPLITS) * K
+    first = split * share
+    of_weights = weights + n.to(tl.int64)[:, None] * depth
+    of_up = weights + (n.to(tl.int64) + width)[:, None] * depth
+    of_x = x + m[None, :] * x_stride
+    acc = tl.zeros([N, M], tl.float32)
+    up = tl.zeros([N, M], tl.float32)
+    for begin in range(first, tl.minimum(first + share, depth), K):
+        k = begin + tl.arange(0, K)
+        tokens = tl.load(of_x + k[:, None], mask=(k < depth)[:, None] & (m < rows)[None, :], other=0.0)
+        tokens = tokens.to(tl.bfloat16)
+        inside = (n < width)[:, None] & (k < depth)[None, :]
+        acc = tl.dot(tl.load(of_weights + k[None, :], mask=inside, other=0.0), tokens, acc)
+        if GATE is not None:
+            up = tl.dot(tl.load(of_up + k[None, :], mask=inside, other=0.0), tokens, up)
+    last = True
+    if SPLITS > 1:
+        OF_TILE: tl.constexpr = SPLITS if GATE is None else 2 * SPLITS
+        keep_share(acc, partials, tile, split, OF_TILE, N, M)
+        if GATE is not None:
+            keep_share(up, partials, tile, SPLITS + split, OF_TILE, N, M)
+        last = come_last(counters, tile, SPLITS)
+        if last:
+            acc = sum_of_shares(partials, tile, 0, SPLITS, OF_TILE, N, M)
+            if GATE is not None:
+                up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
+    if last:
+        if GATE is not None:
+            if bias is not None:
+                acc += tl.load(bias + n, mask=n < width, other=0.0)[:, None]
+                up += tl.load(bias + width + n, mask=n < width, other=0.0)[:, None]
+            acc = gated(acc, up, GATE, limit, offset)
+            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, None)
+        else:
+            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, bias)

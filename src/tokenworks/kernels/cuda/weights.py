@@ -1,0 +1,104 @@
+"""Weights on the device: vectors as float32, matrices in the layout that their products read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tokenworks.kernels.cuda.finish import Finish
+from tokenworks.kernels.cuda.products import Bf16Matrix
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
+
+SLAB_BYTES = 64 << 20
+"""Of a matrix that is brought into another form: in so many bytes of float32 at a time."""
+
+
+class Matrix(Protocol):
+    """Weights [out_features, in_features], of one tensor or of several that follow each other."""
+
+    out_features: int
+    in_features: int
+    nbytes: int
+    """On the device."""
+
+    def reserve(self, finish: Finish) -> None:
+        """Makes room in the scratch for products of few rows, which graphs hold."""
+
+    def multiply(self, x: torch.Tensor, finish: Finish) -> None:
+        """x [M, in_features], columns contiguous, float32 or bfloat16: the product goes where `finish` says."""
+
+
+def pack_bf16(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
+    """Any format, as bfloat16: two bytes a weight, whatever the file has."""
+    rows = sum(tensor.shape[0] for tensor in tensors)
+    weights = torch.empty((rows, tensors[0].shape[1]), dtype=torch.bfloat16, device=device)
+    at = 0
+    for tensor in tensors:
+        count, width = tensor.shape
+        if tensor.format == "BF16" and tensor.row_scales is None:
+            weights[at : at + count].copy_(from_numpy(tensor.data).view(torch.bfloat16).view(count, width))
+        else:
+            slab = max(1, SLAB_BYTES // (4 * width))
+            for first in range(0, count, slab):
+                numbers = dequantise(tensor.rows(first, min(slab, count - first)))
+                weights[at + first : at + first + len(numbers)].copy_(torch.from_numpy(numbers))
+        at += count
+    return Bf16Matrix(weights)
+
+
+LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_bf16,)
+"""The first that takes a stack of weights packs it; the last takes all."""
+
+
+def pack(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
+    """Of the tensors' rows, one after the other. All have the same width."""
+    return next(matrix for layout in LAYOUTS if (matrix := layout(tensors, device)) is not None)
+
+
+def from_numpy(data: np.ndarray) -> torch.Tensor:
+    """uint8, flat: a view, also of memory that cannot be written."""
+    return torch.frombuffer(data, dtype=torch.uint8) if data.nbytes else torch.empty(0, dtype=torch.uint8)
+
+
+def vector(tensor: Tensor, device: torch.device) -> torch.Tensor:
+    """float32, flat."""
+    return torch.from_numpy(np.array(dequantise(tensor), np.float32).reshape(-1)).to(device)
+
+
+class Weights:
+    """All of a program's, each asked for once and packed where it is used: vectors by name, matrices by the names that
+    they stack."""
+
+    def __init__(self, device: torch.device, look_up: Callable[[str], Tensor]) -> None:
+        self._device, self._look_up = device, look_up
+        self._vectors: dict[str, torch.Tensor] = {}
+        self._matrices: dict[tuple[str, ...], Matrix] = {}
+        self._found: dict[str, Tensor] = {}
+
+    def vector(self, name: str) -> torch.Tensor:
+        if name not in self._vectors:
+            self._vectors[name] = vector(self._tensor(name), self._device)
+        return self._vectors[name]
+
+    def matrix(self, names: tuple[str, ...]) -> Matrix:
+        if names not in self._matrices:
+            self._matrices[names] = pack([self._tensor(name) for name in names], self._device)
+        return self._matrices[names]
+
+    def table(self, name: str) -> torch.Tensor:
+        """[rows, width] bfloat16, whose rows are read one by one; shared with a product of the same weight."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (*self._vectors.values(), *self._matrices.values()))
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._found:
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+
+__all__ = ["LAYOUTS", "Mapping", "Matrix", "Weights", "pack"]
