@@ -14,11 +14,11 @@ from tokenworks.kernels.cpu.plan import (
     Prepare,
     PrepareHeads,
     Product,
-    RowKind,
     Store,
     make_plan,
 )
 from tokenworks.kernels.cpu.weights import Loader, raw
+from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import (
     Activate,
     Add,

@@ -6,39 +6,25 @@ other, where a product's input is brought into the form its weights multiply, an
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from tokenworks.kernels.backend import Limits
+from tokenworks.kernels.flow import RowKind, reads_of, row_kinds, written_by
 from tokenworks.kernels.program import (
     Add,
     Attend,
-    DeltaRule,
-    Embed,
     Experts,
-    Gate,
-    Input,
     Instruction,
     Keep,
     Linear,
     LinearHeads,
-    MatchMagnitude,
     Merge,
-    MixStreams,
     Pause,
     Pool,
     Program,
     Recurrent,
-    ScaleRows,
-    SelectiveScan,
     SelectRows,
-    ShortConvolution,
     Value,
 )
-from tokenworks.kernels.program.recurrent import inputs_of
-
-RowKind = Literal["tokens", "selected", "sequences", "merged"]
-"""What a buffer has a row for: each token, each row whose logits are wanted, each sequence of the step, each of the
-rows that Merge makes."""
 
 LINE_FLOATS = 16
 """Buffers begin on cache lines, so that threads do not share one."""
@@ -102,7 +88,7 @@ class Plan:
 
 
 def make_plan(program: Program, limits: Limits) -> Plan:
-    kinds = _row_kinds(program)
+    kinds = row_kinds(program)
     merged = max((each.count for each in program.instructions if isinstance(each, Merge)), default=1)
     calls = _place_barriers(_lower(program), kinds)
     rows: dict[RowKind, int] = {
@@ -130,55 +116,28 @@ def _prepared_width(call: Call) -> int:
 
 def reads(call: Call) -> tuple[Value, ...]:
     match call:
-        case Embed() | Input() | Pause():
-            return ()
-        case Attend(q=q, k=k, v=v):
-            return (q,) if k is None or v is None else (q, k, v)
-        case Store(k=k, v=v) | Keep(k=k, v=v):
+        case Store(k=k, v=v):
             return (k, v)
-        case MixStreams(x=x, coefficients=coefficients):
-            return (x, coefficients)
-        case MatchMagnitude(x=x, like=like):
-            return (x, like)
-        case ShortConvolution() | SelectiveScan() | DeltaRule():
-            return inputs_of(call)
+        case Prepare(x=x):
+            return (x,)
         case PrepareHeads(linear=linear):
             return (linear.x,)
-        case Gate(gate=gate, up=up):
-            return (gate, up)
-        case Add(a=a, b=b):
-            return (a, b)
-        case ScaleRows(x=x, by=by):
-            return (x, by)
-        case Experts(x=x, routes=routes):
-            return (x, routes)
         case Product(linear=linear, residual=residual):
             return (linear.x,) if residual is None else (linear.x, residual)
         case _:
-            return (call.x,)
+            return reads_of(call)
 
 
 def written(call: Call) -> Value | None:
-    if isinstance(call, PrepareHeads):
-        return call.linear.output
-    return None if isinstance(call, Prepare | Store | Keep | Pause) else call.output
-
-
-def _row_kinds(program: Program) -> list[RowKind]:
-    kinds: list[RowKind] = ["tokens"] * len(program.buffer_widths)
-    for instruction in program.instructions:
-        match instruction:
-            case SelectRows(output=output):
-                kinds[output.buffer] = "selected"
-            case Pool(output=output):
-                kinds[output.buffer] = "sequences"
-            case Merge(output=output):
-                kinds[output.buffer] = "merged"
-            case Embed() | Input() | Pause() | Keep():
-                pass
-            case _:
-                kinds[instruction.output.buffer] = kinds[reads(instruction)[0].buffer]
-    return kinds
+    match call:
+        case PrepareHeads(linear=linear):
+            return linear.output
+        case Prepare() | Store():
+            return None
+        case Product(output=output):
+            return output
+        case _:
+            return written_by(call)
 
 
 def _lower(program: Program) -> list[Call]:

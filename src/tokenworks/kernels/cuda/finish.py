@@ -102,11 +102,11 @@ def keep_share(acc, partials, tile, share, SHARES: tl.constexpr, N: tl.constexpr
 
 
 @triton.jit
-def come_last(counters, tile, SPLITS: tl.constexpr):
-    """Whether all other programs of this tile have been here before. counters: int32 by tile, zeros before and after.
-    What they wrote before coming can be read with sum_of_shares."""
+def come_last(counters, tile, count):
+    """Whether the `count` - 1 other programs of this tile have been here before. counters: int32 by tile, zeros before
+    and after. What they wrote before coming can be read from now on, past this multiprocessor's cache (".cg")."""
     tl.debug_barrier()  # all threads' numbers are written before one of them says so
-    last = tl.atomic_add(counters + tile, 1, sem="acq_rel") == SPLITS - 1
+    last = tl.atomic_add(counters + tile, 1, sem="acq_rel") == count - 1
     if last:
         tl.store(counters + tile, 0)
     return last

@@ -1,6 +1,6 @@
 """Weights on the device: vectors as float32, matrices in the layout that their products read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +30,10 @@ class Matrix(Protocol):
         """x [M, in_features], columns contiguous, float32 or bfloat16: the product goes where `finish` says."""
 
 
-def pack_bf16(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
+WIDE_FORMATS = ("BF16", "F16", "F32")
+
+
+def pack_bf16(tensors: Sequence[Tensor], device: torch.device) -> Bf16Matrix:
     """Any format, as bfloat16: two bytes a weight, whatever the file has."""
     rows = sum(tensor.shape[0] for tensor in tensors)
     weights = torch.empty((rows, tensors[0].shape[1]), dtype=torch.bfloat16, device=device)
@@ -68,13 +71,14 @@ def vector(tensor: Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Weights:
-    """All of a program's, each asked for once and packed where it is used: vectors by name, matrices by the names that
-    they stack."""
+    """All of a program's, each packed where it is first used: vectors by name, matrices by the names that they stack."""
 
     def __init__(self, device: torch.device, look_up: Callable[[str], Tensor]) -> None:
+        """`look_up` may make a weight in that very moment; each is asked for once and forgotten by `done`."""
         self._device, self._look_up = device, look_up
         self._vectors: dict[str, torch.Tensor] = {}
         self._matrices: dict[tuple[str, ...], Matrix] = {}
+        self._tables: dict[str, torch.Tensor] = {}
         self._found: dict[str, Tensor] = {}
 
     def vector(self, name: str) -> torch.Tensor:
@@ -87,18 +91,33 @@ class Weights:
             self._matrices[names] = pack([self._tensor(name) for name in names], self._device)
         return self._matrices[names]
 
+    def heights(self, names: tuple[str, ...]) -> list[int]:
+        """Rows of each of a matrix's weights."""
+        return [self._tensor(name).shape[0] for name in names]
+
     def table(self, name: str) -> torch.Tensor:
-        """[rows, width] bfloat16, whose rows are read one by one; shared with a product of the same weight."""
-        ...
+        """[rows, width] bfloat16, to be read row by row; the same memory as a product's, where that has such."""
+        matrix = self._matrices.get((name,))
+        if isinstance(matrix, Bf16Matrix):
+            return matrix.weights
+        if name not in self._tables:
+            matrix = pack_bf16([self._tensor(name)], self._device)
+            if self._tensor(name).format in WIDE_FORMATS:  # a product of the same weight takes it too
+                self._matrices[name,] = matrix
+                return matrix.weights
+            self._tables[name] = matrix.weights
+        return self._tables[name]
+
+    def done(self) -> None:
+        """Everything is packed."""
+        self._found = {}
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (*self._vectors.values(), *self._matrices.values()))
+        tensors = (*self._vectors.values(), *self._tables.values())
+        return sum(each.nbytes for each in tensors) + sum(each.nbytes for each in self._matrices.values())
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._found:
             self._found[name] = self._look_up(name)
         return self._found[name]
-
-
-__all__ = ["LAYOUTS", "Mapping", "Matrix", "Weights", "pack"]

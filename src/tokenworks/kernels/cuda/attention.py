@@ -1,0 +1,132 @@
+"""Launches of attention: which tiles a step's rows make, and in how many shares their positions are read.
+
+Rows of sequences that bring a few make tiles of their own, with the positions they see cut into shares, so that one
+long sequence fills the chip; rows of prompts go together in tiles that fill the tensor cores.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+
+from tokenworks.kernels.backend import Int32
+from tokenworks.kernels.cuda.attend import attend_tile
+from tokenworks.kernels.cuda.finish import Scratch
+from tokenworks.kernels.cuda.products import PROGRAMS
+
+FEW_ROWS = 4
+"""A sequence with no more rows in a step has a tile for each."""
+TILE_ROWS = 64
+"""Of a prompt's tile: tokens times heads of the group."""
+LEAST_TILE_ROWS = 16
+"""What the tensor cores take."""
+MOST_SPLITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an Attend instruction fixes."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    value_size: int
+    value_at: int
+    """Where V begins in a row of what `values` is."""
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def together(self) -> int:
+        """Heads of a group in one tile."""
+        return min(self.group, TILE_ROWS)
+
+    @property
+    def tile_tokens(self) -> int:
+        """Rows of a prompt in one tile."""
+        return max(1, TILE_ROWS // self.together)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What tells each row's neighbours, for one kind of rows; int32, on the device."""
+
+    positions: torch.Tensor
+    sequences: torch.Tensor
+    ends: torch.Tensor
+    span_begins: torch.Tensor | None
+    span_ends: torch.Tensor | None
+    tables: torch.Tensor
+    meta: torch.Tensor
+
+
+def tiles_of(row_starts: Int32, tile_tokens: int, few_rows: int = FEW_ROWS) -> tuple[Int32, Int32]:
+    """(first row, rows) of tiles of a row each, and of tiles of up to `tile_tokens` rows, those with most first."""
+    starts, counts = row_starts[:-1], np.diff(row_starts)
+    short = counts <= few_rows
+    single = np.concatenate([np.arange(s, s + n) for s, n in zip(starts[short], counts[short], strict=True)] or [[]])
+    large = [
+        (at, min(tile_tokens, start + count - at))
+        for start, count in zip(starts[~short].tolist(), counts[~short].tolist(), strict=True)
+        for at in range(start, start + count, tile_tokens)
+    ]
+    singles = np.stack([single, np.ones_like(single)], axis=1).astype(np.int32)
+    # A prompt's last tokens see most: their tiles begin first, so that none of them ends long after the others.
+    return singles, np.array(large[::-1], np.int32).reshape(-1, 2)
+
+
+def splits_for(tiles: int, programs: int) -> int:
+    """In how many shares `tiles` tiles of `programs` programs each read their positions: a power of two."""
+    splits = 1
+    while splits < MOST_SPLITS and tiles * programs * splits < PROGRAMS:
+        splits *= 2
+    return splits
+
+
+def attend(
+    shape: Shape,
+    seen: Seen,
+    q: torch.Tensor,
+    out: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    sinks: torch.Tensor | None,
+    tiles: torch.Tensor | None,
+    scratch: Scratch,
+    *,
+    paged: bool,
+    tile_tokens: int,
+    splits: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    begin: int,
+    end: int,
+    chunked: bool,
+) -> None:
+    """q [rows, heads * head_size] to out [rows, heads * value_size]. `tiles` None: each row is one."""
+    count = len(q) if tiles is None else len(tiles)
+    if not count:
+        return
+    m = max(LEAST_TILE_ROWS, triton.next_power_of_2(shape.together * tile_tokens))
+    a = max(16, 1 << (shape.head_size.bit_length() - 1))
+    b = 0 if a >= shape.head_size else max(16, triton.next_power_of_2(shape.head_size - a))
+    v = max(16, triton.next_power_of_2(shape.value_size))
+    n = 64 if max(a, v) <= 256 else 32
+    programs = shape.kv_heads * triton.cdiv(shape.group, shape.together)
+    partials = counters = None
+    if splits > 1:
+        partials = scratch.partials(count * programs * splits * m * (v + 2))
+        counters = scratch.counters(count * programs)
+    attend_tile[(count, programs, splits)](
+        q, out, keys, values, sinks, partials, counters, tiles,
+        seen.positions, seen.sequences, seen.ends, seen.span_begins, seen.span_ends, seen.tables, seen.meta,
+        q.stride(0), out.stride(0), keys.stride(-2), values.stride(-2), scale, softcap, window, begin, end,
+        KV_HEADS=shape.kv_heads, GROUP=shape.group, HEADS=shape.together, HEAD=shape.head_size, VALUE=shape.value_size,
+        VALUE_AT=shape.value_at, BLOCK_TOKENS=keys.shape[2] if paged else 1, PAGED=paged, CHUNKED=chunked,
+        SOFTCAP=softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 8192 else 8,
+        num_stages=2,
+    )  # fmt: skip

@@ -1,0 +1,185 @@
+"""The GPU backend behind kernels/backend.py: memory, the step's numbers, and the launches of its plan."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from tokenworks.kernels.adapter import Adaptation
+from tokenworks.kernels.backend import CacheType, Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
+from tokenworks.kernels.check import check_operations, look_up, needs
+from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
+from tokenworks.kernels.cuda.launches import Binder, Bound
+from tokenworks.kernels.cuda.plan import Plan, make_plan
+from tokenworks.kernels.cuda.weights import Weights
+from tokenworks.kernels.flow import RowKind
+from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, Value
+from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
+
+CACHE_TYPES: dict[CacheType, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
+
+
+class CudaBackend:
+    """Runs programs on one CUDA device."""
+
+    name = "cuda"
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = torch.device(device)
+
+    def compile(
+        self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
+    ) -> "CudaExecutable":
+        return CudaExecutable(program, weights, limits, self._device)
+
+
+class CudaExecutable:
+    """A model ready to run: weights and cache on the device, all memory of a step reserved."""
+
+    def __init__(self, program: Program, weights: Mapping[str, Tensor], limits: Limits, device: torch.device) -> None:
+        if limits.cache_dtype not in CACHE_TYPES:
+            raise ModelError(
+                f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r} (cache_dtype)."
+            )
+        if program.sequel is not None:
+            raise ModelError("The GPU backend does not run a model's own guesses (multi-token prediction) yet.")
+        self._program, self._limits, self._device = program, limits, device
+        wanted, shapes = needs(program), {}
+
+        def found(name: str) -> Tensor:
+            tensor = look_up(weights, name, wanted[name])
+            shapes[name] = tensor.shape
+            return tensor
+
+        self._weights = Weights(device, found)
+        self._plan = make_plan(program, limits)
+        self._caches = _caches(program, limits, device)
+        self._arena = torch.zeros(self._plan.arena_bytes, dtype=torch.uint8, device=device)
+        binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._arena)
+        self._parts: list[list[Bound]] = [[]]
+        for launch in self._plan.launches:
+            if isinstance(launch.call, Pause):
+                self._parts.append([])
+            else:
+                self._parts[-1] += binder.bind(launch)
+        check_operations(program, shapes)
+        self._weights.done()
+        self._scratch = binder.scratch
+        self._binder = binder
+        self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
+        self._graphs = Graphs(device, limits, self._plan) if device.type == "cuda" else None
+        self._rows: Mapping[RowKind, int] = {}
+        self.parts = len(self._parts)
+        self.from_packed_file = False
+        self.weight_bytes = self._weights.nbytes
+        self.cache_bytes = sum(keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values())
+        self.finite = True
+
+    def keep_packed(self) -> None:
+        """It packs nothing that would be worth a file."""
+
+    def run(self, batch: StepBatch, part: int | None = None) -> Float32:
+        self._check(batch)
+        wanted = len(batch.logit_rows)
+        singles = len(batch.tokens) == len(batch.row_starts) - 1 == wanted
+        padded_rows = self._graphs.rows_for(batch) if self._graphs and singles and part is None else None
+        if padded_rows is not None:
+            batch = padded(batch, padded_rows)
+        rows: dict[RowKind, int] = {
+            "tokens": len(batch.tokens),
+            "selected": len(batch.logit_rows),
+            "sequences": len(batch.row_starts) - 1,
+            "merged": len(batch.tokens) // self._plan.merged,
+        }
+        if self._graphs and not self._inputs.fits(batch):
+            self._graphs.drop()
+        step = self._inputs.load(batch, rows, singles_only=singles)
+        launches = [launch for each in (self._parts if part is None else [self._parts[part]]) for launch in each]
+
+        def launch_all() -> None:
+            for launch in launches:
+                launch(step)
+
+        if self._graphs and padded_rows is not None:
+            self._graphs.run(padded_rows, launch_all)
+        else:
+            launch_all()
+        self._rows = {**rows, "selected": wanted} if self._rows_kind(self._program.result) == "selected" else rows
+        if part is not None and part < self.parts - 1:
+            return np.empty((0, self._program.result.width), np.float32)
+        return self._values(self._program.result)
+
+    @property
+    def hidden(self) -> Float32:
+        assert self._program.hidden is not None
+        return self._values(self._program.hidden)
+
+    def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
+        raise AssertionError("compile refuses programs with a sequel")
+
+    def _check(self, batch: StepBatch) -> None:
+        rows = (len(batch.tokens), len(batch.logit_rows), len(batch.row_starts) - 1)
+        most = (self._limits.step_tokens, self._limits.logit_rows, self._limits.sequences)
+        if any(got > limit for got, limit in zip(rows, most, strict=True)):
+            raise ValueError(f"A step of {rows} rows is larger than the limits it was compiled for: {self._limits}.")
+
+    def _rows_kind(self, value: Value) -> RowKind:
+        return self._plan.buffer_rows[value.buffer]
+
+    def _values(self, value: Value) -> Float32:
+        """Of the last run."""
+        rows = self._rows[self._rows_kind(value)]
+        found = self._binder.view(value)[:rows].float()
+        self.finite = bool(torch.isfinite(found.sum()).item()) if rows else True
+        return found.cpu().numpy()
+
+    def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
+        raise ModelError("The GPU backend does not run LoRA adapters yet.")
+
+    def drop_adapter(self, slot: int) -> None:
+        """There is none."""
+
+    @property
+    def adapter_bytes(self) -> int:
+        return 0
+
+    def expert_uses(self) -> list[list[int]]:
+        return []
+
+    def expert_reads(self) -> tuple[int, int]:
+        return 0, 0
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        chosen = [
+            sample_row(row, float(how.temperature[r]), int(how.top_k[r]), float(how.top_p[r]), float(how.min_p[r]), float(how.uniform[r]))
+            for r, row in enumerate(logits)
+        ]
+        return np.array(chosen, np.int32)
+
+    def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+        return log_probabilities(logits, chosen, top)
+
+
+def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """K and V of each layer: [blocks, kv_heads, block_tokens, head_size]. Of a latent layer V is K's own memory."""
+    caches = {}
+    dtype = CACHE_TYPES[limits.cache_dtype]
+    for number, layer in enumerate(program.all_cache_layers):
+        if not isinstance(layer, KvLayer):
+            raise ModelError("The GPU backend does not run models with a recurrent state yet.")
+        shape = (limits.blocks, layer.kv_heads, limits.block_tokens, layer.head_size)
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        caches[number] = (keys, keys if layer.latent else torch.zeros(shape, dtype=dtype, device=device))
+    return caches
+
+
+def _axes(program: Program) -> int:
+    return max((1 + max(op.axes) for op in program.instructions if isinstance(op, Rope) and op.axes), default=0)
+
+
+def _spans(program: Program) -> bool:
+    return any(isinstance(op, Attend) and op.cache_layer is None for op in program.instructions)
+

@@ -1,0 +1,57 @@
+"""Decoding steps as CUDA graphs: one for each padded number of sequences, captured when it is first needed.
+
+A graph replays the same launches with the same addresses: whatever changes from step to step (tokens, positions, block
+tables, lengths) is read on the device. Outside of it are the copy of the step's numbers before, and of its result
+behind.
+"""
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+
+from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.cuda.plan import Plan
+
+PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
+"""Steps of fewer sequences run as one of the next of these."""
+
+
+class Graphs:
+    """Of one executable."""
+
+    def __init__(self, device: torch.device, limits: Limits, plan: Plan) -> None:
+        most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
+        self._sizes = sorted({min(size, most) for size in chain(PADDED_ROWS, (most,))}) if plan.merged == 1 else []
+        self._captured: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool: tuple[int, int] | None = None
+        self._device = device
+
+    def rows_for(self, batch: StepBatch) -> int | None:
+        """How many rows the graph has that runs such a step; None: none does."""
+        if batch.features is not None or batch.inputs is not None or batch.states is not None:
+            return None
+        rows = len(batch.tokens)
+        return next((size for size in self._sizes if rows <= size <= 256), None)
+
+    def run(self, rows: int, launch_all: Callable[[], None]) -> None:
+        """Replays the graph of so many rows, whose inputs are loaded; captures it first if there is none."""
+        graph = self._captured.get(rows)
+        if graph is None:
+            graph = self._capture(launch_all)
+            self._captured[rows] = graph
+        graph.replay()
+
+    def drop(self) -> None:
+        """Memory that the graphs hold addresses of has moved."""
+        self._captured = {}
+
+    def _capture(self, launch_all: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        # Once as usual: kernels are compiled, libraries make their workspaces. Writing K and V twice does no harm.
+        launch_all()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            launch_all()
+        self._pool = self._pool or graph.pool()
+        return graph

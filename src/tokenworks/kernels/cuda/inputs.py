@@ -1,0 +1,158 @@
+"""A step's numbers on their way to the device: one block of int32, copied at once.
+
+Where an array lies depends on the sizes of the step alone, so that a graph captured for some sizes finds every later
+step of the same sizes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from tokenworks.kernels.backend import Int32, Limits, StepBatch
+from tokenworks.kernels.cuda.attention import Seen, tiles_of
+from tokenworks.kernels.cuda.place import Places
+from tokenworks.kernels.flow import RowKind
+
+FIRST_TABLE_NUMBERS = 1 << 16
+"""Of block tables; there is more room when a step needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, as its launches see it."""
+
+    rows: Mapping[RowKind, int]
+    arrays: Mapping[str, torch.Tensor]
+    """int32, on the device."""
+    tables: torch.Tensor
+    meta: torch.Tensor
+    tile_tokens: Sequence[int]
+    features: torch.Tensor | None = None
+    inputs: torch.Tensor | None = None
+    singles_only: bool = False
+    """Each sequence has one row: row i is sequence i."""
+
+    def places(self, kind: RowKind) -> Places:
+        prefix = "selected_" if kind == "selected" else ""
+        of = self.arrays
+        return Places(of[prefix + "positions"], of[prefix + "sequences"], self.tables, self.meta, of.get(prefix + "axes"))
+
+    def seen(self, kind: RowKind, windows: bool) -> Seen:
+        prefix = "selected_" if kind == "selected" else ""
+        of, spans = self.arrays, "window" if windows else "span"
+        return Seen(
+            of[prefix + "positions"], of[prefix + "sequences"], of[prefix + "ends"],
+            of.get(spans + "_begins"), of.get(spans + "_ends"), self.tables, self.meta,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The device's memory for steps' numbers."""
+
+    device: torch.device
+    limits: Limits
+    tile_tokens: Sequence[int]
+    """Of the program's attentions: there is a list of tiles for each."""
+    axes: int
+    """Of positions, where the program turns along several."""
+    spans: bool
+    """The program looks at rows, not at a cache."""
+    _host: torch.Tensor = field(init=False)
+    _numbers: torch.Tensor = field(init=False)
+    _tables: torch.Tensor = field(init=False)
+    meta: torch.Tensor = field(init=False)
+    """[4]: the first is the number of columns of the block tables."""
+
+    def __post_init__(self) -> None:
+        rows = max(self.limits.step_tokens, self.limits.sequences, self.limits.logit_rows)
+        count = rows * (14 + 2 * self.axes + 4 * len(self.tile_tokens)) + 4 * self.limits.sequences + 256
+        self._host = torch.empty(count, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        self._numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
+        self._tables = torch.full((FIRST_TABLE_NUMBERS,), -1, dtype=torch.int32, device=self.device)
+        self.meta = torch.zeros(4, dtype=torch.int32, device=self.device)
+
+    def fits(self, batch: StepBatch) -> bool:
+        """The block tables have room; what was captured before need not be captured anew."""
+        return batch.block_tables.size <= len(self._tables)
+
+    def load(self, batch: StepBatch, rows: Mapping[RowKind, int], *, singles_only: bool) -> Step:
+        arrays = self._arrays(batch, singles_only)
+        views, at = {}, 4
+        host = self._host.numpy()
+        host[0] = batch.block_tables.shape[1]
+        for name, array in arrays.items():
+            host[at : at + array.size] = array.reshape(-1)
+            views[name] = self._numbers[at : at + array.size].view(array.shape)
+            at += -(-array.size // 4) * 4
+        self._numbers[:at].copy_(self._host[:at], non_blocking=True)
+        self.meta = self._numbers[:4]
+        if not self.fits(batch):
+            self._tables = torch.full((2 * batch.block_tables.size,), -1, dtype=torch.int32, device=self.device)
+        if batch.block_tables.size:
+            self._tables[: batch.block_tables.size].copy_(torch.from_numpy(batch.block_tables.reshape(-1)))
+        features = None if batch.features is None else torch.from_numpy(batch.features).to(self.device)
+        inputs = None if batch.inputs is None else torch.from_numpy(batch.inputs).to(self.device)
+        return Step(rows, views, self._tables, self.meta, self.tile_tokens, features, inputs, singles_only)
+
+    def _arrays(self, batch: StepBatch, singles_only: bool) -> dict[str, Int32]:
+        tokens, chosen = len(batch.tokens), batch.logit_rows
+        sequences = np.repeat(np.arange(len(batch.row_starts) - 1, dtype=np.int32), np.diff(batch.row_starts))
+        ends = batch.positions + np.int32(1) if batch.ends is None else batch.ends
+        arrays = {
+            "tokens": batch.tokens,
+            "positions": batch.positions,
+            "sequences": sequences,
+            "ends": ends,
+            "row_starts": batch.row_starts,
+            "logit_rows": chosen,
+            "selected_positions": batch.positions[chosen],
+            "selected_sequences": sequences[chosen],
+            "selected_ends": ends[chosen],
+        }
+        if self.axes:
+            axes = batch.axes if batch.axes is not None else np.broadcast_to(batch.positions, (self.axes, tokens))
+            arrays |= {"axes": np.ascontiguousarray(axes), "selected_axes": np.ascontiguousarray(axes[:, chosen])}
+        if batch.axes is not None:
+            arrays["axis"] = batch.axes[0]
+        if batch.feature_rows is not None:
+            arrays["feature_rows"] = batch.feature_rows
+        if self.spans:
+            for name, starts in (("span", batch.row_starts), ("window", batch.window_starts)):
+                if starts is not None:
+                    counts = np.diff(starts)
+                    arrays |= {f"{name}_begins": np.repeat(starts[:-1], counts), f"{name}_ends": np.repeat(starts[1:], counts)}
+        if not singles_only:
+            for name, starts in (("", batch.row_starts), ("window_", batch.window_starts)):
+                if starts is None:
+                    continue
+                for tokens_of in self.tile_tokens:
+                    few = 0 if self.spans else 4
+                    singles, large = tiles_of(starts, tokens_of, few)
+                    arrays |= {f"{name}singles{tokens_of}": singles, f"{name}tiles{tokens_of}": large}
+        return arrays
+
+
+def padded(batch: StepBatch, rows: int) -> StepBatch:
+    """A step in which each sequence has one row, with more such sequences, `rows` in all: they have no blocks, see
+    nothing and keep nothing."""
+    more = rows - len(batch.tokens)
+    if not more:
+        return batch
+    tables = np.full((rows, batch.block_tables.shape[1]), -1, np.int32)
+    tables[: len(batch.block_tables)] = batch.block_tables
+    every = np.arange(rows, dtype=np.int32)
+    zeros = np.zeros(more, np.int32)
+    ends = batch.positions + np.int32(1) if batch.ends is None else batch.ends
+    return replace(
+        batch,
+        tokens=np.concatenate([batch.tokens, zeros]),
+        positions=np.concatenate([batch.positions, zeros]),
+        row_starts=np.arange(rows + 1, dtype=np.int32),
+        block_tables=tables,
+        logit_rows=every,
+        ends=np.concatenate([ends, zeros]),
+        axes=None if batch.axes is None else np.pad(batch.axes, ((0, 0), (0, more))),
+    )

@@ -1,0 +1,31 @@
+"""Rows of a table, of embeddings or of another buffer."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+def gather(table: torch.Tensor, index: torch.Tensor | None, out: torch.Tensor, *, scale: float = 1.0) -> None:
+    """out[r] = table[index[r]] * scale: row 0 for an index beyond the table, and where `index` is None."""
+    rows, width = out.shape
+    block = min(1024, triton.next_power_of_2(width))
+    tall = max(1, min(triton.next_power_of_2(rows), 2048 // block))
+    _gather[(triton.cdiv(rows, tall), triton.cdiv(width, block))](
+        table, index, out, rows, len(table), width, table.stride(0), out.stride(0), scale, TALL=tall, BLOCK=block
+    )
+
+
+@triton.jit
+def _gather(
+    table, index, out, rows, known, width, table_stride, out_stride, scale, TALL: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0) * TALL + tl.arange(0, TALL)
+    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    chosen = tl.zeros([TALL], tl.int32)
+    if index is not None:
+        chosen = tl.load(index + row, mask=row < rows, other=0)
+        chosen = tl.where((chosen >= 0) & (chosen < known), chosen, 0)
+    inside = (row < rows)[:, None] & (column < width)
+    numbers = tl.load(table + chosen.to(tl.int64)[:, None] * table_stride + column, mask=inside, other=0.0)
+    numbers = numbers.to(tl.float32) * scale
+    tl.store(out + row.to(tl.int64)[:, None] * out_stride + column, numbers.to(out.dtype.element_ty), mask=inside)
