@@ -49,10 +49,8 @@ def attend_tile(
         position = tl.load(positions + row, mask=valid, other=0)
         low = tl.zeros([M], tl.int32) + begin
         if window > 0:
-            if CHUNKED:
-                low = tl.maximum(low, position - position % window)
-            else:
-                low = tl.maximum(low, position - window + 1)
+            first = position - position % window if CHUNKED else position - window + 1
+            low = tl.maximum(low, first)
         high = tl.load(ends + row, mask=valid, other=0)
         if end > 0:
             high = tl.zeros([M], tl.int32) + end
@@ -115,7 +113,7 @@ def attend_tile(
             acc = tl.dot(p.to(tl.bfloat16), vs.to(tl.bfloat16), acc * shrink[:, None])
             most = higher
         last = True
-        if SPLITS > 1:
+        if SPLITS > 1:  # noqa: SIM102 - one is for the compiler, the other for the kernel
             if shares > 1:
                 which = tile * tl.num_programs(1) + tl.program_id(1)
                 kept: tl.constexpr = M * (V + 2)

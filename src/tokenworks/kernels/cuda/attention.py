@@ -14,6 +14,7 @@ from tokenworks.kernels.backend import Int32
 from tokenworks.kernels.cuda.attend import attend_tile
 from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.products import PROGRAMS
+from tokenworks.kernels.program import Attend
 
 FEW_ROWS = 4
 """A sequence with no more rows in a step has a tile for each."""
@@ -22,6 +23,8 @@ TILE_ROWS = 64
 LEAST_TILE_ROWS = 16
 """What the tensor cores take."""
 MOST_SPLITS = 64
+SHARE_POSITIONS = 128
+"""A share is of more, if there are so many at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,12 @@ class Shape:
     @property
     def together(self) -> int:
         """Heads of a group in one tile."""
-        return min(self.group, TILE_ROWS)
+        return min(self.group, TILE_ROWS if self.value_size <= 256 else TILE_ROWS // 2)
 
     @property
     def tile_tokens(self) -> int:
         """Rows of a prompt in one tile."""
-        return max(1, TILE_ROWS // self.together)
+        return max(1, (TILE_ROWS if self.value_size <= 256 else TILE_ROWS // 2) // self.together)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +70,24 @@ def tiles_of(row_starts: Int32, tile_tokens: int, few_rows: int = FEW_ROWS) -> t
     """(first row, rows) of tiles of a row each, and of tiles of up to `tile_tokens` rows, those with most first."""
     starts, counts = row_starts[:-1], np.diff(row_starts)
     short = counts <= few_rows
-    single = np.concatenate([np.arange(s, s + n) for s, n in zip(starts[short], counts[short], strict=True)] or [[]])
+    single = [
+        row for s, n in zip(starts[short].tolist(), counts[short].tolist(), strict=True) for row in range(s, s + n)
+    ]
     large = [
         (at, min(tile_tokens, start + count - at))
         for start, count in zip(starts[~short].tolist(), counts[~short].tolist(), strict=True)
         for at in range(start, start + count, tile_tokens)
     ]
-    singles = np.stack([single, np.ones_like(single)], axis=1).astype(np.int32)
+    singles = np.array([(row, 1) for row in single], np.int32).reshape(-1, 2)
     # A prompt's last tokens see most: their tiles begin first, so that none of them ends long after the others.
     return singles, np.array(large[::-1], np.int32).reshape(-1, 2)
 
 
-def splits_for(tiles: int, programs: int) -> int:
-    """In how many shares `tiles` tiles of `programs` programs each read their positions: a power of two."""
+def splits_for(tiles: int, programs: int, positions: int) -> int:
+    """In how many shares `tiles` tiles of `programs` programs each read their positions, `positions` at most: a power
+    of two."""
     splits = 1
-    while splits < MOST_SPLITS and tiles * programs * splits < PROGRAMS:
+    while splits < MOST_SPLITS and tiles * programs * splits < PROGRAMS and splits * SHARE_POSITIONS < positions:
         splits *= 2
     return splits
 
@@ -96,18 +102,13 @@ def attend(
     sinks: torch.Tensor | None,
     tiles: torch.Tensor | None,
     scratch: Scratch,
+    op: Attend,
     *,
-    paged: bool,
     tile_tokens: int,
     splits: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    begin: int,
-    end: int,
-    chunked: bool,
 ) -> None:
     """q [rows, heads * head_size] to out [rows, heads * value_size]. `tiles` None: each row is one."""
+    paged = op.cache_layer is not None
     count = len(q) if tiles is None else len(tiles)
     if not count:
         return
@@ -124,9 +125,10 @@ def attend(
     attend_tile[(count, programs, splits)](
         q, out, keys, values, sinks, partials, counters, tiles,
         seen.positions, seen.sequences, seen.ends, seen.span_begins, seen.span_ends, seen.tables, seen.meta,
-        q.stride(0), out.stride(0), keys.stride(-2), values.stride(-2), scale, softcap, window, begin, end,
+        q.stride(0), out.stride(0), keys.stride(-2), values.stride(-2),
+        op.scale, op.softcap, op.window, op.begin, op.end,
         KV_HEADS=shape.kv_heads, GROUP=shape.group, HEADS=shape.together, HEAD=shape.head_size, VALUE=shape.value_size,
-        VALUE_AT=shape.value_at, BLOCK_TOKENS=keys.shape[2] if paged else 1, PAGED=paged, CHUNKED=chunked,
-        SOFTCAP=softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 8192 else 8,
+        VALUE_AT=shape.value_at, BLOCK_TOKENS=keys.shape[2] if paged else 1, PAGED=paged, CHUNKED=op.chunked,
+        SOFTCAP=op.softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 8192 else 8,
         num_stages=2,
     )  # fmt: skip

@@ -9,9 +9,9 @@ from tokenworks.kernels.adapter import Adaptation
 from tokenworks.kernels.backend import CacheType, Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.cuda.graphs import Graphs
-from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
+from tokenworks.kernels.cuda.inputs import Inputs, padded
 from tokenworks.kernels.cuda.launches import Binder, Bound
-from tokenworks.kernels.cuda.plan import Plan, make_plan
+from tokenworks.kernels.cuda.plan import make_plan
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, Value
@@ -42,7 +42,7 @@ class CudaExecutable:
     def __init__(self, program: Program, weights: Mapping[str, Tensor], limits: Limits, device: torch.device) -> None:
         if limits.cache_dtype not in CACHE_TYPES:
             raise ModelError(
-                f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r} (cache_dtype)."
+                f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r}."
             )
         if program.sequel is not None:
             raise ModelError("The GPU backend does not run a model's own guesses (multi-token prediction) yet.")
@@ -75,7 +75,9 @@ class CudaExecutable:
         self.parts = len(self._parts)
         self.from_packed_file = False
         self.weight_bytes = self._weights.nbytes
-        self.cache_bytes = sum(keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values())
+        self.cache_bytes = sum(
+            keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values()
+        )
         self.finite = True
 
     def keep_packed(self) -> None:
@@ -153,11 +155,9 @@ class CudaExecutable:
         return 0, 0
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
-        chosen = [
-            sample_row(row, float(how.temperature[r]), int(how.top_k[r]), float(how.top_p[r]), float(how.min_p[r]), float(how.uniform[r]))
-            for r, row in enumerate(logits)
-        ]
-        return np.array(chosen, np.int32)
+        options = (how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
+        rows = zip(logits, *(each.tolist() for each in options), strict=True)
+        return np.array([sample_row(*row) for row in rows], np.int32)
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         return log_probabilities(logits, chosen, top)
@@ -182,4 +182,3 @@ def _axes(program: Program) -> int:
 
 def _spans(program: Program) -> bool:
     return any(isinstance(op, Attend) and op.cache_layer is None for op in program.instructions)
-

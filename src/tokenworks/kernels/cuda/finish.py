@@ -86,9 +86,10 @@ class Finish:
         block = min(1024, triton.next_power_of_2(width))
         tall = max(1, 2048 // block)
         gate = self.gate or Gated("none", 0.0, 0.0)
+        added_stride = 0 if self.residual is None else self.residual.stride(0)
         _finish[(triton.cdiv(rows, tall), triton.cdiv(width, block))](
             product, self.out, self.residual, self.bias,
-            rows, width, product.stride(0), self.out.stride(0), self.residual.stride(0) if self.residual is not None else 0,
+            rows, width, product.stride(0), self.out.stride(0), added_stride,
             gate.limit, gate.offset,
             GATE=self.gate.activation if self.gate else None, TALL=tall, BLOCK=block,
         )  # fmt: skip

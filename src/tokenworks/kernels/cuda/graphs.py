@@ -7,6 +7,7 @@ behind.
 
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ class Graphs:
         most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
         self._sizes = sorted({min(size, most) for size in chain(PADDED_ROWS, (most,))}) if plan.merged == 1 else []
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._device = device
 
     def rows_for(self, batch: StepBatch) -> int | None:

@@ -37,7 +37,9 @@ class Step:
     def places(self, kind: RowKind) -> Places:
         prefix = "selected_" if kind == "selected" else ""
         of = self.arrays
-        return Places(of[prefix + "positions"], of[prefix + "sequences"], self.tables, self.meta, of.get(prefix + "axes"))
+        return Places(
+            of[prefix + "positions"], of[prefix + "sequences"], self.tables, self.meta, of.get(prefix + "axes")
+        )
 
     def seen(self, kind: RowKind, windows: bool) -> Seen:
         prefix = "selected_" if kind == "selected" else ""
@@ -123,7 +125,10 @@ class Inputs:
             for name, starts in (("span", batch.row_starts), ("window", batch.window_starts)):
                 if starts is not None:
                     counts = np.diff(starts)
-                    arrays |= {f"{name}_begins": np.repeat(starts[:-1], counts), f"{name}_ends": np.repeat(starts[1:], counts)}
+                    arrays |= {
+                        f"{name}_begins": np.repeat(starts[:-1], counts),
+                        f"{name}_ends": np.repeat(starts[1:], counts),
+                    }
         if not singles_only:
             for name, starts in (("", batch.row_starts), ("window_", batch.window_starts)):
                 if starts is None:

@@ -10,7 +10,7 @@ from tokenworks.kernels.cuda.attention import Shape, attend, splits_for
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.gate import gate
 from tokenworks.kernels.cuda.inputs import Step
-from tokenworks.kernels.cuda.norm import norm
+from tokenworks.kernels.cuda.norm import Groups, norm
 from tokenworks.kernels.cuda.place import HeadPart, Rotation, place
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
 from tokenworks.kernels.cuda.rows import gather
@@ -97,13 +97,13 @@ class Binder:
             case RmsNorm(output=output, x=x, weight=name, epsilon=epsilon, group=group, wide=wide):
                 to, of = self.view(output), self.view(x)
                 by = None if name is None else self._weights.vector(name)
-                how = {"epsilon": epsilon, "group": group, "wide": wide, "centred": False}
-                return [lambda step: norm(of[: step.rows[kind]], to[: step.rows[kind]], by, None, **how)]
+                shape = Groups(group, wide, epsilon)
+                return [lambda step: norm(of[: (n := step.rows[kind])], to[:n], by, None, shape)]
             case LayerNorm(output=output, x=x, weight=name, bias=bias, epsilon=epsilon):
                 to, of, by = self.view(output), self.view(x), self._weights.vector(name)
                 shift = None if bias is None else self._weights.vector(bias)
-                how = {"epsilon": epsilon, "group": x.width, "wide": False, "centred": True}
-                return [lambda step: norm(of[: step.rows[kind]], to[: step.rows[kind]], by, shift, **how)]
+                shape = Groups(x.width, False, epsilon, centred=True)
+                return [lambda step: norm(of[: (n := step.rows[kind])], to[:n], by, shift, shape)]
             case Gate(output=output, gate=x, up=up):
                 to, of, above = self.view(output), self.view(x), self.view(up)
                 act = (call.activation, call.limit, call.offset)
@@ -132,16 +132,16 @@ class Binder:
         match call:
             case Add(output=output, a=a, b=b):
                 to, first, second = self.view(output), self.view(a), self.view(b)
-                return lambda step: torch.add(first[: (n := step.rows[kind])], second[:n], out=to[:n]) and None
+                return lambda step: plain.add(to[: (n := step.rows[kind])], first[:n], second[:n])
             case Scale(output=output, x=x, factor=factor):
                 to, of = self.view(output), self.view(x)
-                return lambda step: torch.mul(of[: (n := step.rows[kind])], factor, out=to[:n]) and None
+                return lambda step: plain.multiply(to[: (n := step.rows[kind])], of[:n], factor)
             case ScaleRows(output=output, x=x, by=by):
                 to, of, other = self.view(output), self.view(x), self.view(by)
-                return lambda step: torch.mul(of[: (n := step.rows[kind])], other[:n], out=to[:n]) and None
+                return lambda step: plain.multiply(to[: (n := step.rows[kind])], of[:n], other[:n])
             case Multiply(output=output, x=x, weight=weight):
                 to, of, vector = self.view(output), self.view(x), self._weights.vector(weight)
-                return lambda step: torch.mul(of[: (n := step.rows[kind])], vector, out=to[:n]) and None
+                return lambda step: plain.multiply(to[: (n := step.rows[kind])], of[:n], vector)
             case Softcap(output=output, x=x, cap=cap):
                 to, of = self.view(output), self.view(x)
                 return lambda step: plain.softcap(to[: (n := step.rows[kind])], of[:n], cap)
@@ -185,7 +185,9 @@ class Binder:
 
         def run(step: Step) -> None:
             n = step.rows[kind]
-            matrix.multiply(x[:n], Finish(out[:n], self.scratch, None if residual is None else residual[:n], bias, gated))
+            matrix.multiply(
+                x[:n], Finish(out[:n], self.scratch, None if residual is None else residual[:n], bias, gated)
+            )
 
         return run
 
@@ -236,10 +238,6 @@ class Binder:
         shape, paged = _shape_of(call), call.cache_layer is not None
         q, out = self.view(call.q), self.view(call.output)
         sinks = None if call.sinks is None else self._weights.vector(call.sinks)
-        how = {
-            "paged": paged, "scale": call.scale, "softcap": call.softcap, "window": call.window,
-            "begin": call.begin, "end": call.end, "chunked": call.chunked,
-        }  # fmt: skip
         if call.cache_layer is not None:
             keys, values = self._caches[call.cache_layer]
         else:
@@ -248,18 +246,19 @@ class Binder:
             keys, values = self.view(call.k), self.view(call.v)
         programs = shape.kv_heads * -(-shape.group // shape.together)
         windows = "window_" if call.windows else ""
+        positions = self._limits.blocks * self._limits.block_tokens
 
         def run(step: Step) -> None:
             n, seen = step.rows[kind], step.seen(kind, call.windows)
             given = (shape, seen, q[:n], out[:n], keys, values, sinks)
             if kind == "selected" or (step.singles_only and paged):
-                attend(*given, None, self.scratch, tile_tokens=1, splits=splits_for(n, programs), **how)
+                attend(*given, None, self.scratch, call, tile_tokens=1, splits=splits_for(n, programs, positions))
                 return
             name = f"{windows}singles{shape.tile_tokens}"
             singles, large = step.arrays[name], step.arrays[name.replace("singles", "tiles")]
-            splits = splits_for(len(singles), programs) if paged else 1
-            attend(*given, singles, self.scratch, tile_tokens=1, splits=splits, **how)
-            attend(*given, large, self.scratch, tile_tokens=shape.tile_tokens, splits=1, **how)
+            splits = splits_for(len(singles), programs, positions) if paged else 1
+            attend(*given, singles, self.scratch, call, tile_tokens=1, splits=splits)
+            attend(*given, large, self.scratch, call, tile_tokens=shape.tile_tokens, splits=1)
 
         return run
 
@@ -273,4 +272,3 @@ class Binder:
 def _shape_of(call: Attend) -> Shape:
     at = call.head_size - call.latent if call.latent else 0
     return Shape(call.heads, call.kv_heads, call.head_size, call.value_size, at)
-

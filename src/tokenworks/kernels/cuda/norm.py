@@ -1,5 +1,7 @@
 """RMS norm and layer norm: each program some rows of one group of columns, sums in float32."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -8,18 +10,27 @@ TILE_NUMBERS = 2048
 """Narrow rows share a program until it has so many numbers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Columns that are normed together."""
+
+    width: int
+    wide: bool
+    """There is a weight for each column, not one for each column of a group."""
+    epsilon: float
+    centred: bool = False
+    """The mean is taken away (layer norm)."""
+
+
 def norm(
     x: torch.Tensor,
     out: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-    *,
-    epsilon: float,
-    group: int,
-    wide: bool,
-    centred: bool,
+    groups: Groups,
 ) -> None:
-    """x, out: [rows, width]. Groups of `group` columns each; `centred`: the mean is taken away (layer norm)."""
+    """x, out: [rows, width]."""
+    group, wide, centred, epsilon = groups.width, groups.wide, groups.centred, groups.epsilon
     rows, width = x.shape
     block = triton.next_power_of_2(group)
     tall = max(1, min(triton.next_power_of_2(rows), TILE_NUMBERS // block))

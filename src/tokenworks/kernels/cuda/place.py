@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.activations import cos_sin
+
 
 @dataclass(frozen=True, slots=True)
 class HeadPart:
@@ -96,7 +98,17 @@ def _how(part: HeadPart | None) -> int:
 
 
 @triton.jit
-def _rms(first, second, rest, weight, epsilon, HEAD: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr):
+def _rms(
+    first,
+    second,
+    rest,
+    weight,
+    epsilon,
+    HEAD: tl.constexpr,
+    TURNED: tl.constexpr,
+    HALF: tl.constexpr,
+    REST: tl.constexpr,
+):
     """A head in its three portions, the last unused where REST is 0, normed."""
     total = tl.sum(first * first, axis=1, keep_dims=True) + tl.sum(second * second, axis=1, keep_dims=True)
     if REST:
@@ -163,7 +175,8 @@ def _place(
             angle = of_pair.to(tl.float32) * turns
         else:
             angle = position.to(tl.float32)[:, None] * turns
-        cos, sin = scale * tl.cos(angle), scale * tl.sin(angle)
+        cos, sin = cos_sin(angle)
+        cos, sin = scale * cos, scale * sin
     wide_row, good = row.to(tl.int64)[:, None], valid[:, None]
     if head < Q_HEADS:
         if out is not None:

@@ -7,6 +7,14 @@ from tokenworks.kernels.program import MatchMagnitude, Merge, MixStreams, Sparsi
 Rows = torch.Tensor
 
 
+def add(out: Rows, a: Rows, b: Rows) -> None:
+    torch.add(a, b, out=out)
+
+
+def multiply(out: Rows, x: Rows, by: Rows | float) -> None:
+    torch.mul(x, by, out=out)
+
+
 def mix_streams(op: MixStreams, out: Rows, x: Rows, coefficients: Rows) -> None:
     streams = x.float().reshape(len(x), op.inputs, -1)
     mixed = (coefficients.float() + op.offset).reshape(len(x), op.outputs, op.inputs) @ streams

@@ -18,6 +18,7 @@ from tokenworks.kernels.program import (
     Gate,
     Instruction,
     Keep,
+    KvLayer,
     LayerNorm,
     Linear,
     LinearHeads,
@@ -167,7 +168,8 @@ def _fused(program: Program) -> list[Call]:
                 calls.append(instruction)
             case Keep(k=k, v=v, cache_layer=layer):
                 kv = program.cache_layers[layer]
-                calls.append(Place(getattr(kv, "head_size"), k=Part(k), v=Part(v), cache_layer=layer))
+                assert isinstance(kv, KvLayer)
+                calls.append(Place(kv.head_size, k=Part(k), v=Part(v), cache_layer=layer))
             case _:
                 calls.append(instruction)
     return [_alone(call) for call in calls]
@@ -227,7 +229,11 @@ def _place_heads(calls: list[Call], attend: Attend, uses: Counter[int], read_lat
         else:
             placed[which] = replace(part, x=call.x, norm=call, norm_first=True)
         taken -= 1
-    ropes = {(part.rope.inverse_frequencies, part.rope.turned, part.rope.scale, part.rope.axes) for part in placed.values() if part.rope}
+    ropes = {
+        (part.rope.inverse_frequencies, part.rope.turned, part.rope.scale, part.rope.axes)
+        for part in placed.values()
+        if part.rope
+    }
     if len(ropes) > 1:
         placed, taken = parts, len(calls)
     del calls[taken:]
@@ -235,9 +241,7 @@ def _place_heads(calls: list[Call], attend: Attend, uses: Counter[int], read_lat
     if "k" in placed or q.norm is not None or q.rope is not None:
         own = q if q.norm is not None or q.rope is not None else None
         layer = attend.cache_layer if "k" in placed else None
-        calls.append(
-            Place(attend.head_size, own, attend.q if own else None, placed.get("k"), placed.get("v"), layer)
-        )
+        calls.append(Place(attend.head_size, own, attend.q if own else None, placed.get("k"), placed.get("v"), layer))
 
 
 def _takes(part: Part, call: Call, attend: Attend, uses: Counter[int]) -> bool:
@@ -264,7 +268,7 @@ def _precisions(calls: list[Call], buffers: int, kept: list[int]) -> list[Precis
         narrow[buffer] = False
     for call in calls:
         match call:
-            case Product(output=output, linear=linear, residual=residual):
+            case Product(output=output, residual=residual):
                 if residual is not None:
                     narrow[residual.buffer] = narrow[output.buffer] = False
             case RmsNorm(x=x, group=group):

@@ -14,26 +14,37 @@ from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share,
 
 SKINNY_ROWS = 32
 PROGRAMS = 264
-"""Two for each multiprocessor of a Hopper chip: so many at least are wanted at work."""
+"""Two for each multiprocessor of a Hopper chip: so many are at work at once."""
+LEAST_STEPS = 4
+"""Of a share of K: below, starting it costs more than its reading."""
+MOST_SPLITS = 16
 
 
-def skinny_shape(width: int, depth: int) -> tuple[int, int, int]:
-    """(rows of weights in a tile, columns in a step, shares of K) for `width` weight rows of `depth` columns."""
-    block_n = 64 if width >= 64 else max(16, triton.next_power_of_2(width))
-    block_k = min(128, max(16, triton.next_power_of_2(depth)))
-    tiles, steps = triton.cdiv(width, block_n), triton.cdiv(depth, block_k)
-    splits = 1
-    # A share is four steps at least: below, starting it costs more than its reading.
-    while tiles * splits * 2 <= 2 * PROGRAMS and steps >= splits * 2 * 4:
-        splits *= 2
-    return block_n, block_k, splits
-
-
-def partials_of(width: int, depth: int) -> tuple[int, int]:
-    """How many numbers and counters of scratch a skinny product of this shape takes at most."""
-    block_n, _, splits = skinny_shape(width, depth)
+def skinny_shape(width: int, depth: int, gated: bool) -> tuple[int, int, int]:
+    """(rows of weights in a tile, columns in a step, shares of K) for `width` rows of `depth` columns, or for as many
+    of gate and up each."""
+    block_k = min(64 if gated else 128, max(16, triton.next_power_of_2(depth)))
+    steps = triton.cdiv(depth, block_k)
+    most = max(1, min(MOST_SPLITS, steps // LEAST_STEPS))
+    block_n = 64
+    while block_n > 16 and triton.cdiv(width, block_n) * most < PROGRAMS // 2:
+        block_n //= 2  # a small matrix: more programs are worth more than full tensor cores
     tiles = triton.cdiv(width, block_n)
-    return (tiles * splits * block_n * SKINNY_ROWS * 2, tiles) if splits > 1 else (0, 0)
+
+    def worth(splits: int) -> float:
+        """The share of the chip at work, less the traffic of the shares' sums, in that of the weights."""
+        programs = tiles * splits
+        busy = programs / (triton.cdiv(programs, PROGRAMS) * PROGRAMS)
+        return float(busy) - (splits * 4 * 16 / depth if splits > 1 else 0)
+
+    return block_n, block_k, max(range(1, most + 1), key=worth)
+
+
+def scratch_of(width: int, depth: int, gated: bool) -> tuple[int, int]:
+    """How many numbers and counters of scratch such a product takes at most."""
+    block_n, _, splits = skinny_shape(width, depth, gated)
+    tiles = triton.cdiv(width, block_n)
+    return (tiles * splits * block_n * SKINNY_ROWS * (1 + gated), tiles) if splits > 1 else (0, 0)
 
 
 class Bf16Matrix:
@@ -47,7 +58,8 @@ class Bf16Matrix:
 
     def reserve(self, finish: Finish) -> None:
         """Room in the scratch for any skinny product."""
-        partials, counters = partials_of(self.out_features, self.in_features)
+        gated = finish.gate is not None
+        partials, counters = scratch_of(self.out_features // (1 + gated), self.in_features, gated)
         finish.scratch.reserve(partials=partials, counters=counters)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
@@ -81,16 +93,13 @@ def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
     if not rows:
         return
     gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
-    width, depth = len(weights), weights.shape[1]
-    block_n, block_k, splits = skinny_shape(width, depth)
-    if finish.gate:
-        width //= 2
-        block_n = min(block_n, max(16, triton.next_power_of_2(width)))
+    width, depth, gated = out.shape[1], weights.shape[1], finish.gate is not None
+    block_n, block_k, splits = skinny_shape(width, depth, gated)
     block_m = 16 if rows <= 16 else 32
     tiles = triton.cdiv(width, block_n)
     partials = counters = None
     if splits > 1:
-        numbers, counts = partials_of(len(weights), depth)
+        numbers, counts = scratch_of(width, depth, gated)
         partials, counters = finish.scratch.partials(numbers), finish.scratch.counters(counts)
     _skinny[(tiles, splits)](
         x, weights, out, residual, finish.bias, partials, counters,

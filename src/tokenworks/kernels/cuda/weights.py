@@ -1,5 +1,6 @@
 """Weights on the device: vectors as float32, matrices in the layout that their products read."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -62,7 +63,9 @@ def pack(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
 
 def from_numpy(data: np.ndarray) -> torch.Tensor:
     """uint8, flat: a view, also of memory that cannot be written."""
-    return torch.frombuffer(data, dtype=torch.uint8) if data.nbytes else torch.empty(0, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nobody may write to it: nobody does
+        return torch.from_numpy(data)
 
 
 def vector(tensor: Tensor, device: torch.device) -> torch.Tensor:
@@ -71,7 +74,7 @@ def vector(tensor: Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Weights:
-    """All of a program's, each packed where it is first used: vectors by name, matrices by the names that they stack."""
+    """All of a program's, each packed where it is first used: vectors by name, matrices by the names they stack."""
 
     def __init__(self, device: torch.device, look_up: Callable[[str], Tensor]) -> None:
         """`look_up` may make a weight in that very moment; each is asked for once and forgotten by `done`."""
