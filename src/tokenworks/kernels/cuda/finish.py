@@ -30,11 +30,13 @@ class Scratch:
     _partials: torch.Tensor = field(init=False)
     _counters: torch.Tensor = field(init=False)
     _product: torch.Tensor = field(init=False)
+    _weights: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self._partials = torch.empty(0, dtype=torch.float32, device=self.device)
         self._counters = torch.zeros(0, dtype=torch.int32, device=self.device)
         self._product = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._weights = torch.empty(0, dtype=torch.bfloat16, device=self.device)
 
     def reserve(self, *, partials: int = 0, counters: int = 0, product_bytes: int = 0) -> None:
         """Makes room for so many; what was handed out before is void."""
@@ -60,9 +62,15 @@ class Scratch:
         self.reserve(product_bytes=count)
         return self._product[:count].view(dtype).view(rows, columns)
 
+    def weights(self, rows: int, columns: int) -> torch.Tensor:
+        """[rows, columns] bfloat16, contiguous: a matrix written out for a large product."""
+        if rows * columns > len(self._weights):
+            self._weights = torch.empty(rows * columns, dtype=torch.bfloat16, device=self.device)
+        return self._weights[: rows * columns].view(rows, columns)
+
     @property
     def nbytes(self) -> int:
-        return self._partials.nbytes + self._counters.nbytes + self._product.nbytes
+        return self._partials.nbytes + self._counters.nbytes + self._product.nbytes + self._weights.nbytes
 
 
 @dataclass(frozen=True, slots=True)

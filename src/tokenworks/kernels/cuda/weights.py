@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from tokenworks.kernels.cuda.blocks import pack_blocks
 from tokenworks.kernels.cuda.finish import Finish
 from tokenworks.kernels.cuda.products import Bf16Matrix
 from tokenworks.kernels.formats import dequantise
@@ -52,7 +53,7 @@ def pack_bf16(tensors: Sequence[Tensor], device: torch.device) -> Bf16Matrix:
     return Bf16Matrix(weights)
 
 
-LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_bf16,)
+LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_blocks, pack_bf16)
 """The first that takes a stack of weights packs it; the last takes all."""
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import ptx
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
@@ -53,6 +54,19 @@ def narrowed(data: Array, dtype: tl.dtype) -> Array:
 def put(result: Array, dtype: tl.dtype) -> TensorHandle:
     """A result of widened operands; one of a comparison is of no small float."""
     return TensorHandle(result if result.dtype == bool else narrowed(result, dtype), dtype)
+
+
+class Results:
+    """Of inline assembly."""
+
+    def __init__(self, bits: list[Array], types: list[Any]) -> None:
+        self._handles = [
+            TensorHandle(each.view(interpreter._get_np_dtype(kind)), kind.scalar)
+            for each, kind in zip(bits, types, strict=True)
+        ]
+
+    def get_result(self, number: int) -> TensorHandle:
+        return self._handles[number]
 
 
 class Right:
@@ -115,6 +129,11 @@ class Right:
         if is_small(val.dtype.scalar):
             raise NotImplementedError(f"atomics on {val.dtype} under the interpreter")
         return Right.original["create_atomic_rmw"](self, op, ptr, val, mask, sem, scope)
+
+    def create_inline_asm(
+        self, assembly: str, constraints: str, values: list[TensorHandle], types: list[Any], pure: bool, pack: int
+    ) -> "Results":
+        return Results(ptx.run(assembly, constraints, [value.data for value in values], len(types), pack), types)
 
     def get_bf16(self, value: float) -> TensorHandle:
         return TensorHandle(narrowed(np.array([value]), tl.bfloat16), tl.bfloat16)

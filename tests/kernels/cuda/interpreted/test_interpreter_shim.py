@@ -159,3 +159,31 @@ def test_with_the_shim_the_same_is_right(dtype: torch.dtype) -> None:
     assert not wrong_arithmetic()
     assert not wrong_dot()
     assert not wrong_cast(dtype)
+
+
+@triton.jit
+def halves(x, y, z, out, count: tl.constexpr, assembly: tl.constexpr):
+    at = tl.arange(0, count)
+    args = [tl.load(x + at), tl.load(y + at), tl.load(z + at)]
+    tl.store(out + at, tl.inline_asm_elementwise(assembly, "=r,r,r,r", args, tl.bfloat16, is_pure=True, pack=2))
+
+
+def test_inline_assembly_multiplies_and_adds_with_one_rounding_subnormals_too() -> None:
+    x = torch.cat((torch.arange(256).to(torch.int16).view(torch.bfloat16), normal(256)))
+    y = torch.cat((normal(256) * 2.0**118, normal(256)))
+    z = normal(512)
+    out = torch.empty(512, dtype=torch.bfloat16)
+    halves[(1,)](x, y, z, out, 512, "fma.rn.bf16x2 $0, $1, $2, $3;")
+    exact = x.double() * y.double() + z.double()
+    spacing = torch.finfo(torch.bfloat16).eps * torch.exp2(torch.floor(torch.log2(exact.abs())))
+    assert ((out.double() - exact).abs() <= spacing / 2).all()
+    assert (out[:128] != z[:128]).any()
+
+
+def test_inline_assembly_moves_bits() -> None:
+    x, zero = torch.arange(-32, 32).to(torch.int16).view(torch.bfloat16), torch.zeros(64, dtype=torch.bfloat16)
+    out = torch.empty(64, dtype=torch.bfloat16)
+    swap = "{ .reg .b32 t; .reg .b16 l, h; mov.b32 {l, h}, $1; mov.b32 t, {h, l}; and.b32 $0, t, 0x00FF00FF; }"
+    halves[(1,)](x, zero, zero, out, 64, swap)
+    wanted = x.view(torch.int16).reshape(-1, 2).flip(1).reshape(-1) & 0xFF
+    torch.testing.assert_close(out.view(torch.int16), wanted)

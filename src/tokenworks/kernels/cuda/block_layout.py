@@ -1,0 +1,208 @@
+"""From the blocks of kernels/formats.py to the words of block_codings.py, on the device, by whole tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tokenworks.kernels.cuda.block_codings import (
+    E2M1_16,
+    E2M1_32,
+    U4_32,
+    U4_MIN_32,
+    U8_32,
+    U8_ROW,
+    Coding,
+)
+from tokenworks.kernels.formats import E4M3, FORMATS
+from tokenworks.kernels.tensor import Tensor
+
+LEAST_SCALE = 2.0**-100
+"""Of a row's largest: smaller ones count as 0. What the kernels make of a scale must not fall out of the exponents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rows of weights. columns: of the tensor; the words hold more, zeros, up to whole runs.
+
+    words [rows, padded / coding.codes] int16, scales [rows, padded / coding.weights] int32 or None, row_scales [rows]
+    float32.
+    """
+
+    coding: Coding
+    columns: int
+    words: torch.Tensor
+    scales: torch.Tensor | None
+    row_scales: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.row_scales.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """What the blocks of a format hold: codes [rows, columns] uint8, the others float32 by group of columns."""
+
+    coding: Coding
+    codes: torch.Tensor
+    scales: torch.Tensor
+    minima: torch.Tensor | None = None
+
+
+def packed(tensor: Tensor, device: torch.device) -> Packed | None:
+    """None: of a format that has no coding."""
+    if tensor.format not in _READERS:
+        return None
+    form, (rows, columns) = FORMATS[tensor.format], tensor.shape
+    data = torch.from_numpy(np.array(tensor.data)).to(device)
+    levels = _READERS[tensor.format](data.view(rows, columns // form.block_elements, form.block_bytes))
+    row_scales = torch.ones(rows, dtype=torch.float32, device=device)
+    if tensor.row_scales is not None:
+        row_scales *= torch.from_numpy(np.array(tensor.row_scales)).to(device)
+    return _pack(levels, row_scales)
+
+
+def joined(parts: list[Packed]) -> Packed:
+    """The rows of all, one after the other; of one coding."""
+    first = parts[0]
+    scales = [part.scales for part in parts if part.scales is not None]
+    return Packed(
+        first.coding,
+        first.columns,
+        torch.cat([part.words for part in parts]),
+        torch.cat(scales) if scales else None,
+        torch.cat([part.row_scales for part in parts]),
+    )
+
+
+def _pack(levels: _Levels, row_scales: torch.Tensor) -> Packed:
+    coding, codes = levels.coding, levels.codes
+    columns = codes.shape[1]
+    if coding in (E2M1_16, E2M1_32):
+        codes, scales, exponents = _e5m3(codes, levels.scales)
+        row_scales = torch.ldexp(row_scales, exponents)
+    elif coding.scaled:
+        codes, scales, exponents = _halves(coding, codes, levels.scales, levels.minima)
+        row_scales = torch.ldexp(row_scales, exponents + 15)
+    else:
+        scales, row_scales = None, torch.ldexp(row_scales, torch.tensor(15))
+    padded = -(-columns // coding.weights) * coding.weights
+    codes = torch.nn.functional.pad(codes, (0, padded - columns), value=coding.zero)
+    runs = codes.view(len(codes), -1, coding.codes, coding.run).to(torch.int32)
+    place = _place_e2m1 if coding in (E2M1_16, E2M1_32) else _place
+    words = torch.zeros_like(runs[:, :, 0])
+    for j in range(coding.codes):
+        words |= place(coding, runs[:, :, j], j)
+    words = torch.where(words >= 1 << 15, words - (1 << 16), words).to(torch.int16)
+    return Packed(coding, columns, words.view(len(codes), -1), scales, row_scales)
+
+
+def _place(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
+    return codes << 16 // coding.codes * j
+
+
+def _place_e2m1(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
+    sign, rest = codes >> 3, codes & 7
+    if j < 3:
+        return (sign << 15 | rest << 6) >> 3 * j
+    return sign << 14 | rest >> 2 << 13 | (rest & 3) << 10
+
+
+def _e5m3(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scales with four significant bits, not negative: four E5M3 to a word, and the power of two that they lack, by
+    row. Where a scale is 0, or less than 2^-31 of its row's largest, codes become 0."""
+    fractions, exponents = torch.frexp(scales)  # fraction in [1/2, 1)
+    highest = torch.where(scales > 0, exponents, -1000).amax(1)
+    exponents = exponents - highest[:, None] + 31
+    dead = (scales == 0) | (exponents < 0)
+    bits = (exponents << 3) + (fractions * 16).to(torch.int32) - 8
+    bits = torch.where(dead, 0, bits)
+    group = codes.shape[1] // scales.shape[1]
+    codes = torch.where(dead.repeat_interleave(group, 1), 0, codes)
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 4)).view(len(bits), -1, 4)
+    words = _signed(bits[:, :, 0] | bits[:, :, 1] << 8 | bits[:, :, 2] << 16, bits[:, :, 3], 24)
+    # Code 0 has the exponent field 223, a weight's bits are worth 2^-126: 2^(223 - 127 - 126) = 2^-30.
+    lack = torch.where(highest > -1000, highest - 1 - 31 + 30, 0)
+    return codes, words, lack
+
+
+def _halves(
+    coding: Coding, codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """bfloat16 scales, two to a word, or each with its minimum, of a row's power of two; and that power."""
+    exponents = torch.frexp(scales.abs().amax(1))[1]
+    scales = torch.ldexp(scales, -exponents[:, None])
+    dead = scales.abs() < LEAST_SCALE
+    low = torch.where(dead, 2.0**-99, scales).to(torch.bfloat16) * 2.0**118
+    group = codes.shape[1] // scales.shape[1]
+    codes = torch.where(dead.repeat_interleave(group, 1), coding.zero, codes)
+    if minima is not None:
+        high = torch.ldexp(minima, -15 - exponents[:, None]).to(torch.bfloat16)
+    else:
+        low = torch.nn.functional.pad(low, (0, low.shape[1] % 2), value=1.0)
+        low, high = low[:, ::2], low[:, 1::2]
+    return codes, _signed(_bits(low), _bits(high), 16), exponents
+
+
+def _bits(halves: torch.Tensor) -> torch.Tensor:
+    return halves.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
+
+
+def _signed(low: torch.Tensor, high: torch.Tensor, shift: int) -> torch.Tensor:
+    """low | high << shift, of 32 bits."""
+    both = low.to(torch.int64) | high.to(torch.int64) << shift
+    return torch.where(both >= 1 << 31, both - (1 << 32), both).to(torch.int32).contiguous()
+
+
+def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
+    """The float16 at byte `at` of each block [rows, blocks, bytes]: [rows, blocks]."""
+    return blocks[:, :, at : at + 2].contiguous().view(torch.float16)[:, :, 0].float()
+
+
+def _nibbles(packed: torch.Tensor) -> torch.Tensor:
+    return torch.cat((packed & 15, packed >> 4), dim=-1)
+
+
+def _rows(codes: torch.Tensor) -> torch.Tensor:
+    return codes.reshape(len(codes), -1)
+
+
+def _nvfp4(blocks: torch.Tensor) -> _Levels:
+    table = torch.from_numpy(np.nan_to_num(E4M3)).to(blocks.device)
+    table[255] = 480  # as formats.py has it
+    table[128:255] = table[:127]
+    codes = _nibbles(blocks[:, :, 4:].reshape(*blocks.shape[:2], 4, 8))
+    return _Levels(E2M1_16, _rows(codes), _rows(table[blocks[:, :, :4].to(torch.int64)]))
+
+
+def _mxfp4(blocks: torch.Tensor) -> _Levels:
+    scales = torch.ldexp(torch.ones_like(blocks[:, :, 0], dtype=torch.float32), blocks[:, :, 0].to(torch.int32) - 127)
+    return _Levels(E2M1_32, _rows(_nibbles(blocks[:, :, 1:])), scales)
+
+
+def _q4_0(blocks: torch.Tensor) -> _Levels:
+    return _Levels(U4_32, _rows(_nibbles(blocks[:, :, 2:])), _half(blocks, 0))
+
+
+def _q4_1(blocks: torch.Tensor) -> _Levels:
+    return _Levels(U4_MIN_32, _rows(_nibbles(blocks[:, :, 4:])), _half(blocks, 0), _half(blocks, 2))
+
+
+def _q8_0(blocks: torch.Tensor) -> _Levels:
+    return _Levels(U8_32, _rows(blocks[:, :, 2:]) ^ 128, _half(blocks, 0))
+
+
+def _i8(blocks: torch.Tensor) -> _Levels:
+    return _Levels(U8_ROW, _rows(blocks) ^ 128, torch.empty(0))
+
+
+_READERS: dict[str, Callable[[torch.Tensor], _Levels]] = {
+    "NVFP4": _nvfp4,
+    "MXFP4": _mxfp4,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q8_0": _q8_0,
+    "I8": _i8,
+}

@@ -1,0 +1,223 @@
+"""Products of bfloat16 activations with weights of 4 and 8 bits, which become bfloat16 in registers.
+
+The weights are the left operand of the tensor cores (64 of their rows fill one), straight from the registers in which
+they are decoded; tokens come in 16s. A program has 128 rows of weights and a share of their columns, so many shares
+that all of the chip reads. Each code of a run of words (block_codings.py) is a product of its own with the activations
+that it meets, so nothing is ever shuffled. Above FUSED_ROWS tokens decoding again for every tile of tokens would cost
+more than writing the weights out once, for cuBLAS.
+
+Compiled for sm_90 with 16 tokens the loop has 2.1 (I8), 2.3 (Q4_1), 2.6 (Q8_0) and 3.2 (NVFP4) instructions per weight;
+reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenworks.kernels.cuda.activations import gated
+from tokenworks.kernels.cuda.block_layout import Packed, joined, packed
+from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+from tokenworks.kernels.cuda.products import multiply_large
+from tokenworks.kernels.tensor import Tensor
+
+FUSED_ROWS = 256
+TILE = 128
+"""Rows of weights."""
+PROGRAMS = 264
+"""Two for each multiprocessor of a Hopper chip: so many at least are wanted at work."""
+
+TILES_OF_TOKENS = {16: (64, 3), 32: (32, 4), 64: (32, 3)}
+"""Tokens in a tile: words of a row in a step, and steps in flight. All fit into the 99 KiB of shared memory that the
+smallest of the chips has, and into the registers. Of 128 tokens Triton 3.6 makes a mere trap on sm_100."""
+
+
+def pack_blocks(tensors: Sequence[Tensor], device: torch.device) -> "BlockMatrix | None":
+    """None where a format has no coding, or not all have the same one."""
+    parts = [packed(tensor, device) for tensor in tensors]
+    codings = {part.coding if part else None for part in parts}
+    if len(codings) > 1 or None in codings:
+        return None
+    return BlockMatrix(joined([part for part in parts if part]))
+
+
+class BlockMatrix:
+    """Weights [out_features, in_features] of few bits."""
+
+    def __init__(self, weights: Packed) -> None:
+        self.weights = weights
+        self.out_features, self.in_features = len(weights.words), weights.columns
+        self.nbytes = weights.nbytes
+
+    def reserve(self, finish: Finish) -> None:
+        """Room in the scratch for any fused product: where columns are shared out there are no more than PROGRAMS."""
+        finish.scratch.reserve(partials=PROGRAMS * TILE * max(TILES_OF_TOKENS) * 2, counters=PROGRAMS)
+
+    def multiply(self, x: torch.Tensor, finish: Finish) -> None:
+        rows = len(x)
+        if rows > FUSED_ROWS:
+            written = finish.scratch.weights(self.out_features, self.in_features)
+            self.dequantise(written)
+            multiply_large(x, written, finish)
+        elif rows:
+            self._fused(x, finish)
+
+    def dequantise(self, out: torch.Tensor) -> None:
+        """Writes the weights to out [out_features, in_features] bfloat16, contiguous."""
+        weights, coding = self.weights, self.weights.coding
+        words = weights.words.shape[1]
+        tall, wide = 32, 64
+        _dequantise[(triton.cdiv(self.out_features, tall), triton.cdiv(words, wide))](
+            weights.words, weights.scales, weights.row_scales, out, self.out_features, self.in_features, words,
+            ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
+            N=tall, KW=wide, EVEN=words % wide == 0, num_warps=4,
+        )  # fmt: skip
+
+    def _shape(self, width: int, rows: int, tokens: int) -> tuple[int, int]:
+        """(tiles, shares of the columns)."""
+        step, stages = TILES_OF_TOKENS[tokens]
+        tiles = triton.cdiv(width, TILE) * triton.cdiv(rows, tokens)
+        steps, splits = triton.cdiv(self.weights.words.shape[1], step), 1
+        # A share is as many steps at least as are in flight.
+        while tiles * splits * 2 <= PROGRAMS and steps >= splits * 2 * (stages - 1):
+            splits *= 2
+        return tiles, splits
+
+    def _fused(self, x: torch.Tensor, finish: Finish) -> None:
+        weights, coding, rows = self.weights, self.weights.coding, len(x)
+        gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
+        width = self.out_features // 2 if finish.gate else self.out_features
+        tokens = next((each for each in TILES_OF_TOKENS if rows <= each), max(TILES_OF_TOKENS))
+        step, stages = TILES_OF_TOKENS[tokens]
+        tiles, splits = self._shape(width, rows, tokens)
+        even = weights.words.shape[1] % step == 0 and self.in_features % (step * coding.codes) == 0
+        partials = counters = None
+        if splits > 1:
+            partials = finish.scratch.partials(tiles * splits * TILE * tokens * (2 if finish.gate else 1))
+            counters = finish.scratch.counters(tiles)
+        _product[(triton.cdiv(width, TILE), splits, triton.cdiv(rows, tokens))](
+            x, weights.words, weights.scales, weights.row_scales, out, residual, finish.bias, partials, counters,
+            rows, width, self.in_features, weights.words.shape[1],
+            x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0, gate.limit, gate.offset,
+            GATE=finish.gate.activation if finish.gate else None,
+            ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
+            M=tokens, N=TILE, KW=step, EVEN=even, SPLITS=splits, num_warps=4, num_stages=stages,
+        )  # fmt: skip
+
+
+@triton.jit
+def _decoded(
+    words, scales, n, at, row_words,
+    ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
+    N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """CODES tensors [N, KW] bfloat16, of the words at .. at + KW of rows n. The two words of a register are neighbours
+    in their row, whatever layout the compiler chooses for so wide a tile, and so share their word of scales."""
+    kw = at + tl.arange(0, KW)
+    of_words = words + n.to(tl.int64)[:, None] * row_words + kw[None, :]
+    run = at // RUN + tl.arange(0, KW // RUN)
+    word = tl.load(of_words) if EVEN else tl.load(of_words, mask=(kw < row_words)[None, :], other=0)
+    if scales is None:
+        codes = tl.inline_asm_elementwise(
+            ASSEMBLY, CONSTRAINTS, [word], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
+    else:
+        of_scales = scales + n.to(tl.int64)[:, None] * (row_words // RUN) + run[None, :]
+        scale = tl.load(of_scales) if EVEN else tl.load(of_scales, mask=(run < row_words // RUN)[None, :], other=0)
+        scale = scale[:, :, None].broadcast_to(N, KW // RUN, RUN).reshape(N, KW)
+        if CODES == 2:
+            codes = tl.inline_asm_elementwise(
+                ASSEMBLY, CONSTRAINTS, [word, scale], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+            )
+        else:
+            codes = tl.inline_asm_elementwise(
+                ASSEMBLY, CONSTRAINTS, [word, scale],
+                dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
+            )  # fmt: skip
+    return codes
+
+
+@triton.jit
+def _share_of_product(
+    x, words, scales, row_scales, n, m, begin, end, rows, depth, row_words, x_stride,
+    ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """[N, M] float32: of words begin .. end of rows n, with rows m of x."""
+    kw = tl.arange(0, KW)
+    of_x = x + m[None, :] * x_stride
+    acc = tl.zeros([N, M], tl.float32)
+    for at in range(begin, end, KW):
+        codes = _decoded(words, scales, n, at, row_words, ASSEMBLY, CONSTRAINTS, CODES, RUN, N, KW, EVEN)
+        k = at * CODES + kw // RUN * (RUN * CODES) + kw % RUN
+        for j in tl.static_range(CODES):
+            if EVEN:
+                tokens = tl.load(of_x + (k + j * RUN)[:, None], mask=(m < rows)[None, :], other=0.0)
+            else:
+                inside = (k + j * RUN < depth)[:, None] & (m < rows)[None, :]
+                tokens = tl.load(of_x + (k + j * RUN)[:, None], mask=inside, other=0.0)
+            acc = tl.dot(codes[j], tokens.to(tl.bfloat16), acc)
+    return acc * tl.load(row_scales + n)[:, None]
+
+
+@triton.jit
+def _product(
+    x, words, scales, row_scales, out, residual, bias, partials, counters,
+    rows, width, depth, row_words, x_stride, out_stride, residual_stride, limit, offset,
+    GATE: tl.constexpr, ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    tile, split = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0), tl.program_id(1)
+    n, m = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(2) * M + tl.arange(0, M)
+    inside = tl.minimum(n, width - 1)  # rows behind the last are read as the last, and not written
+    share = tl.cdiv(tl.cdiv(row_words, KW), SPLITS) * KW
+    begin = split * share
+    end = tl.minimum(begin + share, row_words)
+    acc = _share_of_product(
+        x, words, scales, row_scales, inside, m, begin, end, rows, depth, row_words, x_stride,
+        ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
+    )  # fmt: skip
+    if GATE is not None:
+        up = _share_of_product(
+            x, words, scales, row_scales, inside + width, m, begin, end, rows, depth, row_words, x_stride,
+            ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
+        )  # fmt: skip
+    last = True
+    if SPLITS > 1:
+        OF_TILE: tl.constexpr = SPLITS if GATE is None else 2 * SPLITS
+        keep_share(acc, partials, tile, split, OF_TILE, N, M)
+        if GATE is not None:
+            keep_share(up, partials, tile, SPLITS + split, OF_TILE, N, M)
+        last = come_last(counters, tile, SPLITS)
+        if last:
+            acc = sum_of_shares(partials, tile, 0, SPLITS, OF_TILE, N, M)
+            if GATE is not None:
+                up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
+    if last:
+        if GATE is not None:
+            if bias is not None:
+                acc += tl.load(bias + inside)[:, None]
+                up += tl.load(bias + inside + width)[:, None]
+            acc = gated(acc, up, GATE, limit, offset)
+            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, None)
+        else:
+            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, bias)
+
+
+@triton.jit
+def _dequantise(
+    words, scales, row_scales, out, height, columns, row_words,
+    ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
+    N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    inside = tl.minimum(n, height - 1)
+    at, kw = tl.program_id(1) * KW, tl.arange(0, KW)
+    codes = _decoded(words, scales, inside, at, row_words, ASSEMBLY, CONSTRAINTS, CODES, RUN, N, KW, EVEN)
+    row_scale = tl.load(row_scales + inside)[:, None]
+    k = at * CODES + kw // RUN * (RUN * CODES) + kw % RUN
+    for j in tl.static_range(CODES):
+        number = (codes[j].to(tl.float32) * row_scale).to(tl.bfloat16)
+        of_out = out + n.to(tl.int64)[:, None] * columns + (k + j * RUN)[None, :]
+        tl.store(of_out, number, mask=(n < height)[:, None] & (k + j * RUN < columns)[None, :])

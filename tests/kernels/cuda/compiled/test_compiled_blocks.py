@@ -1,0 +1,65 @@
+"""Products with weights of few bits, as they are compiled."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+from compile_gate import CHIPS, Launch, assert_compiles, launches_of
+
+from tokenworks.kernels.cuda import block_codings
+from tokenworks.kernels.cuda.block_codings import Coding
+from tokenworks.kernels.cuda.block_layout import Packed
+from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix
+from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+
+META = torch.device("meta")
+
+
+def matrix(coding: Coding, rows: int = 4096, columns: int = 4096) -> BlockMatrix:
+    words = torch.empty(rows, columns // coding.codes, dtype=torch.int16, device=META)
+    scales = torch.empty(rows, columns // coding.weights, dtype=torch.int32, device=META) if coding.scaled else None
+    return BlockMatrix(Packed(coding, columns, words, scales, torch.empty(rows, device=META)))
+
+
+def product(coding: Coding, tokens: int, gate: Gated | None = None) -> Launch:
+    def call() -> None:
+        x = torch.empty(tokens, 4096, dtype=torch.bfloat16, device=META)
+        out = torch.empty(tokens, 2048 if gate else 4096, dtype=torch.bfloat16, device=META)
+        matrix(coding).multiply(x, Finish(out, Scratch(META), gate=gate))
+
+    (only,) = launches_of(call)
+    return only
+
+
+@pytest.mark.parametrize(
+    ("coding", "most", "chips"),
+    [
+        (block_codings.E2M1_16, 3.4, CHIPS),
+        (block_codings.U4_MIN_32, 2.5, [90]),
+        (block_codings.U8_32, 2.8, [90]),
+        (block_codings.U8_ROW, 2.3, [90]),
+    ],
+    ids=lambda value: value.name if isinstance(value, Coding) else "",
+)
+def test_decoding_leaves_the_memory_at_work(coding: Coding, most: float, chips: list[int]) -> None:
+    """Instructions of the loop for each weight; all loads are asynchronous copies; weights come from registers."""
+    launch = product(coding, 1)
+    machine = assert_compiles(launch, chips)
+    loop = machine.loop("HGMMA")
+    tile = launch.options["N"] * launch.options["KW"] * coding.codes
+    assert 1 < len(loop) / (tile / (32 * launch.options["num_warps"])) < most
+    assert not [name for name in loop if name.startswith("LDG.")]
+    assert any(name.startswith("LDGSTS") for name in loop)
+
+
+def test_a_gate_and_many_tokens() -> None:
+    machine = assert_compiles(product(block_codings.E2M1_16, FUSED_ROWS, Gated("silu", 0.0, 0.0)), [90, 100])
+    assert machine.count("HGMMA") > 0
+
+
+def test_dequantising() -> None:
+    (launch,) = launches_of(
+        lambda: matrix(block_codings.E2M1_16).dequantise(torch.empty(4096, 4096, dtype=torch.bfloat16, device=META))
+    )
+    assert_compiles(launch)

@@ -1,0 +1,142 @@
+"""Products with weights of few bits against float64, and their layout against kernels/formats.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
+from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+from tokenworks.kernels.formats import FORMATS, dequantise
+from tokenworks.kernels.tensor import Tensor
+
+CPU = torch.device("cpu")
+
+EXACT = {"NVFP4", "MXFP4", "I8"}
+"""Their numbers, but for the scale of a row, fit into bfloat16."""
+
+ROUNDED = {"Q4_0", "Q4_1", "Q8_0"}
+"""Scales of float16 are rounded to bfloat16, and then the numbers."""
+
+
+def random_tensor(name: str, rows: int, columns: int, seed: int = 1) -> Tensor:
+    """Random codes; scales as models have them, some of them 0, some negative where the format allows that."""
+    rng = np.random.default_rng(seed)
+    form = FORMATS[name]
+    count = rows * columns // form.block_elements
+    data = rng.integers(0, 256, (count, form.block_bytes)).astype(np.uint8)
+    row_scales = None
+    if name == "MXFP4":
+        data[:, 0] = rng.integers(100, 125, count)
+    elif name in ("NVFP4", "I8"):
+        row_scales = rng.standard_normal(rows).astype(np.float32) * 0.01
+    else:
+        for at in (0, 2) if name == "Q4_1" else (0,):
+            scales = rng.standard_normal(count) * np.exp2(rng.integers(-12, 3, count)) * (rng.random(count) > 0.1)
+            data[:, at : at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
+    return Tensor("weight", name, (rows, columns), data.ravel(), row_scales)
+
+
+def written(matrix: BlockMatrix) -> torch.Tensor:
+    """Its weights, by the kernel that writes them out."""
+    out = torch.full((matrix.out_features, matrix.in_features), float("nan"), dtype=torch.bfloat16)
+    matrix.dequantise(out)
+    return out
+
+
+def worst(got: torch.Tensor, wanted: np.ndarray) -> float:
+    """Largest error, as a share of the root mean square of what is wanted."""
+    return float(np.abs(got.double().numpy() - wanted).max() / np.sqrt((wanted**2).mean()))
+
+
+@pytest.mark.parametrize("name", sorted(EXACT | ROUNDED))
+def test_every_weight_is_what_the_format_says(name: str) -> None:
+    """Through the kernel that writes them out; rows and columns that fill no tile."""
+    tensor = random_tensor(name, 37, 320)
+    wanted = dequantise(tensor).astype(np.float64)
+    got = written(pack_blocks([tensor], CPU))
+    bound = np.abs(wanted) * 2.0**-8 * (1.001 if name in EXACT else 2.01)
+    if name == "Q4_1":  # its minimum is rounded as well: a part of 256 of 16 steps and of itself
+        bound += np.abs(wanted).reshape(37, -1, 32).max(2).repeat(32, axis=1) * 2.0**-8
+    assert (np.abs(got.double().numpy() - wanted) <= bound).all()
+    if name == "MXFP4":
+        np.testing.assert_array_equal(got.float().numpy(), wanted)
+
+
+def test_all_codes_and_scales_of_nvfp4() -> None:
+    """Each E4M3 scale with each E2M1 code, subnormal scales, zero and NaN as formats.py reads them."""
+    data = np.zeros((256, 36), np.uint8)
+    data[:, :4] = np.arange(256)[:, None]
+    data[:, 4:] = np.tile(np.arange(32) * 8 + np.arange(32) % 8, (256, 1))
+    tensor = Tensor("weight", "NVFP4", (256, 64), data.ravel())
+    got = written(pack_blocks([tensor], CPU))
+    np.testing.assert_array_equal(got.float().numpy(), dequantise(tensor))
+
+
+def test_scales_of_mxfp4_far_apart() -> None:
+    """Within 2^31 of a row's largest they are exact, beyond that nothing."""
+    data = np.zeros((3, 4, 17), np.uint8)
+    data[:, :, 0] = [[127, 126, 97, 96], [10, 3, 2, 1], [250, 220, 219, 210]]
+    data[:, :, 1:] = 0x5B
+    tensor = Tensor("weight", "MXFP4", (3, 128), data.ravel())
+    wanted = dequantise(tensor).reshape(3, 4, 32).copy()
+    wanted[2, 3] = 0
+    got = written(pack_blocks([tensor], CPU)).float().numpy().reshape(3, 4, 32)
+    np.testing.assert_array_equal(got, wanted)
+
+
+CASES = [  # tokens, rows of weights, columns, dtype of what goes in and out
+    (1, 576, 192, torch.bfloat16, torch.float32),
+    (17, 130, 256, torch.bfloat16, torch.bfloat16),
+    (33, 64, 320, torch.float32, torch.float32),
+    (70, 200, 576, torch.bfloat16, torch.float32),
+]
+
+
+@pytest.mark.parametrize("name", sorted(EXACT | ROUNDED))
+@pytest.mark.parametrize(("tokens", "rows", "columns", "x_type", "out_type"), CASES)
+def test_products(name: str, tokens: int, rows: int, columns: int, x_type: torch.dtype, out_type: torch.dtype) -> None:
+    tensor = random_tensor(name, rows, columns)
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((tokens, columns)).astype(np.float32)).to(x_type)
+    out = torch.full((tokens, rows), float("nan"), dtype=out_type)
+    matrix = pack_blocks([tensor], CPU)
+    matrix.multiply(x, Finish(out, Scratch(CPU)))
+    weights = dequantise(tensor) if name in EXACT else written(matrix).float().numpy()
+    wanted = x.to(torch.bfloat16).double().numpy() @ weights.astype(np.float64).T
+    rounding = 2.0**-8 * np.abs(wanted) if out_type == torch.bfloat16 else 0
+    assert (np.abs(out.double().numpy() - wanted) < 2e-6 * np.abs(wanted).max() + rounding).all()
+
+
+def test_stacked_weights_a_gate_a_bias_and_the_residual() -> None:
+    """Two tensors' rows one after the other, the row scales of each its own; columns in several shares."""
+    tensors = [random_tensor("NVFP4", 96, 1024, seed) for seed in (1, 2)]
+    matrix = pack_blocks(tensors, CPU)
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 1024))).to(torch.bfloat16)
+    bias, residual = torch.randn(192), torch.randn(3, 96)
+    out, scratch = residual.clone(), Scratch(CPU)
+    finish = Finish(out, scratch, residual=out, bias=bias, gate=Gated("silu", 0.0, 0.5))
+    matrix.reserve(finish)
+    held = scratch.nbytes
+    for _ in range(2):  # counters are as they were, so that a second time is no different
+        out.copy_(residual)
+        matrix.multiply(x, finish)
+        weights = np.concatenate([dequantise(tensor) for tensor in tensors]).astype(np.float64)
+        both = x.double().numpy() @ weights.T + bias.double().numpy()
+        gate, up = both[:, :96], both[:, 96:]
+        wanted = gate / (1 + np.exp(-gate)) * (up + 0.5) + residual.double().numpy()
+        assert worst(out, wanted) < 1e-5
+    assert scratch.nbytes == held, "what was reserved sufficed"
+
+
+def test_many_rows_are_dequantised_first() -> None:
+    tensor = random_tensor("NVFP4", 64, 128)
+    x = torch.randn(FUSED_ROWS + 1, 128).to(torch.bfloat16)
+    out = torch.empty(FUSED_ROWS + 1, 64)
+    pack_blocks([tensor], CPU).multiply(x, Finish(out, Scratch(CPU)))
+    wanted = x.double().numpy() @ dequantise(tensor).astype(np.float64).T
+    assert 1e-5 < worst(out, wanted) < 2e-2, "the row scales are rounded in with the weights"
+
+
+def test_what_has_no_coding_is_left_to_others() -> None:
+    mixed = [random_tensor("Q4_0", 32, 64), random_tensor("Q8_0", 32, 64)]
+    assert pack_blocks(mixed, CPU) is None
+    assert pack_blocks([Tensor("weight", "F16", (2, 32), np.zeros(128, np.uint8))], CPU) is None
