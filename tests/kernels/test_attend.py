@@ -104,6 +104,9 @@ SHAPES = [
     Shape(16, 1, 160, latent=128, cache_dtype="int8"),
     Shape(5, 1, 20, latent=11, cache_dtype="int8", block_tokens=32),  # neither part in fours, nor rotated
     Shape(7, 1, 26, latent=18, cache_dtype="int8", block_tokens=5),
+    Shape(9, 3, 64, cache_dtype="bfloat16"),
+    Shape(4, 2, 24, block_tokens=5, cache_dtype="bfloat16"),
+    Shape(7, 1, 26, latent=18, cache_dtype="bfloat16"),
 ]
 
 
@@ -190,7 +193,7 @@ def test_a_long_context_alone_equals_the_reference_and_a_batch() -> None:
     np.testing.assert_array_equal(together[0], alone[0])
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("latent", [0, 12])
 def test_what_an_earlier_sequence_left_in_a_block_is_not_seen(cache_dtype: str, latent: int) -> None:
     shape = Shape(2, 1, 16, cache_dtype=cache_dtype, latent=latent)
@@ -203,10 +206,11 @@ def test_what_an_earlier_sequence_left_in_a_block_is_not_seen(cache_dtype: str, 
     np.testing.assert_array_equal(clean, reused)
 
 
-def test_values_beyond_float16_saturate() -> None:
-    shape = Shape(2, 1, 16)
+@pytest.mark.parametrize(("cache_dtype", "factor"), [("float16", 1e6), ("bfloat16", np.inf)])
+def test_values_too_large_for_the_cache_saturate(cache_dtype: str, factor: float) -> None:
+    shape = Shape(2, 1, 16, cache_dtype=cache_dtype)
     table = table_of(shape, 6)
-    table[2] *= 1e6
+    table[2, 3 * 16 :] *= factor
     got = run(shape.on(CpuBackend(), table), step([(range(6), 0)], [[0]]))
     assert np.isfinite(got).all()
 

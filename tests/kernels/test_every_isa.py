@@ -10,7 +10,11 @@ import pytest
 
 from tokenworks.kernels.cpu.backend import CpuBackend
 
-SETS = ["scalar", "neon"] if platform.machine() in ("aarch64", "arm64") else ["scalar", "avx2", "avx512", "amx"]
+SETS = (
+    ["scalar", "neon"]
+    if platform.machine() in ("aarch64", "arm64")
+    else ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
+)
 BEST = SETS.index(CpuBackend().isa)
 HERE = Path(__file__).parent
 
@@ -41,8 +45,8 @@ def test_a_forced_set_is_the_one_that_runs() -> None:
 
 
 def test_an_unknown_set_and_one_that_the_machine_lacks_are_refused() -> None:
-    assert "no such set; there are scalar, avx2, avx512, amx, neon" in chosen("mmx").stderr
-    for isa in {"avx2", "avx512", "amx", "neon"} - set(SETS[: BEST + 1]):
+    assert "no such set; there are scalar, avx2, avx512, avx512_bf16, amx, neon" in chosen("mmx").stderr
+    for isa in {"avx2", "avx512", "avx512_bf16", "amx", "neon"} - set(SETS[: BEST + 1]):
         refused = chosen(isa)
         assert refused.stdout == ""
         assert f"TOKENWORKS_FORCE_ISA={isa}: " in refused.stderr

@@ -49,7 +49,7 @@ def read(executable: Executable, batch: StepBatch) -> Float32:
 
 
 @pytest.mark.parametrize("block_tokens", [16, 7])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_equal_to_the_reference(dtype: CacheType, block_tokens: int) -> None:
     ours, oracle = (on(backend, dtype, block_tokens=block_tokens) for backend in (CpuBackend(), ReferenceBackend()))
     for executable in (ours, oracle):

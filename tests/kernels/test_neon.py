@@ -33,7 +33,7 @@ def test_products_are_the_scalar_kernels_on_an_emulated_processor(tmp_path: Path
 
 def test_every_file_that_arm_gets_compiles_for_it(tmp_path: Path) -> None:
     """Also dispatch.cpp, which there finds dot products by asking the system."""
-    for name in ("scalar", "avx2", "avx512", "amx", "neon"):
+    for name in ("scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon"):
         (tmp_path / f"fill_{name}.inc").write_text("linear_scalar(table);\n" if name == "scalar" else "")
     files = [
         *SOURCE.glob("*/scalar.cpp"),

@@ -123,7 +123,7 @@ def test_portions_of_an_attention_are_all_of_it(backend: CpuBackend | ReferenceB
     np.testing.assert_array_equal(got, whole)
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("window", [0, 50])
 def test_tokens_that_see_those_after_them(cache_dtype: CacheType, window: int) -> None:
     """Rows 20 .. 180 of a sequence see each other; whatever runs beside them and however the rest is cut, same bits."""

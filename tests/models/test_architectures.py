@@ -66,7 +66,13 @@ def test_half_precision_weights_in_shards(backend: Backend, dtype: torch.dtype, 
     write_decoder("gemma3", tmp_path, dtype, max_shard_size="20kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     theirs = log_softmax(reference_logits(reference_model(tmp_path), IDS))
-    np.testing.assert_allclose(log_softmax(our_logits(tmp_path, IDS, backend)), theirs, atol=1e-4, rtol=0)
+    ours = log_softmax(our_logits(tmp_path, IDS, backend))
+    if dtype == torch.bfloat16 and isinstance(backend, CpuBackend) and backend.isa in ("avx512_bf16", "amx"):
+        # Products' inputs are rounded to bfloat16; the library's own arithmetic in it rounds everything else as well.
+        rounded = log_softmax(reference_logits(reference_model(tmp_path).to(dtype), IDS))
+        assert np.square(ours - theirs).mean() < np.square(rounded - theirs).mean() / 2
+    else:
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])

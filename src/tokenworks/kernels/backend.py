@@ -25,7 +25,7 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     """Of its first bytes: a safetensors header, a GGUF file's metadata, a whole config.json."""
 
 
-CacheType = Literal["int8", "float16", "float32"]
+CacheType = Literal["int8", "float16", "bfloat16", "float32"]
 """How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend)."""
 
 Float32 = npt.NDArray[np.float32]

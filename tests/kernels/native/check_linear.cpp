@@ -1,7 +1,8 @@
 // Runs linear products of every layout, at many heights, by two instruction sets' kernels and compares them: the sets
 // that this machine cannot run are here compiled against an emulation, or run by an emulator.
 //
-//   -DAMX   AMX's (emulate_amx.h included first) against AVX-512's, bit for bit.
+//   -DAMX   AMX's (emulate_amx.h included first) against AVX-512's with BF16, bit for bit; bfloat16s to 1e-5 of the
+//           largest output, as their tiles add up in an order of their own.
 //   -DNEON  NEON's against the scalar ones: bit for bit where every step of the sum is exact in float32 (scales are 1 or
 //           2), to 1e-5 of the largest output where it is not; and each row alone has the bits it has among others.
 //
@@ -37,7 +38,8 @@ Weight weight(Layout layout, int64_t in_features, bool exact, std::mt19937& rand
     Weight made{{layout, out_features, in_features, 1.0f, false, 0, nullptr}, {}, {}};
     PackedMatrix& matrix = made.matrix;
     const int element = row.codes == Codes::f32 ? 4 : row.codes == Codes::f8 ? 1 : 2;
-    const int64_t bytes = row.block ? in_features / 32 * group_bytes(layout) : in_features * panel_width * element;
+    const int64_t in_rows = row.codes == Codes::bf16 ? (in_features + 1) / 2 * 2 : in_features;
+    const int64_t bytes = row.block ? in_features / 32 * group_bytes(layout) : in_rows * panel_width * element;
     matrix.panel_bytes = (bytes + 63) / 64 * 64;
     made.memory.resize(static_cast<size_t>(matrix.bytes() + 64));
     matrix.data = made.memory.data() + (64 - reinterpret_cast<uintptr_t>(made.memory.data()) % 64) % 64;
@@ -45,7 +47,7 @@ Weight weight(Layout layout, int64_t in_features, bool exact, std::mt19937& rand
     for (int p = 0; p < matrix.panels(); p++) {
         uint8_t* panel = matrix.data + p * matrix.panel_bytes;
         if (!row.block) {
-            for (int64_t i = 0; i < in_features * panel_width; i++) {
+            for (int64_t i = 0; i < in_rows * panel_width; i++) {
                 const float value = static_cast<float>(static_cast<int>(random() % 15) - 7);
                 uint32_t bits;
                 std::memcpy(&bits, &value, 4);
@@ -54,6 +56,8 @@ Weight weight(Layout layout, int64_t in_features, bool exact, std::mt19937& rand
                 if (row.codes == Codes::f32) std::memcpy(panel + i * 4, &value, 4);
                 if (row.codes == Codes::bf16) std::memcpy(panel + i * 2, &brain, 2);
                 if (row.codes == Codes::f16) std::memcpy(panel + i * 2, &half, 2);
+                if (row.codes == Codes::bf16 && in_features % 2 && i >= in_rows * panel_width - 32 && i % 2)
+                    std::memset(panel + i * 2, 0, 2);
                 if (row.codes == Codes::f8) panel[i] = static_cast<uint8_t>(random() % 2 << 7 | (random() % 6 + 4) << 3);
             }
             continue;
@@ -83,9 +87,10 @@ Run run(const Kernels& kernels, const Weight& weight, std::vector<float>& x, int
              std::vector<float>(static_cast<size_t>(rows * out_features))};
     std::vector<BlockFacts> facts(static_cast<size_t>(rows * blocks));
     std::vector<float> floats(static_cast<size_t>(rows * k));
-    const Prepared prepared{made.codes.data(), facts.data(), floats.data()};
-    const bool quantised = row_of(weight.matrix.layout).block != 0;
-    const PrepareArgs prepare{rows, {x.data(), k}, static_cast<int>(k), quantised, !quantised, prepared};
+    std::vector<uint16_t> bfloats(static_cast<size_t>(rows * blocks * 32));
+    const Prepared prepared{made.codes.data(), facts.data(), bfloats.data(), floats.data()};
+    const unsigned form = kernels.input_form(weight.matrix);
+    const PrepareArgs prepare{rows, {x.data(), k}, static_cast<int>(k), form, prepared};
     const Segment segment{&weight.matrix, nullptr, 0};
     const LinearArgs linear{rows, {made.output.data(), out_features}, nullptr, 0, prepared, &segment, 1};
     Team team(threads);
@@ -109,11 +114,12 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
 void compare(Layout layout, const Kernels& reference, const Kernels& tested, bool exact, double tolerance) {
     std::mt19937 random(static_cast<unsigned>(layout) + 1);
 #if defined(AMX)
-    constexpr int64_t in_features[] = {32, 96, 1120};  // the last: more blocks than are unpacked at once, and odd
+    constexpr int64_t in_features[] = {32, 96, 1120, 1, 47, 90};  // the third: more blocks than are unpacked at once, and odd
 #else
-    constexpr int64_t in_features[] = {32, 96};
+    constexpr int64_t in_features[] = {32, 96, 1, 47, 90};
 #endif
     for (const int64_t k : in_features) {
+        if (row_of(layout).block && k % 32) continue;
         const Weight w = weight(layout, k, exact, random);
         std::vector<float> x(static_cast<size_t>(300 * k));
         std::normal_distribution<float> normal;
@@ -147,8 +153,8 @@ void compare(Layout layout, const Kernels& reference, const Kernels& tested, boo
 int main(int argc, char** argv) {
     Kernels reference{}, tested{};
 #if defined(AMX)
-    linear_avx512(reference);
-    linear_avx512(tested);
+    linear_avx512_bf16(reference);
+    linear_avx512_bf16(tested);
     linear_amx(tested);
     emulated_tiles::wrong = argc > 1 && std::string(argv[1]) == "wrong";
     if (argc > 1) {
@@ -164,7 +170,7 @@ int main(int argc, char** argv) {
         const Layout layout{l};
 #if defined(AMX)
         const int64_t before = emulated_tiles::products;
-        compare(layout, reference, tested, false, 0.0);
+        compare(layout, reference, tested, false, layout == Layout::bf16 ? 1e-5 : 0.0);
         if (emulated_tiles::state.configured) differ(layout, 0, "a thread keeps its tiles");
         std::printf("%s %lld\n", names[l], static_cast<long long>(emulated_tiles::products - before));
 #else

@@ -3,12 +3,14 @@
 // configuration, tiles whose shapes do not fit, a tile used before a configuration was loaded in this thread) ends the
 // program with a message.
 //
-// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG, TILELOADD, TILESTORED, TDPBSSD.
+// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, LDTILECFG, TILELOADD, TILESTORED, TDPBSSD,
+// TDPBF16PS.
 #pragma once
 
 #include <immintrin.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -104,15 +106,51 @@ inline void multiply_signed(int to, int first, int second) {
     products++;
 }
 
+// Sums of bfloat16s' products: those of even and of odd inputs apart, then both together, then to what was there. Rounded
+// to nearest, even; subnormal numbers are zeros.
+inline float whole(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? 0.0f : value; }
+
+inline float bfloat_at(const int8_t* data) {
+    uint16_t half;
+    std::memcpy(&half, data, sizeof half);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return whole(value);
+}
+
+inline void multiply_bfloats(int to, int first, int second) {
+    Tile& sum = configured(to);
+    const Tile &a = configured(first), &b = configured(second);
+    if (to == first || to == second || first == second) fault("#UD: a tile is used twice");
+    if (sum.rows != a.rows || a.bytes != b.rows * 4 || sum.bytes != b.bytes || sum.bytes % 4)
+        fault("#UD: the tiles' shapes do not fit");
+    for (int m = 0; m < sum.rows; m++)
+        for (int n = 0; n < sum.bytes / 4; n++) {
+            float halves[2] = {0.0f, 0.0f}, total;
+            for (int k = 0; k < a.bytes / 4; k++)
+                for (int i = 0; i < 2; i++)
+                    halves[i] = whole(std::fmaf(bfloat_at(a.data[m] + 4 * k + 2 * i),
+                                                bfloat_at(b.data[k] + 4 * n + 2 * i), halves[i]));
+            std::memcpy(&total, &sum.data[m][4 * n], sizeof total);
+            total = whole(total + whole(halves[0] + halves[1]));
+            if (wrong) total = -total;
+            std::memcpy(&sum.data[m][4 * n], &total, sizeof total);
+        }
+    products++;
+}
+
 }  // namespace emulated_tiles
 
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbssd
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(memory) emulated_tiles::load_configuration(memory)
 #define _tile_release() emulated_tiles::release()
 #define _tile_loadd(tile, base, stride) emulated_tiles::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated_tiles::store(tile, base, stride)
 #define _tile_zero(tile) emulated_tiles::zero(tile)
 #define _tile_dpbssd(sum, a, b) emulated_tiles::multiply_signed(sum, a, b)
+#define _tile_dpbf16ps(sum, a, b) emulated_tiles::multiply_bfloats(sum, a, b)

@@ -66,7 +66,7 @@ class CpuBackend:
 
     @property
     def isa(self) -> str:
-        """scalar, avx2, avx512, amx or neon; TOKENWORKS_FORCE_ISA chooses, an unusable choice raises RuntimeError."""
+        """scalar, avx2, avx512, avx512_bf16, amx or neon; TOKENWORKS_FORCE_ISA chooses, an unusable choice raises RuntimeError."""
         return _cpu.isa()
 
     @property
@@ -286,12 +286,11 @@ class _Writer:
                 weight, bias = vectors[call.weight], -1 if call.bias is None else vectors[call.bias]
                 to.layernorm(rows, at(out), at(call.x), out.width, weight, bias, call.epsilon)
             case Prepare(x=x):
-                forms = {to.quantised(self._matrices[name]) for name in call.weights}
-                to.prepare(rows, at(x), x.width, True in forms, False in forms)
+                to.prepare(rows, at(x), x.width, self._input_forms(call.weights))
             case PrepareHeads(linear=linear):
-                forms = {to.quantised(self._matrices[name]) for name in linear.weights}
                 shape_of_heads = (len(linear.weights), linear.kept, linear.inputs, linear.outputs)
-                to.prepare_heads(rows, at(linear.output), at(linear.x), *shape_of_heads, True in forms, False in forms)
+                forms = self._input_forms(linear.weights)
+                to.prepare_heads(rows, at(linear.output), at(linear.x), *shape_of_heads, forms)
             case LinearHeads(output=out):
                 to.linear_heads(rows, at(out), call.kept, [self._matrices[name] for name in call.weights])
             case Product(linear=linear):
@@ -367,6 +366,12 @@ class _Writer:
                 to.pool(at(out), at(call.x), out.width, call.how == "mean", call.normalise)
             case Linear() | Keep():
                 raise AssertionError("the plan turns every Linear into a Product, every Keep into a Store")
+
+    def _input_forms(self, weights: Sequence[str]) -> int:
+        forms = 0
+        for name in weights:
+            forms |= self._executor.input_form(self._matrices[name])
+        return forms
 
     def _experts(self, call: Experts, rows: _cpu.Rows) -> None:
         def matrix(name: str | None) -> int:

@@ -25,9 +25,9 @@ struct Registers {
     unsigned a = 0, b = 0, c = 0, d = 0;
 };
 
-Registers cpuid(unsigned leaf) {
+Registers cpuid(unsigned leaf, unsigned part = 0) {
     Registers r;
-    __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d);
+    __get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d);
     return r;
 }
 
@@ -62,9 +62,11 @@ bool has_avx512() {
            all(cpuid(7).c, bit_AVX512VNNI);
 }
 
+bool has_avx512_bf16() { return has_avx512() && all(cpuid(7, 1).a, 1u << 5); }
+
 bool processor_has_amx() {
-    constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
-    return has_avx512() && all(cpuid(7).d, tile | int8);
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25;
+    return has_avx512_bf16() && all(cpuid(7).d, bf16 | tile | int8);
 }
 
 sigjmp_buf before_check;
@@ -91,6 +93,7 @@ const char* amx_trouble() {
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
 bool processor_has_amx() { return false; }
 const char* amx_trouble() { return nullptr; }
 #endif
@@ -115,10 +118,12 @@ void fill_avx2([[maybe_unused]] Kernels& table) {
 void fill_avx512([[maybe_unused]] Kernels& table) {
 #include "fill_avx512.inc"
 }
+void fill_avx512_bf16([[maybe_unused]] Kernels& table) {
+#include "fill_avx512_bf16.inc"
+}
 void fill_amx([[maybe_unused]] Kernels& table) {
 #include "fill_amx.inc"
 }
-
 void fill_neon([[maybe_unused]] Kernels& table) {
 #include "fill_neon.inc"
 }
@@ -135,6 +140,7 @@ struct Set {
 constexpr Set sets[] = {{"scalar", has_scalar, fill_scalar},
                         {"avx2", has_avx2, fill_avx2},
                         {"avx512", has_avx512, fill_avx512},
+                        {"avx512_bf16", has_avx512_bf16, fill_avx512_bf16},
                         {"amx", has_amx, fill_amx},
                         {"neon", has_neon, fill_neon}};
 

@@ -42,6 +42,11 @@ static inline uint16_t float_to_half(float value) {
     return static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13));
 }
 
+// bfloat16: a float32's upper half.
+struct Bfloat {
+    uint16_t bits;
+};
+
 static inline float bfloat_to_float(uint16_t value) { return float_from_bits(static_cast<uint32_t>(value) << 16); }
 
 }  // namespace tokenworks::cpu

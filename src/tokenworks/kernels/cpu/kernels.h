@@ -106,7 +106,7 @@ struct RopeArgs {
 };
 constexpr int most_frequencies = 1024;  // with axes
 
-enum class CacheType { float32, float16, int8 };
+enum class CacheType { float32, float16, bfloat16, int8 };
 
 // One layer's part of the KV cache. Block b's K begins at k + b * block_stride bytes, its V at v + b * block_stride; each
 // is cache_bytes of attend/scratch.h long, and its inner order belongs to attend/ alone.
@@ -370,7 +370,8 @@ struct Kernels {
     void (*finite)(const FiniteArgs&, Share&);
     void (*sample)(const SampleArgs&, Share&);      // may call share.barrier()
     void (*logprobs)(const LogprobsArgs&, Share&);  // may call share.barrier()
-    void (*prepare)(const PrepareArgs&, Share&);    // row-wise: a linear product's input in the form it multiplies
+    unsigned (*input_form)(const PackedMatrix&);    // what form of its input a weight multiplies: a Form of linear/linear.h
+    void (*prepare)(const PrepareArgs&, Share&);    // row-wise: a linear product's input in the forms that are wanted
     void (*linear)(const LinearArgs&, Share&);
     void (*prepare_groups)(const PrepareGroupsArgs&, Share&);  // row-wise: the same for products of groups of rows
     void (*linear_groups)(const LinearGroupsArgs&, Share&);
@@ -379,7 +380,7 @@ struct Kernels {
     int adapt_rows;                                // of one adapter that a panel is multiplied with at once
 };
 
-// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, amx, neon).
+// The table of the best instruction set this machine has, or of TOKENWORKS_FORCE_ISA (scalar, avx2, avx512, avx512_bf16, amx, neon).
 // Throws std::runtime_error for a set that is unknown or that this machine lacks.
 const Kernels& kernels();
 
@@ -389,6 +390,7 @@ const Kernels& kernels();
     void operation##_scalar(Kernels& table); \
     void operation##_avx2(Kernels& table);   \
     void operation##_avx512(Kernels& table); \
+    void operation##_avx512_bf16(Kernels& table); \
     void operation##_amx(Kernels& table);    \
     void operation##_neon(Kernels& table);
 TOKENWORKS_FILL(linear)

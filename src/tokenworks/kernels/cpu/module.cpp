@@ -220,6 +220,7 @@ NB_MODULE(_cpu, m) {
     nb::enum_<CacheType>(m, "CacheType")
         .value("float32", CacheType::float32)
         .value("float16", CacheType::float16)
+        .value("bfloat16", CacheType::bfloat16)
         .value("int8", CacheType::int8);
 
     m.def("isa", [] { return kernels().name; }, "The instruction set in use: scalar, avx2, avx512, amx or neon.");
@@ -276,8 +277,8 @@ NB_MODULE(_cpu, m) {
              "rows"_a, "output"_a, "x"_a, "residual"_a.none(), "segments"_a)
         .def("prepare_heads",
              [](Executor& executor, Rows rows, Place output, Place x, int heads, int kept, int inputs, int outputs,
-                bool quantised, bool floats) {
-                 executor.prepare_heads(rows, output, x, {heads, kept, inputs, outputs}, quantised, floats);
+                unsigned forms) {
+                 executor.prepare_heads(rows, output, x, {heads, kept, inputs, outputs}, forms);
              })
         .def("linear_heads", &Executor::linear_heads)
         .def("rope", &Executor::rope)
@@ -357,7 +358,7 @@ NB_MODULE(_cpu, m) {
              })
         .def("sample", &sample)
         .def("logprobs", &logprobs)
-        .def("quantised", &Executor::quantised)
+        .def("input_form", &Executor::input_form)
         .def_prop_ro("weight_bytes", &Executor::weight_bytes)
         .def_prop_ro("cache_bytes", &Executor::cache_bytes);
 }

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from tokenworks.kernels.backend import Source
 from tokenworks.kernels.cpu import _cpu
 
-LAYOUT = "panels16.1"
+LAYOUT = "panels16.2"
 """All instruction sets read the same packed bytes (linear/packed.h). Whatever makes other bytes of the same checkpoint
 (there, in linear/pack.cpp, or before in models/) changes this name: tests/kernels/test_packed_file.py notices."""
 

@@ -86,6 +86,21 @@ INLINE void store(uint16_t* halves, Floats v) {
 #endif
 }
 
+typedef uint16_t HalfInts __attribute__((vector_size(lanes * 2)));
+
+INLINE Floats load(const Bfloat* p) {
+    HalfInts bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return reinterpret_cast<Floats>(__builtin_convertvector(bits, Ints) << 16);
+}
+
+// Rounded to nearest, ties to even.
+INLINE void store(Bfloat* p, Floats v) {
+    const Ints bits = reinterpret_cast<Ints>(v);
+    const HalfInts rounded = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, HalfInts);
+    __builtin_memcpy(p, &rounded, sizeof rounded);
+}
+
 // a * b + c; one rounding where the processor has it.
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)

@@ -5,6 +5,8 @@ import numpy as np
 from tokenworks.kernels.program import Attend, Keep, Rope
 from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp, sequences
 
+BFLOAT_MOST = 255 * 2.0**120
+
 LEAST_SCALE = 2.0**-24
 """Heads whose codes would be worth no more than this are written as zeros."""
 
@@ -28,7 +30,7 @@ def attend(step: Step, op: Attend) -> Float64:
     tokens, batch = len(q), step.batch_of(len(q))
     sinks = None if op.sinks is None else step.weight(op.sinks)
     q = q.reshape(tokens, op.heads, op.head_size)
-    coded = op.cache_layer is not None and step.cache_in_bytes
+    coded = op.cache_layer is not None and step.cache_dtype == "int8"
     # Of a latent layer the turned columns and the latent apart; its V is the latent of K, rotated.
     cut = [op.head_size - op.latent] if op.latent else []
     if coded:
@@ -80,7 +82,7 @@ def _run(x: Float64) -> int:
 def keep(step: Step, op: Keep) -> None:
     shape = (len(step.batch.tokens), *step.caches[op.cache_layer][0].shape[2:])
     k, v = step.load(op.k).reshape(shape), step.load(op.v).reshape(shape)
-    if step.cache_in_bytes:
+    if step.cache_dtype == "int8":
         k, v = in_bytes(rotated(k)), in_bytes(v)
     for s in range(len(step.batch.row_starts) - 1):
         _write(step, op.cache_layer, s, k, v)
@@ -92,7 +94,8 @@ def _write(step: Step, layer: int, sequence: int, k: Float64, v: Float64) -> Non
     start, stop = sequences(step.batch)[sequence]
     blocks, places = np.divmod(step.batch.positions[start:stop], keys.shape[1])
     where = (step.batch.block_tables[sequence][blocks], places)
-    keys[where], values[where] = k[start:stop], v[start:stop]
+    rows = k[start:stop], v[start:stop]
+    keys[where], values[where] = map(in_bfloats, rows) if step.cache_dtype == "bfloat16" else rows
 
 
 def rotated(x: Float64) -> Float64:
@@ -104,6 +107,13 @@ def rotated(x: Float64) -> Float64:
         first, second = np.moveaxis(out.reshape(*x.shape[:-1], head_size // (2 * h), 2, h), -2, 0)
         out, h = np.stack([first + second, first - second], axis=-2).reshape(x.shape), 2 * h
     return out.astype(np.float64)
+
+
+def in_bfloats(x: Float64) -> Float64:
+    """Rounded to bfloat16, ties to even, and no further than its largest number."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32)
+    return np.clip(rounded.astype(np.float64), -BFLOAT_MOST, BFLOAT_MOST)
 
 
 def in_bytes(x: Float64) -> Float64:

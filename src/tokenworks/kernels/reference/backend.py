@@ -106,13 +106,14 @@ class ReferenceExecutable:
         for number, layer in enumerate(program.all_cache_layers):
             if isinstance(layer, KvLayer):
                 shape = (limits.blocks, limits.block_tokens, layer.kv_heads, layer.head_size)
-                dtype = np.dtype(np.float32 if limits.cache_dtype == "int8" else limits.cache_dtype)
+                # What numpy has no type for is rounded before it is kept.
+                dtype = np.dtype(np.float16 if limits.cache_dtype == "float16" else np.float32)
                 keys = np.zeros(shape, dtype)
                 # A latent layer's values are a view of its keys.
                 self._caches[number] = (keys, keys[..., -layer.latent :] if layer.latent else np.zeros(shape, dtype))
             else:
                 self._states[number] = np.zeros((limits.state_slots, layer.floats), np.float32)
-        self._rounded = limits.cache_dtype == "int8"
+        self._cache_dtype = limits.cache_dtype
         instructions = [op for step in program.steps for op in step.instructions]
         self._uses = {op: np.zeros(op.count, np.int64) for op in instructions if isinstance(op, Experts)}
         pauses = [at for at, each in enumerate(program.instructions) if isinstance(each, Pause)]
@@ -157,7 +158,7 @@ class ReferenceExecutable:
     def _run(self, batch: StepBatch, instructions: Iterable[Instruction], first_layer: int) -> None:
         """`first_layer`: of the instructions' cache layers."""
         caches = {number - first_layer: cache for number, cache in self._caches.items()}
-        step = Step(batch, self._weights, caches, self._states, self._rounded, self._buffers, self._adapters)
+        step = Step(batch, self._weights, caches, self._states, self._cache_dtype, self._buffers, self._adapters)
         for instruction in instructions:
             if isinstance(instruction, Experts):
                 chosen, _ = np.split(step.load(instruction.routes).astype(np.int64), 2, axis=1)

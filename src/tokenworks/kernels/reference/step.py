@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.kernels.backend import Float32, StepBatch
+from tokenworks.kernels.backend import CacheType, Float32, StepBatch
 from tokenworks.kernels.program import Value
 
 Float64 = npt.NDArray[np.float64]
@@ -24,7 +24,7 @@ class Step:
     weights: Mapping[str, Float32]
     caches: Mapping[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
     states: Mapping[int, Float32]
-    cache_in_bytes: bool
+    cache_dtype: CacheType
     buffers: dict[int, Float32]
     adapters: Mapping[int, Adapter]
 

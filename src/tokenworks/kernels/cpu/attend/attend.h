@@ -20,6 +20,7 @@ void store(const AttendArgs& args, Share& share) {
         switch (args.cache.type) {
             case CacheType::float32: store_row<float>(args, table, row); break;
             case CacheType::float16: store_row<uint16_t>(args, table, row); break;
+            case CacheType::bfloat16: store_row<Bfloat>(args, table, row); break;
             case CacheType::int8:
                 if (args.latent)
                     store_latent_row(args, table, row);

@@ -9,8 +9,10 @@
 namespace tokenworks::cpu {
 namespace {
 
-// Halves saturate: an infinity in the cache would turn other positions' zero weights into NaN.
-INLINE Floats storable(Floats v, const uint16_t*) { return larger(smaller(v, all(65504.0f)), all(-65504.0f)); }
+// 16 bits saturate: an infinity in the cache would turn other positions' zero weights into NaN.
+INLINE Floats within(Floats v, float most) { return larger(smaller(v, all(most)), all(-most)); }
+INLINE Floats storable(Floats v, const uint16_t*) { return within(v, 65504.0f); }
+INLINE Floats storable(Floats v, const Bfloat*) { return within(v, 0x1.fep127f); }
 INLINE Floats storable(Floats v, const float*) { return v; }
 
 template <typename T>
@@ -65,6 +67,17 @@ INLINE Panels<T> panels_in_place(const Source& source, int start, int from, int 
 
 INLINE float number(float value) { return value; }
 INLINE float number(uint16_t half) { return half_to_float(half); }
+INLINE float number(Bfloat value) { return bfloat_to_float(value.bits); }
+
+// Calls body(a null pointer to the cache's elements).
+template <typename Body>
+INLINE void with_elements(const Cache& cache, const Body& body) {
+    switch (cache.type) {
+        case CacheType::float16: return body(static_cast<const uint16_t*>(nullptr));
+        case CacheType::bfloat16: return body(static_cast<const Bfloat*>(nullptr));
+        default: return body(static_cast<const float*>(nullptr));
+    }
+}
 
 // Position by position, for blocks that panels do not fit.
 template <typename T>
@@ -131,14 +144,15 @@ Panels<float> values_of_keys(const Panels<float>& keys, int from, int to, int si
 Panels<float> panels_copied(const Source& source, int start, int from, int to, float* k, float* v) {
     const AttendArgs& args = *source.args;
     const int size = args.head_size;
-    if (in_place(args) && args.cache.type == CacheType::float16)
-        widen(panels_in_place<uint16_t>(source, start, from, to), from, to, size, !args.latent, k, v);
-    else if (!args.cache.k)
+    if (!args.cache.k)
         gather_rows(source, start, from, to, k, v);
-    else if (args.cache.type == CacheType::float16)
-        gather<uint16_t>(source, start, from, to, k, v);
     else
-        gather<float>(source, start, from, to, k, v);
+        with_elements(args.cache, [&]<typename T>(const T*) {
+            if (in_place(args))
+                widen(panels_in_place<T>(source, start, from, to), from, to, size, !args.latent, k, v);
+            else
+                gather<T>(source, start, from, to, k, v);
+        });
     Panels<float> result;
     result.k_step = panel;
     result.v_step = whole_panels(size);

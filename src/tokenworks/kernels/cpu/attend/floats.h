@@ -1,4 +1,4 @@
-// Attention over K and V in float32 or float16, in float32 arithmetic.
+// Attention over K and V in float32, float16 or bfloat16, in float32 arithmetic.
 #pragma once
 
 #include "float_tile.h"
@@ -35,13 +35,14 @@ class FloatPath {
         const int from = first > 0 ? first / panel * panel : 0, to = last < segment ? last : segment;
         const int rows = task.rows * group_, wide = whole_panels(value_size(args_));
         const Partial& part = fresh ? total : part_;
-        // Reading halves in place converts them once for each few rows; copying converts once, and stores.
-        const bool half = args_.cache.type == CacheType::float16;
-        if (in_place(args_) && !half)
+        // Reading 16 bits in place converts them once for each few rows; copying converts once, and stores.
+        if (in_place(args_) && args_.cache.type == CacheType::float32)
             attend_panels(task, with_values(panels_in_place<float>(task.source, start, from, to), from, to), start, from, to,
                           part);
         else if (in_place(args_) && rows <= rows_at_once && !args_.latent)
-            attend_panels(task, panels_in_place<uint16_t>(task.source, start, from, to), start, from, to, part);
+            with_elements(args_.cache, [&]<typename T>(const T*) {
+                attend_panels(task, panels_in_place<T>(task.source, start, from, to), start, from, to, part);
+            });
         else
             attend_panels(task, with_values(panels_copied(task.source, start, from, to, k_, v_), from, to), start, from, to,
                           part);

@@ -21,7 +21,8 @@ static inline int64_t cache_bytes(CacheType type, int kv_heads, int head_size, i
     if (latent && type == CacheType::int8) return positions * (fours(head_size - latent) + fours(latent) + 8);
     switch (type) {
         case CacheType::float32: return positions * head_size * 4;
-        case CacheType::float16: return positions * head_size * 2;
+        case CacheType::float16:
+        case CacheType::bfloat16: return positions * head_size * 2;
         case CacheType::int8: return positions * (head_size + 4);
     }
     return 0;

@@ -122,12 +122,12 @@ class Executor {
     void layernorm(Rows rows, Place output, Place x, int width, int weight, int bias, float epsilon);  // bias -1: none
     void rmsnorm(Rows rows, Place output, Place x, int width, int group, int weight, bool wide,
                  float epsilon);  // weight -1: ones
-    void prepare(Rows rows, Place x, int width, bool quantised, bool floats);
+    void prepare(Rows rows, Place x, int width, unsigned forms);
     // Segments: matrix number, vector number of the bias or -1. residual: null for none.
     void linear(Rows rows, Place output, Place x, const Place* residual,
                 const std::vector<std::pair<int, int>>& segments);
     // The same for heads that have a product each; matrices: one for each head.
-    void prepare_heads(Rows rows, Place output, Place x, const HeadsShape& shape, bool quantised, bool floats);
+    void prepare_heads(Rows rows, Place output, Place x, const HeadsShape& shape, unsigned forms);
     void linear_heads(Rows rows, Place output, int kept, const std::vector<int>& matrices);
     void rope(Rows rows, Place x, int width, int head_size, int turned, int inverse_frequencies, float scale,
               const std::vector<int32_t>& axes);
@@ -181,7 +181,7 @@ class Executor {
     // Before any instruction: the matrices lie in a mapped file that may be larger than memory.
     void in_file(const uint8_t* file, int descriptor) { store_.emplace(file, descriptor); }
     ExpertStore* expert_store() { return store_ ? &*store_ : nullptr; }  // null: weights are in memory
-    bool quantised(int matrix) const { return matrices_[static_cast<size_t>(matrix)].quantised(); }
+    unsigned input_form(int matrix) const { return kernels_.input_form(matrices_[static_cast<size_t>(matrix)]); }
 
   private:
     using Call = std::function<void(const Step&, Share&)>;

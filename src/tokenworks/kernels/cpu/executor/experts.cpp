@@ -23,18 +23,18 @@ void Executor::experts(Rows rows, Place output, Place x, Place routes, const Exp
     mixture.gated = !experts.empty() && experts.front().gate >= 0;
     mixture.place.assign(static_cast<size_t>(routed), -1);
     mixture.uses.assign(static_cast<size_t>(routed), 0);
-    const auto segment = [&](int matrix, int bias, int64_t column, bool& quantised, bool& floats) {
+    const auto segment = [&](int matrix, int bias, int64_t column, unsigned& forms) {
         const PackedMatrix& weight = matrices_[static_cast<size_t>(matrix)];
-        (weight.quantised() ? quantised : floats) = true;
+        forms |= kernels_.input_form(weight);
         return Segment{&weight, bias < 0 ? nullptr : vectors_[static_cast<size_t>(bias)].data(), column};
     };
     for (const ExpertNumbers& e : experts) {
         mixture.place.at(static_cast<size_t>(e.number)) = static_cast<int32_t>(mixture.outwards.size());
         if (mixture.gated)
-            mixture.inwards.push_back(segment(e.gate, e.gate_bias, 0, mixture.quantised_in, mixture.floats_in));
+            mixture.inwards.push_back(segment(e.gate, e.gate_bias, 0, mixture.forms_in));
         mixture.inwards.push_back(
-            segment(e.up, e.up_bias, mixture.gated ? shape.inner : 0, mixture.quantised_in, mixture.floats_in));
-        mixture.outwards.push_back(segment(e.down, e.down_bias, 0, mixture.quantised_out, mixture.floats_out));
+            segment(e.up, e.up_bias, mixture.gated ? shape.inner : 0, mixture.forms_in));
+        mixture.outwards.push_back(segment(e.down, e.down_bias, 0, mixture.forms_out));
     }
     if (store_) {
         std::vector<std::vector<PackedMatrix*>> matrices;

@@ -5,9 +5,9 @@
 
 namespace tokenworks::cpu {
 
-void Executor::prepare_heads(Rows rows, Place output, Place x, const HeadsShape& shape, bool quantised, bool floats) {
+void Executor::prepare_heads(Rows rows, Place output, Place x, const HeadsShape& shape, unsigned forms) {
     const Columns to = at(output), from = at(x);
-    calls_.push_back([this, rows, to, from, shape, quantised, floats](const Step& step, Share& share) {
+    calls_.push_back([this, rows, to, from, shape, forms](const Step& step, Share& share) {
         const int count = step.rows(rows);
         const Range range = share.rows(count);
         for (int h = 0; h < shape.heads; h++) {
@@ -16,7 +16,7 @@ void Executor::prepare_heads(Rows rows, Place output, Place x, const HeadsShape&
                 std::memcpy(to.row(row) + h * (shape.kept + shape.outputs), head.row(row),
                             static_cast<size_t>(shape.kept) * sizeof(float));
             const Prepared place = from_row(prepared_input_, int64_t{h} * count, shape.inputs);
-            kernels_.prepare({count, {head.data + shape.kept, head.stride}, shape.inputs, quantised, floats, place}, share);
+            kernels_.prepare({count, {head.data + shape.kept, head.stride}, shape.inputs, forms, place}, share);
         }
     });
 }

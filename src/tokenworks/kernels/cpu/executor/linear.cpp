@@ -3,8 +3,8 @@
 
 namespace tokenworks::cpu {
 
-void Executor::prepare(Rows rows, Place x, int width, bool quantised, bool floats) {
-    const PrepareArgs args{0, at(x), width, quantised, floats, prepared_input_};
+void Executor::prepare(Rows rows, Place x, int width, unsigned forms) {
+    const PrepareArgs args{0, at(x), width, forms, prepared_input_};
     calls_.push_back([this, rows, args](const Step& step, Share& share) {
         PrepareArgs now = args;
         now.rows = step.rows(rows);

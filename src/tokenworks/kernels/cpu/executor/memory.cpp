@@ -23,10 +23,12 @@ void Executor::allocate(int64_t arena_floats, int64_t prepared_rows, int64_t pre
     step_rows_ = prepared_rows;
     const int64_t blocks = prepared_rows * ((prepared_width + 31) / 32);
     const int64_t codes = blocks * 32, facts = to_line(blocks * static_cast<int64_t>(sizeof(BlockFacts)));
-    prepared_ = Region(static_cast<size_t>(codes + facts + codes * static_cast<int64_t>(sizeof(float))), true);
+    const int64_t bfloats = codes * 2, floats = codes * 4;
+    prepared_ = Region(static_cast<size_t>(codes + facts + bfloats + floats), true);
     uint8_t* data = prepared_.data();
     prepared_input_ = {reinterpret_cast<int8_t*>(data), reinterpret_cast<BlockFacts*>(data + codes),
-                       reinterpret_cast<float*>(data + codes + facts)};
+                       reinterpret_cast<uint16_t*>(data + codes + facts),
+                       reinterpret_cast<float*>(data + codes + facts + bfloats)};
 
     // Block after block, and in each all layers: a block is one piece, so a cache in use touches no more than it fills.
     cache_shape_ = cache;

@@ -46,6 +46,7 @@ Buffers buffers(const Mixture& mixture, int64_t rows, int part, int parts, uint8
     found.made = scratch.take<float>(pairs * shape.width);
     found.prepared.codes = scratch.take<int8_t>(pairs * blocks * 32);
     found.prepared.facts = scratch.take<BlockFacts>(pairs * blocks);
+    found.prepared.bfloats = scratch.take<uint16_t>(pairs * blocks * 32);
     found.prepared.floats = scratch.take<float>(pairs * blocks * 32);
     found.bytes = scratch.size;
     return found;
@@ -101,7 +102,7 @@ void run_experts(const ExpertsArgs& args, Share& share, const Kernels& kernels) 
     const bool one_row = args.rows == 1;
     const int32_t one[] = {0, 1};
     kernels.prepare_groups({one_row ? 1 : experts, one_row ? one : at.starts, one_row ? nullptr : at.token, args.x,
-                            shape.width, mixture.quantised_in, mixture.floats_in, at.prepared},
+                            shape.width, mixture.forms_in, at.prepared},
                            share);
     share.barrier();
     const int64_t inner_stride = int64_t{shape.inner} * (mixture.gated ? 2 : 1);
@@ -115,7 +116,7 @@ void run_experts(const ExpertsArgs& args, Share& share, const Kernels& kernels) 
                      share);
     else
         kernels.activate({rows, inner, inner, shape.inner, shape.activation}, share);
-    kernels.prepare_groups({experts, at.starts, nullptr, inner, shape.inner, mixture.quantised_out, mixture.floats_out,
+    kernels.prepare_groups({experts, at.starts, nullptr, inner, shape.inner, mixture.forms_out,
                             at.prepared},
                            share);
     share.barrier();

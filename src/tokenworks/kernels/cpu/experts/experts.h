@@ -26,7 +26,7 @@ struct Mixture {
     std::vector<int32_t> place;     // by the router's number: which of those here it is, or -1
     std::vector<Segment> inwards;   // [experts here, gate and up, or up]
     std::vector<Segment> outwards;  // [experts here]: down
-    bool quantised_in, floats_in, quantised_out, floats_out;  // what forms of the input they multiply
+    unsigned forms_in, forms_out;   // Forms of their inputs (linear/linear.h)
     std::vector<int64_t> uses;      // by the router's number: rows so far
     ExpertStore* store;             // null: weights are in memory
     int layer;                      // there

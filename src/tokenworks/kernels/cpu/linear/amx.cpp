@@ -5,6 +5,9 @@
 // What bounds it is the float part, 2 to 4 instructions for 16 sums (docs/kernels.md). So a panel's codes are unpacked
 // once for many tiles of rows, and the products run two blocks ahead of the float part, which hides their latency.
 //
+// Weights of bfloat16 are multiplied with inputs rounded to it: one tdpbf16ps adds the products of 16 rows of 32 inputs (a
+// tile [16, 32]) with 16 rows of a panel to 16 x 16 sums, in an order of its own, so tiles of every height take it.
+//
 // A thread's tiles have shapes and contents of their own, and must be configured in each thread that uses them. They are
 // released after each product: a thread that holds none costs the system nothing to switch or to put to sleep.
 #include "avx512.h"
@@ -15,20 +18,34 @@ namespace {
 // The compiler's intrinsics do not say that they read memory: nothing written before may be moved behind this.
 INLINE void written() { __asm__ volatile("" ::: "memory"); }
 
-// The tiles, by number: 0, 1 the sums of 16 rows; 2, 3 their codes; 4, 5 weights; 6 the sums of 8 rows, 7 their codes.
-// Two of each, so that two blocks are under way at once.
 struct alignas(64) Configuration {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 32, 32, 64, 64, 64, 32};
-    uint8_t rows[16] = {16, 16, 16, 16, 8, 8, 8, 8};
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
 };
 static_assert(sizeof(Configuration) == 64);
-constexpr Configuration configuration;
 
-void configure() {
-    const Configuration* read = &configuration;
+// For codes, by the tiles' numbers: 0, 1 the sums of 16 rows; 2, 3 their codes; 4, 5 weights; 6 the sums of 8 rows, 7 their
+// codes. Two of each, so that two blocks are under way at once.
+constexpr Configuration for_codes{1, 0, {}, {64, 64, 32, 32, 64, 64, 64, 32}, {16, 16, 16, 16, 8, 8, 8, 8}};
+
+// For bfloat16: 0 to 3 the sums of `height` rows each, 4, 5 their inputs, 6 weights.
+template <int height>
+constexpr Configuration for_bfloats{1, 0, {}, {64, 64, 64, 64, 64, 64, 64}, {height, height, height, height, height, height, 16}};
+
+thread_local const Configuration* configured = nullptr;
+
+INLINE void configure(const Configuration& wanted) {
+    if (configured == &wanted) return;
+    configured = &wanted;
+    const Configuration* read = &wanted;
     __asm__ volatile("" : "+r"(read)::"memory");
     _tile_loadconfig(read);
+}
+
+void release() {
+    if (configured) _tile_release();
+    configured = nullptr;
 }
 
 // Some blocks of a panel, ready for tiles.
@@ -118,54 +135,99 @@ void add_chunk(const Chunk<layout>& chunk, int blocks, const int8_t* codes, cons
 
 // Products of a panel with consecutive tiles.
 template <int height, Layout layout>
-void tiles(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts, int count,
-           float* out) {
+void tiles(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, int count, float* out) {
     const int64_t blocks = shape.in_features / 32;
     Chunk<layout> chunk;
+    configure(for_codes);
     for (int64_t first = 0; first < blocks; first += chunk_blocks) {
         const int now = static_cast<int>(blocks - first < chunk_blocks ? blocks - first : chunk_blocks);
         unpack<layout>(panel + first * group_bytes(layout), now, chunk);
         for (int t = 0; t < count; t++) {
             const int64_t at = (t * blocks + first) * height;
-            add_chunk<height, layout>(chunk, now, codes + at * 32, facts + at, out + t * height * panel_width,
+            add_chunk<height, layout>(chunk, now, x.codes + at * 32, x.facts + at, out + t * height * panel_width,
                                       first == 0, first + now == blocks);
         }
     }
 }
 
 template <int height, Layout layout>
-void one_tile(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-              const float*, const Fetch&, float* out) {
-    tiles<height, layout>(shape, panel, codes, facts, 1, out);
+void one_tile(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch&, float* out) {
+    tiles<height, layout>(shape, panel, x, 1, out);
+}
+
+// Products of a panel of bfloat16s with `count` consecutive tiles, at most 4.
+template <int height, int count>
+void bfloats(const PackedMatrix& shape, const uint8_t* panel, const uint16_t* x, float* out) {
+    const int64_t pairs = (shape.in_features + 1) / 2, whole = pairs / 16, blocks = (pairs + 15) / 16;
+    alignas(64) uint8_t last[16][64] = {};
+    __builtin_memcpy(last, panel + whole * 16 * 64, static_cast<size_t>(pairs % 16 * 64));
+    written();
+    configure(for_bfloats<height>);
+#define EACH_TILE(DO)                   \
+    DO(0, 4)                            \
+    if constexpr (count > 1) { DO(1, 5) } \
+    if constexpr (count > 2) { DO(2, 4) } \
+    if constexpr (count > 3) { DO(3, 5) }
+#define ZERO(SUMS, INPUTS) _tile_zero(SUMS);
+#define MULTIPLY(SUMS, INPUTS)                                          \
+    _tile_loadd(INPUTS, x + (SUMS * blocks + b) * height * 32, 64); \
+    _tile_dpbf16ps(SUMS, INPUTS, 6);
+#define STORE(SUMS, INPUTS) _tile_stored(SUMS, out + SUMS * height * panel_width, 64);
+    EACH_TILE(ZERO)
+    for (int64_t b = 0; b < blocks; b++) {
+        _tile_loadd(6, b < whole ? panel + b * 16 * 64 : last[0], 64);
+        EACH_TILE(MULTIPLY)
+    }
+    EACH_TILE(STORE)
+#undef STORE
+#undef MULTIPLY
+#undef ZERO
+#undef EACH_TILE
+    written();
+}
+
+template <int height>
+void bfloat_tile(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch&, float* out) {
+    bfloats<height, 1>(shape, panel, x.bfloats, out);
+}
+
+void bfloat_tiles(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, int count, float* out) {
+    for (int t = 0; t < count; t += 4) {
+        const uint16_t* from = from_row(x, t * 16, shape.in_features).bfloats;
+        float* to = out + t * 16 * panel_width;
+        switch (count - t) {
+            case 1: bfloats<16, 1>(shape, panel, from, to); break;
+            case 2: bfloats<16, 2>(shape, panel, from, to); break;
+            case 3: bfloats<16, 3>(shape, panel, from, to); break;
+            default: bfloats<16, 4>(shape, panel, from, to);
+        }
+    }
 }
 
 template <int l>
-void put(LinearKernels& kernels) {
+void put_codes(LinearKernels& kernels) {
     constexpr Layout layout{l};
     if constexpr (row_of(layout).block) {
         kernels.tiles[l][3] = one_tile<8, layout>;
         kernels.tiles[l][4] = one_tile<16, layout>;
         kernels.many[l] = tiles<16, layout>;
     }
-    if constexpr (l + 1 < layout_count) put<l + 1>(kernels);
+    if constexpr (l + 1 < layout_count) put_codes<l + 1>(kernels);
 }
 
 LinearKernels table;
 
 void run(const LinearArgs& args, Share& share) {
-    if (args.rows < 8) return run_linear(args, share, table);
-    configure();
     run_linear(args, share, table);
-    _tile_release();
+    release();
 }
 
 void run_groups(const LinearGroupsArgs& args, Share& share) {
-    configure();
     run_linear_groups(args, share, table);
-    _tile_release();
+    release();
 }
 
-// Bytes that look random and are the same everywhere; their 16-bit pieces are small float16s.
+// Bytes that look random and are the same everywhere; their 16-bit pieces are small float16s or bfloat16s.
 void fill(void* memory, size_t bytes) {
     uint32_t state = 1;
     for (size_t i = 0; i < bytes; i++) {
@@ -190,28 +252,56 @@ bool agrees() {
         for (int k = 0; k < 32; k++) halves[k / 16] += codes[i * 32 + k];
         facts[i] = facts_of(static_cast<float>(codes[i * 32]), halves[0], halves[1]);
     }
+    const Prepared x{codes, facts, nullptr, nullptr};
     for (int t = 0; t < 2; t++)
-        avx512_linear.tiles[l][4](shape, panel, codes + t * tile_blocks * 32, facts + t * tile_blocks, nullptr, {},
-                                  want + t * tile_sums);
-    tiles<16, layout>(shape, panel, codes, facts, 2, got);
+        avx512_linear.tiles[l][4](shape, panel, {codes + t * tile_blocks * 32, facts + t * tile_blocks, nullptr, nullptr},
+                                  {}, want + t * tile_sums);
+    tiles<16, layout>(shape, panel, x, 2, got);
     if (__builtin_memcmp(got, want, sizeof want) != 0) return false;
-    avx512_linear.tiles[l][3](shape, panel, codes, facts, nullptr, {}, want);
-    tiles<8, layout>(shape, panel, codes, facts, 1, got);
+    avx512_linear.tiles[l][3](shape, panel, x, {}, want);
+    tiles<8, layout>(shape, panel, x, 1, got);
     return __builtin_memcmp(got, want, sizeof want / 4) == 0;
+}
+
+// To rounding: tiles add up in another order.
+bool bfloats_agree() {
+    constexpr int in_features = 90, blocks = 3, rows = 5 * 16;
+    const PackedMatrix shape{Layout::bf16, panel_width, in_features, 1.0f, false, in_features / 2 * 64, nullptr};
+    alignas(64) uint8_t panel[in_features / 2 * 64];
+    uint16_t inputs[rows * blocks * 32];
+    alignas(64) float got[rows * panel_width], want[16 * panel_width];
+    fill(panel, sizeof panel);
+    fill(inputs, sizeof inputs);
+    const Prepared x{nullptr, nullptr, inputs, nullptr};
+    const TileKernel one = avx512_bf16_linear().tiles[static_cast<int>(Layout::bf16)][4];
+    bfloat_tiles(shape, panel, x, rows / 16, got);
+    for (int t = 0; t < rows / 16; t++) {
+        one(shape, panel, from_row(x, t * 16, in_features), {}, want);
+        for (int i = 0; i < 16 * panel_width; i++) {
+            const float difference = got[t * 16 * panel_width + i] - want[i];
+            if (!(difference < 1e-3f && difference > -1e-3f)) return false;
+        }
+    }
+    return true;
 }
 
 }  // namespace
 
 bool linear_amx_agrees() {
-    configure();
-    const bool all = agrees<Layout::q4_min>() && agrees<Layout::q8>() && agrees<Layout::nvfp4>();
-    _tile_release();
+    const bool all = agrees<Layout::q4_min>() && agrees<Layout::q8>() && agrees<Layout::nvfp4>() && bfloats_agree();
+    release();
     return all;
 }
 
 void linear_amx(Kernels& kernels) {
-    table = avx512_linear;
-    put<0>(table);
+    table = avx512_bf16_linear();
+    put_codes<0>(table);
+    constexpr int l = static_cast<int>(Layout::bf16);
+    TileKernel* tiles = table.tiles[l];
+    tiles[0] = bfloat_tile<1>, tiles[1] = bfloat_tile<2>, tiles[2] = bfloat_tile<4>, tiles[3] = bfloat_tile<8>;
+    tiles[4] = bfloat_tile<16>;
+    table.many[l] = bfloat_tiles;
+    put<table>(kernels);
     kernels.linear = run;
     kernels.linear_groups = run_groups;
 }

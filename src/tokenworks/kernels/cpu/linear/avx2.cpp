@@ -228,10 +228,10 @@ INLINE __m256 load_floats(const uint8_t* panel, int64_t k, int side) {
         const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel + at)));
         return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbfff))));
     }
-    const uint16_t* values = reinterpret_cast<const uint16_t*>(panel) + at;
-    if constexpr (kind == Codes::f16) return load_halves(values);
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    if constexpr (kind == Codes::f16) return load_halves(reinterpret_cast<const uint16_t*>(panel) + at);
+    // Of a pair the second one is in the upper half already.
+    const __m256i pair = _mm256_sll_epi32(load(panel + k / 2 * 64 + side * 32), _mm_cvtsi32_si128(k % 2 ? 0 : 16));
+    return _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
 // Products of `inputs` inputs with `at_once` of a tile's rows, added to out [at_once, 16]. weights(k, side) reads them.
@@ -276,29 +276,24 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 
 template <int height, Layout layout>
 struct Tile {
-    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, const Fetch& fetch, float* out) {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch& fetch,
+                    float* out) {
         for (int i = 0; i < height * panel_width; i += 8) _mm256_store_ps(out + i, _mm256_setzero_ps());
         if constexpr (row_of(layout).block)
-            blocks<height, layout>(shape, panel, codes, facts, fetch, out);
+            blocks<height, layout>(shape, panel, x.codes, x.facts, fetch, out);
         else
-            floats<height, layout>(shape, panel, x, out);
+            floats<height, layout>(shape, panel, x.floats, out);
     }
 };
 
 constexpr LinearKernels table = [] {
-    LinearKernels kernels{quantise_block, finish, {}, {}};
+    LinearKernels kernels{quantise_block, finish, nullptr, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
 }();
 
 }  // namespace
 
-void linear_avx2(Kernels& kernels) {
-    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, table); };
-    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, table); };
-    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, table); };
-    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, table); };
-}
+void linear_avx2(Kernels& kernels) { put<table>(kernels); }
 
 }  // namespace tokenworks::cpu

@@ -91,9 +91,10 @@ INLINE __m512 load_floats(const uint8_t* panel, int64_t k) {
         const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
         return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), mask));
     }
-    const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + k);
-    if constexpr (kind == Codes::f16) return _mm512_cvtph_ps(values);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
+    if constexpr (kind == Codes::f16) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel) + k));
+    // Of a pair the second one is in the upper half already.
+    const __m512i pair = _mm512_sll_epi32(load(panel + k / 2 * 64), _mm_cvtsi32_si128(k % 2 ? 0 : 16));
+    return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
 }
 
 template <int height, Layout layout>
@@ -106,20 +107,20 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 
 template <int height, Layout layout>
 struct Tile {
-    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, const Fetch& fetch, float* out) {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch& fetch,
+                    float* out) {
         __m512 totals[height];
         UNROLL for (int r = 0; r < height; r++) totals[r] = _mm512_setzero_ps();
         if constexpr (row_of(layout).block)
-            blocks<height, layout>(shape, panel, codes, facts, fetch, totals);
+            blocks<height, layout>(shape, panel, x.codes, x.facts, fetch, totals);
         else
-            floats<height, layout>(shape, panel, x, totals);
+            floats<height, layout>(shape, panel, x.floats, totals);
         UNROLL for (int r = 0; r < height; r++) _mm512_store_ps(out + r * panel_width, completed<layout>(totals[r]));
     }
 };
 
 constexpr LinearKernels filled() {
-    LinearKernels kernels{quantise_block, finish, {}, {}};
+    LinearKernels kernels{quantise_block, finish, nullptr, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
 }
@@ -128,11 +129,6 @@ constexpr LinearKernels filled() {
 
 constinit const LinearKernels avx512_linear = filled();
 
-void linear_avx512(Kernels& kernels) {
-    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, avx512_linear); };
-    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, avx512_linear); };
-    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, avx512_linear); };
-    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, avx512_linear); };
-}
+void linear_avx512(Kernels& kernels) { put<avx512_linear>(kernels); }
 
 }  // namespace tokenworks::cpu

@@ -1,4 +1,4 @@
-// What the AVX-512 and the AMX kernels share: reading a panel's codes and scales, and adding a block's sums to a total.
+// What the kernels of AVX-512, with and without BF16, and of AMX share: reading a panel's codes and scales, and adding a block's sums to a total.
 // As they share it, they give the same bits.
 #pragma once
 
@@ -8,8 +8,9 @@
 
 namespace tokenworks::cpu {
 
-// The kernels of avx512.cpp.
+// The kernels of avx512.cpp, and those with avx512_bf16.cpp's in their places.
 extern const LinearKernels avx512_linear;
+LinearKernels avx512_bf16_linear();
 
 namespace {
 

@@ -31,11 +31,16 @@ inline BlockFacts facts_of(float scale, int32_t low, int32_t high) {
             {-128 * low, -128 * high}};
 }
 
+// The forms that an input is multiplied in, as bits. Each weight wants one of them (input_form).
+enum Form : unsigned { code_form = 1, bfloat_form = 2, float_form = 4 };
+
 // A tile of height h that begins at row b has its data at offset b * (elements of a row) of each array:
-// codes [in_features / 32, h, 32], facts [in_features / 32, h], floats [in_features, h].
+// codes and bfloats [in_features / 32, h, 32], facts [in_features / 32, h], floats [in_features, h]. In the last 32 bfloats
+// zeros stand for inputs that there are not.
 struct Prepared {
     int8_t* codes;
     BlockFacts* facts;
+    uint16_t* bfloats;
     float* floats;
 };
 
@@ -50,7 +55,7 @@ struct PrepareArgs {
     int rows;
     Columns x;
     int width;
-    bool quantised, floats;  // which of the two forms are wanted
+    unsigned forms;  // that are wanted
     Prepared prepared;
 };
 
@@ -81,7 +86,7 @@ struct PrepareGroupsArgs {
     const int32_t* of;      // [starts[groups]]; null: rows in order
     Columns x;
     int width;
-    bool quantised, floats;
+    unsigned forms;
     Prepared prepared;
 };
 
@@ -98,7 +103,8 @@ struct LinearGroupsArgs {
 // Where in `prepared` the data of row `row` begin, if rows of `width` come before it.
 inline Prepared from_row(const Prepared& prepared, int64_t row, int64_t width) {
     const int64_t blocks = (width + 31) / 32;
-    return {prepared.codes + row * blocks * 32, prepared.facts + row * blocks, prepared.floats + row * width};
+    return {prepared.codes + row * blocks * 32, prepared.facts + row * blocks, prepared.bfloats + row * blocks * 32,
+            prepared.floats + row * width};
 }
 
 // --- What an instruction set gives ---
@@ -110,13 +116,12 @@ struct Fetch {
     int64_t block_bytes;
 };
 
-// Products of a panel with a tile: out[row of tile, 16] = sum over k.
-using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
-                            const BlockFacts* facts, const float* floats, const Fetch& fetch, float* out);
+// Products of a panel with a tile, whose data x begins with: out[row of tile, 16] = sum over k.
+using TileKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch& fetch,
+                            float* out);
 
 // Products of a panel with `count` consecutive tiles of 16 rows: out[tile, row of tile, 16].
-using TilesKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes,
-                             const BlockFacts* facts, int count, float* out);
+using TilesKernel = void (*)(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, int count, float* out);
 constexpr int tiles_at_once = 8;  // at most
 
 // Writes a tile's sums out: output row r, [columns] = sums[r] * scale * row_scales + bias + residual row r; row_scales,
@@ -136,6 +141,8 @@ struct LinearKernels {
     // Quantises 32 floats to codes -127..127 with one scale.
     void (*quantise_block)(const float* x, int8_t* codes, BlockFacts* facts);
     void (*finish)(const FinishArgs& args);
+    // Rounds 32 floats to bfloat16. Null: this set multiplies weights of bfloat16 with floats.
+    void (*round_block)(const float* x, uint16_t* bfloats);
     TileKernel tiles[layout_count][5];  // by layout and log2 of the tile's height
     TilesKernel many[layout_count];     // null: one by one
 };
@@ -150,9 +157,23 @@ constexpr void fill_tiles(LinearKernels& kernels, std::integer_sequence<int, l..
 }
 
 // --- The parts that are the same for all of them ---
+static inline Form input_form(const PackedMatrix& weight, const LinearKernels& kernels) {
+    if (weight.quantised()) return code_form;
+    return weight.layout == Layout::bf16 && kernels.round_block ? bfloat_form : float_form;
+}
 void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels);
 void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels);
 void run_prepare_groups(const PrepareGroupsArgs& args, Share& share, const LinearKernels& kernels);
 void run_linear_groups(const LinearGroupsArgs& args, Share& share, const LinearKernels& kernels);
+
+// Puts a set's kernels in the table of operations.
+template <const LinearKernels& set>
+static void put(Kernels& table) {
+    table.input_form = [](const PackedMatrix& weight) -> unsigned { return input_form(weight, set); };
+    table.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, set); };
+    table.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, set); };
+    table.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, set); };
+    table.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, set); };
+}
 
 }  // namespace tokenworks::cpu

@@ -150,10 +150,11 @@ INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t
     }
 }
 
-// A quarter of 16 weights of one input.
+// A quarter of input k's 16 weights.
 template <Layout layout>
-INLINE float32x4_t load_floats(const uint8_t* panel, int64_t first) {
+INLINE float32x4_t load_floats(const uint8_t* panel, int64_t k, int quarter) {
     constexpr Codes kind = row_of(layout).codes;
+    const int64_t first = k * panel_width + quarter * 4;
     if constexpr (kind == Codes::f32) return vld1q_f32(reinterpret_cast<const float*>(panel) + first);
     if constexpr (kind == Codes::f8) {
         uint32_t four;
@@ -162,9 +163,11 @@ INLINE float32x4_t load_floats(const uint8_t* panel, int64_t first) {
         const uint16x4_t sign = vshl_n_u16(vand_u16(wide, vdup_n_u16(0x80)), 8);
         return floats_of_halves(vorr_u16(sign, vshl_n_u16(vand_u16(wide, vdup_n_u16(0x7f)), 7)));
     }
-    const uint16x4_t bits = vld1_u16(reinterpret_cast<const uint16_t*>(panel) + first);
-    if constexpr (kind == Codes::f16) return floats_of_halves(bits);
-    return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+    if constexpr (kind == Codes::f16)
+        return floats_of_halves(vld1_u16(reinterpret_cast<const uint16_t*>(panel) + first));
+    // Of a pair the second one is in the upper half already.
+    const uint32x4_t pair = vld1q_u32(reinterpret_cast<const uint32_t*>(panel + k / 2 * 64 + quarter * 16));
+    return vreinterpretq_f32_u32(vandq_u32(vshlq_u32(pair, vdupq_n_s32(k % 2 ? 0 : 16)), vdupq_n_u32(0xffff0000)));
 }
 
 template <int height, Layout layout>
@@ -176,7 +179,7 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
             UNROLL for (int quarter = 0; quarter < quarters; quarter++) totals[r][quarter] = vdupq_n_f32(0.0f);
         for (int64_t k = 0; k < shape.in_features; k++) {
             UNROLL for (int quarter = 0; quarter < quarters; quarter++) {
-                const float32x4_t row = load_floats<layout>(panel, k * panel_width + quarter * 4);
+                const float32x4_t row = load_floats<layout>(panel, k, quarter);
                 UNROLL for (int r = 0; r < rows; r++)
                     totals[r][quarter] = vfmaq_n_f32(totals[r][quarter], row, x[k * height + first + r]);
             }
@@ -189,30 +192,25 @@ INLINE void floats(const PackedMatrix& shape, const uint8_t* panel, const float*
 
 template <int height, Layout layout>
 struct Tile {
-    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, const Fetch&, float* out) {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch&,
+                    float* out) {
         if constexpr (row_of(layout).block) {
             __builtin_memset(out, 0, height * panel_width * sizeof(float));
-            blocks<height, layout>(shape, panel, codes, facts, out);
+            blocks<height, layout>(shape, panel, x.codes, x.facts, out);
         } else {
-            floats<height, layout>(shape, panel, x, out);
+            floats<height, layout>(shape, panel, x.floats, out);
         }
     }
 };
 
 constexpr LinearKernels table = [] {
-    LinearKernels kernels{quantise_block, finish, {}, {}};
+    LinearKernels kernels{quantise_block, finish, nullptr, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
 }();
 
 }  // namespace
 
-void linear_neon(Kernels& kernels) {
-    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, table); };
-    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, table); };
-    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, table); };
-    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, table); };
-}
+void linear_neon(Kernels& kernels) { put<table>(kernels); }
 
 }  // namespace tokenworks::cpu

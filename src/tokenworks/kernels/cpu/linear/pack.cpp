@@ -208,6 +208,17 @@ void pack_floats(const uint8_t* source, const PackedMatrix& matrix, int panel, i
     }
 }
 
+// Two inputs at a time.
+void pack_pairs(const uint8_t* source, const PackedMatrix& matrix, int panel, int columns) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(matrix.data + panel * matrix.panel_bytes);
+    const int64_t k = matrix.in_features;
+    for (int c = 0; c < columns; c++) {
+        const uint8_t* in = source + (int64_t{panel} * panel_width + c) * k * 2;
+        for (int64_t i = 0; i < k; i++) std::memcpy(out + i / 2 * 32 + c * 2 + i % 2, in + i * 2, 2);
+        if (k % 2) out[k / 2 * 32 + c * 2 + 1] = 0;
+    }
+}
+
 // Codes of 32 inputs of one feature, four at a time, into the panel's rows.
 void place_u4(const int8_t* code, uint8_t* rows, int column) {
     for (int i = 0; i < 16; i++)
@@ -279,8 +290,8 @@ float read_scale(Scales kind, const uint8_t* scales, int64_t i) {
 PackedMatrix shaped(Layout layout, int64_t out_features, int64_t in_features, float scale, bool row_scaled) {
     const LayoutRow& row = row_of(layout);
     const int element_bytes = row.codes == Codes::f8 ? 1 : row.codes == Codes::f32 ? 4 : 2;
-    const int64_t bytes =
-        row.block ? in_features / 32 * group_bytes(layout) : in_features * panel_width * element_bytes;
+    const int64_t rows = row.codes == Codes::bf16 ? in_features + in_features % 2 : in_features;
+    const int64_t bytes = row.block ? in_features / 32 * group_bytes(layout) : rows * panel_width * element_bytes;
     const int64_t panel_bytes = (bytes + 63) / 64 * 64 + (row_scaled ? 64 : 0);
     return {layout, out_features, in_features, scale, row_scaled, panel_bytes, nullptr};
 }
@@ -360,8 +371,8 @@ void pack_panel(FileFormat format, const uint8_t* source, const float* row_scale
         std::memcpy(out + matrix.panel_bytes - 64, row_scales + first, static_cast<size_t>(columns) * sizeof(float));
     switch (format) {
         case FileFormat::f32: return pack_floats<uint32_t>(source, matrix, panel, columns);
-        case FileFormat::f16:
-        case FileFormat::bf16: return pack_floats<uint16_t>(source, matrix, panel, columns);
+        case FileFormat::f16: return pack_floats<uint16_t>(source, matrix, panel, columns);
+        case FileFormat::bf16: return pack_pairs(source, matrix, panel, columns);
         case FileFormat::f8_e4m3: return pack_floats<uint8_t>(source, matrix, panel, columns);
         case FileFormat::i8: return pack_copies<uint8_t, 0, 8>(source, matrix, panel, columns);
         case FileFormat::q8_0: return pack_copies<uint16_t, 1, 8>(source, matrix, panel, columns);
@@ -385,7 +396,7 @@ void dequantise_row(const PackedMatrix& matrix, int64_t row, float* out) {
         switch (layout.codes) {
             case Codes::f32: out[k] = factor * reinterpret_cast<const float*>(panel)[k * panel_width + c]; continue;
             case Codes::f16: out[k] = factor * half_to_float(halves[k * panel_width + c]); continue;
-            case Codes::bf16: out[k] = factor * bfloat_to_float(halves[k * panel_width + c]); continue;
+            case Codes::bf16: out[k] = factor * bfloat_to_float(halves[k / 2 * 32 + c * 2 + k % 2]); continue;
             case Codes::f8: out[k] = factor * e4m3(panel[k * panel_width + c]); continue;
             case Codes::i8: code = static_cast<int8_t>(group[k % 32 / 4 * 64 + c * 4 + k % 4]); break;
             case Codes::u4:

@@ -7,7 +7,8 @@
 // 4 bits: codes 0..15. Block of 32 input features: 4 rows of 64 bytes; byte 4c + j of row i holds feature c's codes of
 //         inputs 4i + j (low half) and 16 + 4i + j (high half).
 // i8:     codes -128..127. Every 4 input features: a row of 64 bytes; byte 4c + j is feature c's code of input j.
-// f8, f16, bf16, f32: every input feature: a row of 16 values.
+// f8, f16, f32: every input feature: a row of 16 values.
+// bf16:   every 2 input features: a row of 64 bytes; value 2c + j is feature c's of input j. An odd last one has a zero.
 // Every 32 input features' 4-bit or i8 codes are followed by their scales, so that a panel is one stream of bytes: for
 // each block 16 scales and, with minimums, 16 float16 more.
 // A weight's value is (scale * number of its code + minimum) * scale of its row.

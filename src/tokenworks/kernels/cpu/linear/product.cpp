@@ -37,12 +37,11 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range 
     alignas(64) float sums[tiles_at_once * 16 * panel_width];
     for (int row = rows.begin; row < rows.end;) {
         const Tile tile = tile_at(row, rows.end);
-        const int8_t* codes = args.x.codes + row * blocks * 32;
-        const BlockFacts* facts = args.x.facts + row * blocks;
+        const Prepared x = from_row(args.x, row, k);
         int height = tile.height;
         if (height == 16 && kernels.many[layout]) {
             const int count = std::min((rows.end - row) / 16, tiles_at_once);
-            kernels.many[layout](weight, data, codes, facts, count, sums);
+            kernels.many[layout](weight, data, x, count, sums);
             height *= count;
         } else {
             Fetch fetch{nullptr, 0};
@@ -51,7 +50,7 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range 
                 fetch = {piece.data, (piece.bytes + blocks - 1) / blocks};
                 ahead_bytes -= piece.bytes;
             }
-            kernels.tiles[layout][tile.log2_height](weight, data, codes, facts, args.x.floats + row * k, fetch, sums);
+            kernels.tiles[layout][tile.log2_height](weight, data, x, fetch, sums);
         }
         const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
         kernels.finish({sums,
@@ -75,13 +74,20 @@ struct Tasks {
     int panel_count, count;   // stretches of panels; tasks
 };
 
-Tasks tasks_of(const PackedMatrix& weight, int rows, int parts) {
+int64_t input_bytes(Form form, int64_t k) {
+    switch (form) {
+        case code_form: return k / 32 * (32 + static_cast<int64_t>(sizeof(BlockFacts)));
+        case bfloat_form: return k * 2;
+        case float_form: break;
+    }
+    return k * 4;
+}
+
+Tasks tasks_of(const PackedMatrix& weight, Form form, int rows, int parts) {
     constexpr int64_t cache_bytes = 192 * 1024;  // for either
     constexpr int row_step = 4 * 16;  // so that kernels of many tiles have some
-    const int64_t k = weight.in_features;
-    const int64_t row_bytes =
-        weight.quantised() ? k / 32 * (32 + static_cast<int64_t>(sizeof(BlockFacts))) : k * static_cast<int64_t>(sizeof(float));
-    const int64_t rows_at_once = std::max<int64_t>(1, cache_bytes / row_bytes / row_step) * row_step;
+    const int64_t rows_at_once =
+        std::max<int64_t>(1, cache_bytes / input_bytes(form, weight.in_features) / row_step) * row_step;
     const int row_count = static_cast<int>((rows + rows_at_once - 1) / rows_at_once);
     const int64_t by_bytes = cache_bytes / weight.panel_bytes, by_tasks = int64_t{weight.panels()} * row_count / (4 * parts);
     const int panels = static_cast<int>(std::max<int64_t>(1, std::min(by_bytes, by_tasks)));
@@ -90,16 +96,27 @@ Tasks tasks_of(const PackedMatrix& weight, int rows, int parts) {
 }
 
 // A row of x, `tile` being the tile that it belongs to.
-void prepare_row(const float* x, int64_t width, int row, const Tile& tile, const Prepared& to, bool quantised, bool floats,
+void prepare_row(const float* x, int64_t width, int row, const Tile& tile, const Prepared& to, unsigned forms,
                  const LinearKernels& kernels) {
     const int64_t blocks = (width + 31) / 32;
     const int in_tile = row - tile.begin;
-    if (quantised)
+    if (forms & code_form)
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t at = tile.begin * blocks + b * tile.height + in_tile;
             kernels.quantise_block(x + b * 32, to.codes + at * 32, to.facts + at);
         }
-    if (floats) {
+    if (forms & bfloat_form)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint16_t* out = to.bfloats + (tile.begin * blocks + b * tile.height + in_tile) * 32;
+            if (b * 32 + 32 <= width) {
+                kernels.round_block(x + b * 32, out);
+                continue;
+            }
+            float last[32] = {};
+            std::copy(x + b * 32, x + width, last);
+            kernels.round_block(last, out);
+        }
+    if (forms & float_form) {
         float* out = to.floats + tile.begin * width + in_tile;
         for (int64_t i = 0; i < width; i++) out[i * tile.height] = x[i];
     }
@@ -121,7 +138,7 @@ void run_tasks(const LinearArgs& args, Share& share, const LinearKernels& kernel
         const Segment& segment = args.segments[s];
         LinearArgs of = args;
         if (args.apart) of.x = from_row(args.x, int64_t{s} * args.rows, segment.weight->in_features);
-        const Tasks tasks = tasks_of(*segment.weight, args.rows, share.parts);
+        const Tasks tasks = tasks_of(*segment.weight, input_form(*segment.weight, kernels), args.rows, share.parts);
         for (; task < first_task + tasks.count; task = share.take()) {
             const int now = task - first_task, first = now % tasks.panel_count * tasks.panels;
             const int row = now / tasks.panel_count * tasks.rows;
@@ -143,8 +160,7 @@ TilePlace place_of(int row, int rows) {
 void run_prepare(const PrepareArgs& args, Share& share, const LinearKernels& kernels) {
     const Range range = share.rows(args.rows);
     for (int row = range.begin; row < range.end; row++)
-        prepare_row(args.x.row(row), args.width, row, tile_of(row, args.rows), args.prepared, args.quantised, args.floats,
-                    kernels);
+        prepare_row(args.x.row(row), args.width, row, tile_of(row, args.rows), args.prepared, args.forms, kernels);
 }
 
 void run_linear(const LinearArgs& args, Share& share, const LinearKernels& kernels) {
@@ -160,7 +176,7 @@ void run_prepare_groups(const PrepareGroupsArgs& args, Share& share, const Linea
         const Prepared to = from_row(args.prepared, begin, args.width);
         for (; row < std::min(begin + rows, range.end); row++)
             prepare_row(args.x.row(args.of ? args.of[row] : row), args.width, row - begin, tile_of(row - begin, rows), to,
-                        args.quantised, args.floats, kernels);
+                        args.forms, kernels);
     }
 }
 

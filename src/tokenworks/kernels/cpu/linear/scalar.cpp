@@ -84,12 +84,14 @@ void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes
     }
 }
 
+// Input k's weight of a feature.
 template <Layout layout>
-float read_float(const uint8_t* panel, int64_t i) {
+float read_float(const uint8_t* panel, int64_t k, int feature) {
+    const int64_t i = k * panel_width + feature;
     switch (row_of(layout).codes) {
         case Codes::f8: return half_to_float(static_cast<uint16_t>((panel[i] & 0x80) << 8 | (panel[i] & 0x7f) << 7));
         case Codes::f16: return half_to_float(reinterpret_cast<const uint16_t*>(panel)[i]);
-        case Codes::bf16: return bfloat_to_float(reinterpret_cast<const uint16_t*>(panel)[i]);
+        case Codes::bf16: return bfloat_to_float(reinterpret_cast<const uint16_t*>(panel)[k / 2 * 32 + feature * 2 + k % 2]);
         default: return reinterpret_cast<const float*>(panel)[i];
     }
 }
@@ -98,7 +100,7 @@ template <int height, Layout layout>
 void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, float* out) {
     for (int64_t k = 0; k < shape.in_features; k++, x += height) {
         float row[panel_width];
-        for (int c = 0; c < panel_width; c++) row[c] = read_float<layout>(panel, k * panel_width + c);
+        for (int c = 0; c < panel_width; c++) row[c] = read_float<layout>(panel, k, c);
         for (int r = 0; r < height; r++)
             for (int c = 0; c < panel_width; c++) out[r * panel_width + c] += row[c] * x[r];
     }
@@ -106,29 +108,24 @@ void floats(const PackedMatrix& shape, const uint8_t* panel, const float* x, flo
 
 template <int height, Layout layout>
 struct Tile {
-    static void run(const PackedMatrix& shape, const uint8_t* panel, const int8_t* codes, const BlockFacts* facts,
-                    const float* x, const Fetch&, float* out) {
+    static void run(const PackedMatrix& shape, const uint8_t* panel, const Prepared& x, const Fetch&,
+                    float* out) {
         std::memset(out, 0, height * panel_width * sizeof(float));
         if constexpr (row_of(layout).block)
-            blocks<height, layout>(shape, panel, codes, facts, out);
+            blocks<height, layout>(shape, panel, x.codes, x.facts, out);
         else
-            floats<height, layout>(shape, panel, x, out);
+            floats<height, layout>(shape, panel, x.floats, out);
     }
 };
 
 constexpr LinearKernels table = [] {
-    LinearKernels kernels{quantise_block, finish, {}, {}};
+    LinearKernels kernels{quantise_block, finish, nullptr, {}, {}};
     fill_tiles<Tile>(kernels, std::make_integer_sequence<int, layout_count>{});
     return kernels;
 }();
 
 }  // namespace
 
-void linear_scalar(Kernels& kernels) {
-    kernels.prepare = [](const PrepareArgs& args, Share& share) { run_prepare(args, share, table); };
-    kernels.linear = [](const LinearArgs& args, Share& share) { run_linear(args, share, table); };
-    kernels.prepare_groups = [](const PrepareGroupsArgs& args, Share& share) { run_prepare_groups(args, share, table); };
-    kernels.linear_groups = [](const LinearGroupsArgs& args, Share& share) { run_linear_groups(args, share, table); };
-}
+void linear_scalar(Kernels& kernels) { put<table>(kernels); }
 
 }  // namespace tokenworks::cpu
