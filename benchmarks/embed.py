@@ -2,8 +2,9 @@
 
 FOLDER is a MiniLM checkpoint (`tokenworks models pull minilm-l6` shows where it lies). Needs torch, transformers, onnx
 and onnxruntime. Texts are paragraphs of the Python manual, sorted by length and 32 at a time, so that onnxruntime pads
-little; ours packs them without padding. A line each: float32 weights in both, then ours in int8 (`tokenworks quantize
---to int8`) with what it changes: the cosine to float32's vectors, and how many of the ten nearest texts stay.
+little; ours packs them without padding. A line each: float32 weights in both, then ours in bfloat16 (`dtype: bfloat16`)
+and in int8 (`tokenworks quantize --to int8`) with what they change: the cosine to float32's vectors, and how many of the
+ten nearest texts stay.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from tokenworks.bench.prompts import manual_texts
 from tokenworks.engine.encoder import EncoderEngine
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
+from tokenworks.models.narrow import in_bfloat16
 from tokenworks.models.text.tokenizer import load_tokenizer
 from tokenworks.protocol.messages import Embed
 from tokenworks.quant.recipe import read_recipe
@@ -31,8 +33,7 @@ Vectors = Any
 Run = Callable[[list[list[int]]], Vectors]
 
 
-def ours(folder: Path, threads: int) -> Run:
-    checkpoint = open_checkpoint(folder)
+def ours(checkpoint: Checkpoint, threads: int) -> Run:
     program = checkpoint.program()
     limits = Limits(BATCH * 256, BATCH, BATCH, 0, 16, "float32", threads)
     executable = CpuBackend().compile(program, checkpoint.tensors, limits)
@@ -104,8 +105,9 @@ def main() -> None:
         quantise_model(options.folder, small, recipe, "compressed-tensors", [], lambda *_: None)
         runs = {
             "onnxruntime, float32": theirs(options.folder, options.threads, Path(scratch)),
-            "ours, float32": ours(options.folder, options.threads),
-            "ours, int8": ours(small, options.threads),
+            "ours, float32": ours(open_checkpoint(options.folder), options.threads),
+            "ours, bfloat16": ours(in_bfloat16(open_checkpoint(options.folder)), options.threads),
+            "ours, int8": ours(open_checkpoint(small), options.threads),
         }
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     vectors: dict[str, Vectors] = {}

@@ -74,8 +74,8 @@ ROUNDS = CpuBackend().isa in ("avx512_bf16", "amx")
 
 
 def as_multiplied(x: Float32, form_name: str = "Q8_0") -> np.ndarray:
-    """What a quantised weight is multiplied with: int8 codes with a float32 scale for each 32 inputs; other weights with
-    the input as it is or, those of bfloat16 where the machine does so, rounded to it."""
+    """What a weight is multiplied with. Quantised: int8 codes with a float32 scale for each 32 inputs; bfloat16, where
+    the machine has products of it: the input rounded to it; others: the input as it is."""
     if form_name == "BF16" and ROUNDS:
         bits = x.view(np.uint32)
         return (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32).astype(np.float64)

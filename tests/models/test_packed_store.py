@@ -52,6 +52,12 @@ def test_a_folders_place_knows_all_its_files(tmp_path: Path) -> None:
     assert changed is not None and changed.sources[0].head_sha256 != found.sources[0].head_sha256
 
 
+def test_each_dtype_has_its_own_place(tmp_path: Path) -> None:
+    plain = place(tmp_path, "a")
+    rounded = place_of(tmp_path / "a.gguf", 10, "bfloat16")
+    assert rounded is not None and rounded.path != plain.path and rounded.sources == plain.sources
+
+
 def test_none_is_kept_when_the_limit_is_nothing(tmp_path: Path) -> None:
     assert place_of(tmp_path, 0) is None
 

@@ -21,7 +21,8 @@ from tokenworks.models.adapters import read_adapter
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
 from tokenworks.models.config import DecoderConfig, EncoderConfig, ModelConfig
 from tokenworks.models.encoder import ScoreHead
-from tokenworks.models.files.packed_store import place_of
+from tokenworks.models.files.packed_store import PackedPlace, place_of
+from tokenworks.models.narrow import in_bfloat16
 from tokenworks.models.speech.config import SpeechConfig
 from tokenworks.models.text.ends import eos_token_ids
 from tokenworks.models.vision.pixels import Pixels
@@ -47,7 +48,7 @@ def load(
         mark_s = now_s()
 
     path = Path(settings.path)
-    checkpoint = open_checkpoint(path, settings.engine.context_tokens)
+    checkpoint = _open(path, settings)
     config = checkpoint.config
     program = checkpoint.program()
     drafting = _open_draft(settings, config, program)
@@ -55,7 +56,7 @@ def load(
         program = checkpoint.program(guesses=True)
     limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
     phase("open")
-    place = place_of(path, settings.engine.packed_mb)
+    place = _place(path, settings)
     own_blocks = guess_blocks(limits.sequences, limits.block_tokens) if program.sequel is not None else 0
     executable = _backend(settings.backend).compile(
         program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place
@@ -69,7 +70,7 @@ def load(
         draft = MultiToken(executable, limits, now_s)
     if drafting is not None:
         draft_executable = _backend(settings.backend).compile(
-            drafting.program(), drafting.tensors, limits, place_of(drafting.path, settings.engine.packed_mb)
+            drafting.program(), drafting.tensors, limits, _place(drafting.path, settings)
         )
         keep.append(draft_executable.keep_packed)
         draft = DraftModel(
@@ -127,6 +128,15 @@ def load(
     return engine, ready, keep
 
 
+def _open(path: Path, settings: WorkerSettings) -> Checkpoint:
+    checkpoint = open_checkpoint(path, settings.engine.context_tokens)
+    return in_bfloat16(checkpoint) if settings.engine.dtype == "bfloat16" else checkpoint
+
+
+def _place(path: Path, settings: WorkerSettings) -> PackedPlace | None:
+    return place_of(path, settings.engine.packed_mb, settings.engine.dtype)
+
+
 def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program) -> Checkpoint | None:
     """The draft model, where one is wanted and can be used: a recurrent state could not take a wrong guess back."""
     if settings.draft_path is None or config.kind != "generate" or not settings.engine.speculation:
@@ -134,7 +144,7 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program)
     if state_bytes(program.cache_layers):
         return None
     draft_path = Path(settings.draft_path)
-    checkpoint = open_checkpoint(draft_path, settings.engine.context_tokens)
+    checkpoint = _open(draft_path, settings)
     if checkpoint.config.kind != "generate":
         raise ModelError(f"{draft_path} cannot draft: it is an encoder and makes no text.")
     if state_bytes(checkpoint.program().cache_layers):

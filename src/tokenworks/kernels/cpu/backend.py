@@ -66,7 +66,8 @@ class CpuBackend:
 
     @property
     def isa(self) -> str:
-        """scalar, avx2, avx512, avx512_bf16, amx or neon; TOKENWORKS_FORCE_ISA chooses, an unusable choice raises RuntimeError."""
+        """scalar, avx2, avx512, avx512_bf16, amx or neon; TOKENWORKS_FORCE_ISA chooses, an unusable choice raises
+        RuntimeError."""
         return _cpu.isa()
 
     @property

@@ -4,9 +4,9 @@
     DATA/packed/NAME-HASH.part     one that is being written, or was when its writer died
     DATA/locks/NAME-HASH.lock      held while a process writes it
 
-HASH is of the checkpoint's path, so that a changed checkpoint's file replaces the old one. A file's time of access is
-when a worker last began with it; those unused for longest go first when the folder is full. A process that has mapped
-a file keeps it, whatever becomes of its name.
+HASH is of the checkpoint's path and of the dtype it is served in, so that a changed checkpoint's file replaces the old
+one. A file's time of access is when a worker last began with it; those unused for longest go first when the folder is
+full. A process that has mapped a file keeps it, whatever becomes of its name.
 """
 
 import contextlib
@@ -85,9 +85,9 @@ class Kept:
     """Paths of the files it was made from; none when it is not whole."""
 
 
-def place_of(checkpoint: Path, limit_mb: int) -> PackedPlace | None:
-    """Where the packed weights of the checkpoint at this path belong; None when nothing is to be kept, or its files
-    cannot be read."""
+def place_of(checkpoint: Path, limit_mb: int, dtype: str = "auto") -> PackedPlace | None:
+    """Where the packed weights of the checkpoint at this path, served in `dtype`, belong; None when nothing is to be
+    kept, or its files cannot be read."""
     if limit_mb == 0:
         return None
     path = checkpoint.resolve()
@@ -97,7 +97,8 @@ def place_of(checkpoint: Path, limit_mb: int) -> PackedPlace | None:
         sources = tuple(_source(file) for file in files)
     except OSError:
         return None
-    key = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    served = b"" if dtype == "auto" else b"\0" + dtype.encode()
+    key = hashlib.sha256(os.fsencode(path) + served).hexdigest()[:16]
     return PackedPlace(_folder() / f"{path.stem[:60]}-{key}.packed", sources, limit_mb << 20)
 
 

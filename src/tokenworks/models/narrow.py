@@ -1,0 +1,37 @@
+"""A checkpoint's weights of 16 and 32 bits rounded to bfloat16, which processors with products of it multiply twice as
+fast (kernels/cpu/linear), and which takes half of float32's memory."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.checkpoint import Checkpoint
+
+
+def in_bfloat16(checkpoint: Checkpoint) -> Checkpoint:
+    """Matrices that are quantised stay so, and vectors as they are: they are few, and norms are sensitive."""
+    return replace(checkpoint, tensors=_Rounded(checkpoint.tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded(Mapping[str, Tensor]):
+    """Each one is rounded when it is asked for."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        if len(tensor.shape) < 2 or tensor.format not in ("F32", "F16"):
+            return tensor
+        bits = dequantise(tensor).view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype("<u2")  # to nearest, ties to even
+        return replace(tensor, format="BF16", data=rounded.ravel().view(np.uint8))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
