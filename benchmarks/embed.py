@@ -3,8 +3,8 @@
 FOLDER is a MiniLM checkpoint (`tokenworks models pull minilm-l6` shows where it lies). Needs torch, transformers, onnx
 and onnxruntime. Texts are paragraphs of the Python manual, sorted by length and 32 at a time, so that onnxruntime pads
 little; ours packs them without padding. A line each: float32 weights in both, then ours in bfloat16 (`dtype: bfloat16`)
-and in int8 (`tokenworks quantize --to int8`) with what they change: the cosine to float32's vectors, and how many of the
-ten nearest texts stay.
+and in int8 (`tokenworks quantize --to int8`) with what they change: the cosine to float32's vectors, and how many of
+the ten nearest texts stay.
 """
 
 import argparse
