@@ -26,7 +26,7 @@ from tokenworks.quant.served import Served
 from tokenworks.quant.text import windows
 
 LENGTH, FIRST = 512, 256
-SMALLER: tuple[CacheType, ...] = ("float16", "int8")
+SMALLER: tuple[CacheType, ...] = ("float16", "bfloat16", "int8")
 
 
 def widened(tensor: Tensor) -> Tensor:
