@@ -1,101 +1,136 @@
-"""Configurations of small dense models that are near to Llama, in shapes that nothing divides."""
+"""Configurations of small dense models."""
 
 from typing import Any
 
+from small_shapes import BARE, HALF, NO_SPECIAL, ONE_KV, ONE_KV_RMS, SMALL
 from transformers import (
     Cohere2Config,
     CohereConfig,
-    Dots1Config,
-    Ernie4_5_MoeConfig,
     Ernie4_5Config,
     Exaone4Config,
     Glm4Config,
     GlmConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     HunYuanDenseV1Config,
-    HunYuanMoEV1Config,
-    Lfm2Config,
-    Lfm2MoeConfig,
-    Llama4TextConfig,
-    MiniMaxM2Config,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
     SeedOssConfig,
+    SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
 )
 
-_SHARED = {
-    "vocab_size": 101,
-    "hidden_size": 40,
-    "intermediate_size": 52,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 5,
-    "max_position_embeddings": 256,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-_SMALL = _SHARED | {"num_key_value_heads": 1}
-_RMS = _SMALL | {"rms_norm_eps": 1e-5}
+_PHI3 = {k: v for k, v in SMALL.items() if k != "head_dim"} | {"pad_token_id": 0}
 _TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
-_HALF = {"rope_type": "default", "rope_theta": 1e2, "partial_rotary_factor": 0.5}
-
-_LFM2 = _SMALL | {
-    "norm_eps": 1e-5,
-    "layer_types": ["conv", "full_attention", "conv"],
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e2},
-}
 
 DENSE: dict[str, Any] = {
-    "lfm2": Lfm2Config(**_LFM2, block_multiple_of=6, tie_word_embeddings=False),
-    "lfm2-biased": Lfm2Config(**_LFM2, conv_bias=True, conv_L_cache=4, block_auto_adjust_ff_dim=False),
-    "lfm2-moe": Lfm2MoeConfig(
-        **_LFM2, num_dense_layers=1, num_experts=7, num_experts_per_tok=3, moe_intermediate_size=22,
-        routed_scaling_factor=1.7,
+    "llama": LlamaConfig(**SMALL),
+    "llama-tied-biased": LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama-linear-rope": LlamaConfig(
+        **SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 5e3, "factor": 3.0}
     ),
-    "minimax-m2": MiniMaxM2Config(
-        **_RMS | {"intermediate_size": 22}, head_dim=8, num_local_experts=7, num_experts_per_tok=3,
-        rope_parameters=_HALF,
+    "llama3-rope": LlamaConfig(
+        **SMALL,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 5e2,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
     ),
-    "dots1": Dots1Config(
-        **_RMS, head_dim=10, n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=14,
-        n_group=4, topk_group=2, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=1.7,
-        sliding_window=3, max_window_layers=2,
+    "qwen2": Qwen2Config(**SMALL | {"num_attention_heads": 6, "num_key_value_heads": 3}),
+    "qwen2-sliding": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    "qwen3": Qwen3Config(**SMALL | {"head_dim": 18, "num_attention_heads": 7}),
+    "yarn-rope": LlamaConfig(
+        **SMALL | {"head_dim": 24},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 5e2,
+            "factor": 8.0,
+            "beta_fast": 3.0,
+            "original_max_position_embeddings": 32,
+        },
     ),
-    "ernie4-5-moe": Ernie4_5_MoeConfig(
-        **_RMS, moe_num_experts=7, moe_k=3, moe_intermediate_size=14, moe_num_shared_experts=2,
+    "mistral": MistralConfig(**SMALL, sliding_window=5),
+    "mistral-no-window": MistralConfig(**SMALL, sliding_window=None),
+    "ministral": MinistralConfig(
+        **SMALL, sliding_window=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
     ),
-    "hunyuan-moe": HunYuanMoEV1Config(**_RMS | {"intermediate_size": 22}, head_dim=10, num_experts=5, moe_topk=2),
-    "llama4": Llama4TextConfig(
-        **_RMS | {"num_hidden_layers": 4, "num_key_value_heads": 5, "intermediate_size": 22}, head_dim=8,
-        intermediate_size_mlp=52, num_local_experts=5, interleave_moe_layer_step=2, attention_chunk_size=7,
-        no_rope_layers=[1, 0, 1, 1], floor_scale=6, attn_scale=0.4,
+    "smollm3": SmolLM3Config(**SMALL | {"num_hidden_layers": 5}, no_rope_layer_interval=2, **NO_SPECIAL),
+    "phi3": Phi3Config(**_PHI3),
+    "phi3-partial-long": Phi3Config(
+        **_PHI3 | {"hidden_size": 60, "max_position_embeddings": 256},
+        original_max_position_embeddings=16,
+        sliding_window=7,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e2,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.1, 1.2],
+            "long_factor": [1.5, 2.5, 9.0],
+        },
     ),
-    "llama4-plain": Llama4TextConfig(
-        **_RMS | {"num_hidden_layers": 2, "intermediate_size": 22}, head_dim=8, num_local_experts=3,
-        attention_chunk_size=33, use_qk_norm=False, attn_temperature_tuning=False, attention_bias=True,
-        no_rope_layers=[1, 0],
+    "granite": GraniteConfig(
+        **SMALL,
+        attention_multiplier=0.3,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        logits_scaling=2.5,
+        tie_word_embeddings=True,
     ),
-    "gpt-neox": GPTNeoXConfig(**_SHARED, rope_parameters=_HALF),
+    "olmo2": Olmo2Config(**SMALL | {"num_key_value_heads": 5}, **NO_SPECIAL),
+    "olmo3": Olmo3Config(
+        **SMALL | {"num_hidden_layers": 5},
+        sliding_window=6,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 1e2,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "attention_factor": 1.2,
+            },
+        },
+        **NO_SPECIAL,
+    ),
+    "gpt-neox": GPTNeoXConfig(**BARE, rope_parameters=HALF),
     "gpt-neox-in-turn": GPTNeoXConfig(
-        **_SHARED, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
-        rope_parameters=_HALF | {"partial_rotary_factor": 1.0},
+        **BARE,
+        use_parallel_residual=False,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        rope_parameters=HALF | {"partial_rotary_factor": 1.0},
     ),
-    "phi": PhiConfig(**_SMALL, rope_parameters=_HALF),
-    "cohere": CohereConfig(**_SMALL, logit_scale=1.5, tie_word_embeddings=False),
-    "cohere2": Cohere2Config(**_SMALL, attention_bias=True, logit_scale=0.7, sliding_window=3, layer_types=_TYPES),
-    "stablelm": StableLmConfig(**_SMALL, use_qkv_bias=True, rope_parameters=_HALF),
-    "stablelm-parallel": StableLmConfig(**_SMALL, use_parallel_residual=True, rope_parameters=_HALF),
-    "starcoder2": Starcoder2Config(**_SMALL, sliding_window=6),
-    "starcoder2-unbiased": Starcoder2Config(**_SMALL, use_bias=False, tie_word_embeddings=False),
-    "glm": GlmConfig(**_RMS, head_dim=12, rope_parameters=_HALF),
-    "glm4": Glm4Config(**_RMS | {"num_attention_heads": 6, "num_key_value_heads": 2}, head_dim=12),
-    "exaone4": Exaone4Config(**_RMS, head_dim=8, sliding_window=3, layer_types=_TYPES),
-    "exaone4-no-windows": Exaone4Config(**_RMS, head_dim=8, sliding_window=None, layer_types=["full_attention"] * 3),
-    "seed-oss": SeedOssConfig(**_RMS, head_dim=10, attention_out_bias=True, mlp_bias=True),
-    "ernie4-5": Ernie4_5Config(**_RMS, head_dim=10, use_bias=True),
+    "phi": PhiConfig(**ONE_KV, rope_parameters=HALF),
+    "cohere": CohereConfig(**ONE_KV, logit_scale=1.5, tie_word_embeddings=False),
+    "cohere2": Cohere2Config(**ONE_KV, attention_bias=True, logit_scale=0.7, sliding_window=3, layer_types=_TYPES),
+    "stablelm": StableLmConfig(**ONE_KV, use_qkv_bias=True, rope_parameters=HALF),
+    "stablelm-parallel": StableLmConfig(**ONE_KV, use_parallel_residual=True, rope_parameters=HALF),
+    "starcoder2": Starcoder2Config(**ONE_KV, sliding_window=6),
+    "starcoder2-unbiased": Starcoder2Config(**ONE_KV, use_bias=False, tie_word_embeddings=False),
+    "glm": GlmConfig(**ONE_KV_RMS, head_dim=12, rope_parameters=HALF),
+    "glm4": Glm4Config(**ONE_KV_RMS | {"num_attention_heads": 6, "num_key_value_heads": 2}, head_dim=12),
+    "exaone4": Exaone4Config(**ONE_KV_RMS, head_dim=8, sliding_window=3, layer_types=_TYPES),
+    "exaone4-no-windows": Exaone4Config(
+        **ONE_KV_RMS, head_dim=8, sliding_window=None, layer_types=["full_attention"] * 3
+    ),
+    "seed-oss": SeedOssConfig(**ONE_KV_RMS, head_dim=10, attention_out_bias=True, mlp_bias=True),
+    "ernie4-5": Ernie4_5Config(**ONE_KV_RMS, head_dim=10, use_bias=True),
     "hunyuan": HunYuanDenseV1Config(
-        **_RMS, head_dim=10, attention_bias=True,
+        **ONE_KV_RMS,
+        head_dim=10,
+        attention_bias=True,
         rope_parameters={"rope_type": "dynamic", "rope_theta": 1e2, "alpha": 3.0, "factor": 1.0},
     ),
-}  # fmt: skip
+}

@@ -1,10 +1,17 @@
-"""Configurations of small Gemma 3n and 4 models, in shapes that nothing divides."""
+"""Configurations of small Gemma models."""
 
 from typing import Any
 
-from transformers import Gemma3nTextConfig, Gemma4TextConfig
+from small_shapes import SMALL
+from transformers import (
+    Gemma2Config,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    GemmaConfig,
+)
 
-_SMALL = {
+_LATER = {
     "vocab_size": 101,
     "hidden_size": 40,
     "intermediate_size": 52,
@@ -23,8 +30,33 @@ _SMALL = {
 _IN_TURN = ["sliding_attention", "full_attention"]
 
 GEMMA: dict[str, Any] = {
+    "gemma": GemmaConfig(**SMALL | {"head_dim": 10}),
+    "gemma2": Gemma2Config(
+        **SMALL | {"num_hidden_layers": 4, "head_dim": 12},
+        sliding_window=5,
+        query_pre_attn_scalar=9,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SMALL | {"num_hidden_layers": 7, "head_dim": 10},
+        sliding_window=3,
+        query_pre_attn_scalar=7,
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 8.0},
+        },
+    ),
+    "gemma3-softcaps": Gemma3TextConfig(
+        **SMALL | {"num_key_value_heads": 5},
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        sliding_window=6,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.5,
+        tie_word_embeddings=False,
+    ),
     "gemma3n": Gemma3nTextConfig(
-        **_SMALL | {"vocab_size_per_layer_input": 90, "intermediate_size": [44, 52, 36, 52, 60], "head_dim": 10},
+        **_LATER | {"vocab_size_per_layer_input": 90, "intermediate_size": [44, 52, 36, 52, 60], "head_dim": 10},
         num_hidden_layers=5,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
         num_kv_shared_layers=2,
@@ -37,7 +69,7 @@ GEMMA: dict[str, Any] = {
         },
     ),
     "gemma3n-none-shared": Gemma3nTextConfig(
-        **_SMALL | {"num_key_value_heads": 5},
+        **_LATER | {"num_key_value_heads": 5},
         num_hidden_layers=2,
         layer_types=_IN_TURN,
         num_kv_shared_layers=0,
@@ -48,7 +80,7 @@ GEMMA: dict[str, Any] = {
         tie_word_embeddings=False,
     ),
     "gemma4": Gemma4TextConfig(
-        **_SMALL,
+        **_LATER,
         num_hidden_layers=6,
         layer_types=_IN_TURN * 3,
         num_kv_shared_layers=3,
@@ -60,7 +92,7 @@ GEMMA: dict[str, Any] = {
         },
     ),
     "gemma4-experts": Gemma4TextConfig(
-        **_SMALL | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size_per_layer_input": 0},
+        **_LATER | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size_per_layer_input": 0},
         num_hidden_layers=4,
         layer_types=_IN_TURN * 2,
         global_head_dim=12,

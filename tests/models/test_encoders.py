@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_checkpoints import ENCODERS, Float32, write_encoder
+from small_checkpoints import Float32
+from small_encoders import ENCODERS, write_encoder
 
 from tokenworks.kernels.backend import Backend, Limits, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend

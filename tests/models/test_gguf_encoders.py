@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from small_checkpoints import ENCODERS, randomise, write_encoder
+from small_checkpoints import randomise
+from small_encoders import ENCODERS, write_encoder
 from test_encoders import TEXTS, encode
 from test_tokenizer import TEXTS as STRINGS
 from transformers import AutoModel, NomicBertConfig, XLMRobertaTokenizer
