@@ -6,6 +6,7 @@ import numpy as np
 
 from tokenworks.kernels.backend import Backend, Executable, Float32, Limits, StepBatch
 from tokenworks.kernels.program import Program, ProgramBuilder, Value
+from tokenworks.kernels.reference.sampling import sample_row
 from tokenworks.kernels.tensor import Tensor
 
 
@@ -52,3 +53,40 @@ def compiled(backend: Backend, program: Program, arrays: Mapping[str, np.ndarray
 def run(executable: Executable, batch: StepBatch) -> Float32:
     """A copy, which outlives the next step."""
     return executable.run(batch).copy()
+
+
+def may_choose(logits: Float32, token: int, options: tuple[float, int, float, float], uniform: float) -> bool:
+    """Whether `token` is the definition's choice, or could be with numbers moved by a rounding. options: temperature,
+    top_k, top_p, min_p."""
+    temperature, top_k, top_p, min_p = options
+    place = np.empty(len(logits), np.int64)
+    place[np.argsort(-logits, kind="stable")] = np.arange(len(logits))
+    nudges = (0.0, -3e-6, 3e-6)
+    for p in nudges:
+        for m in nudges:
+            first, last = (
+                place[sample_row(logits, temperature, top_k, min(1.0, top_p * (1 + p)), min_p * (1 + m), uniform + u)]
+                for u in (-3e-6, 3e-6)
+            )
+            if first <= place[token] <= last:
+                return True
+    return False
+
+
+def distribution(kind: str, size: int, rng: np.random.Generator) -> Float32:
+    """Logits of some shape: plain, peaked, tied, masked, one, wide."""
+    logits = rng.standard_normal(size).astype(np.float32)
+    match kind:
+        case "peaked":
+            logits *= 8
+        case "tied":
+            logits = np.round(logits * 2)
+        case "masked":
+            logits[rng.random(size) < 0.9] = -np.inf
+            logits[0] = 0.0
+        case "one":
+            logits[:] = -np.inf
+            logits[size // 2] = 1.0
+        case "wide":
+            logits *= 1e4
+    return logits.astype(np.float32)

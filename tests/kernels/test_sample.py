@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_support import compiled, program_of
+from kernel_support import compiled, distribution, may_choose, program_of
 
 from tokenworks.kernels.backend import Executable, Float32, SampleBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
-from tokenworks.kernels.reference.sampling import sample_row
 
 
 @pytest.fixture(scope="module")
@@ -27,41 +26,6 @@ def how(rows: int, uniform: Float32, temperature: float = 1.0, top_k: int = 0, t
         return np.full(rows, value, dtype)
 
     return SampleBatch(full(temperature), full(top_k, np.int32), full(top_p), full(min_p), uniform.astype(np.float32))
-
-
-def may_choose(logits: Float32, token: int, options: tuple[float, int, float, float], uniform: float) -> bool:
-    """Whether `token` is the definition's choice, or could be with numbers moved by a rounding."""
-    temperature, top_k, top_p, min_p = options
-    place = np.empty(len(logits), np.int64)
-    place[np.argsort(-logits, kind="stable")] = np.arange(len(logits))
-    nudges = (0.0, -3e-6, 3e-6)
-    for p in nudges:
-        for m in nudges:
-            first, last = (
-                place[sample_row(logits, temperature, top_k, min(1.0, top_p * (1 + p)), min_p * (1 + m), uniform + u)]
-                for u in (-3e-6, 3e-6)
-            )
-            if first <= place[token] <= last:
-                return True
-    return False
-
-
-def distribution(kind: str, size: int, rng: np.random.Generator) -> Float32:
-    logits = rng.standard_normal(size).astype(np.float32)
-    match kind:
-        case "peaked":
-            logits *= 8
-        case "tied":
-            logits = np.round(logits * 2)
-        case "masked":
-            logits[rng.random(size) < 0.9] = -np.inf
-            logits[0] = 0.0
-        case "one":
-            logits[:] = -np.inf
-            logits[size // 2] = 1.0
-        case "wide":
-            logits *= 1e4
-    return logits.astype(np.float32)
 
 
 @settings(max_examples=250, deadline=None)

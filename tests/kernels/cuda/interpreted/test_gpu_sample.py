@@ -1,0 +1,79 @@
+"""Drawing tokens and log-probabilities on the GPU: the definition's choices (kernels/reference/sampling.py)."""
+
+import numpy as np
+import pytest
+import torch
+from kernel_support import distribution, may_choose
+
+from tokenworks.kernels.cuda.logprobs import logprobs
+from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.reference.sampling import log_probabilities
+
+Options = tuple[float, int, float, float]
+"""Temperature, top_k, top_p, min_p."""
+
+
+def draw(logits: np.ndarray, options: list[Options], uniform: list[float]) -> list[int]:
+    temperature, top_k, top_p, min_p = zip(*options, strict=True)
+    out = torch.full((len(logits),), -1, dtype=torch.int32)
+    floats = [torch.tensor(each, dtype=torch.float32) for each in (temperature, top_p, min_p, uniform)]
+    rows = torch.from_numpy(np.ascontiguousarray(logits, np.float32))
+    sample(rows, floats[0], torch.tensor(top_k, dtype=torch.int32), *floats[1:], out)
+    return out.tolist()
+
+
+KEPT: list[Options] = [
+    (1.0, 0, 1.0, 0.0),
+    (0.7, 40, 1.0, 0.0),
+    (1.0, 0, 0.9, 0.0),
+    (100.0, 5000, 0.999, 0.05),
+    (1.0, 2, 0.0, 1.0),
+    (0.01, 0, 0.5, 1e-7),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "first"),
+    [("plain", 17, 1), ("peaked", 8193, 0), ("tied", 4099, 1), ("masked", 300, 0), ("wide", 9, 1)],
+)
+def test_draws_are_the_definitions(kind: str, size: int, first: int) -> None:
+    """Each row has options of its own."""
+    kept = KEPT[first::2]
+    logits = np.stack([distribution(kind, size, np.random.default_rng(seed)) for seed in range(len(kept))])
+    uniform = [0.3, 0.62, 0.99999994] if first else [0.0, 0.99, 0.5]
+    for row, options, u, token in zip(logits, kept, uniform, draw(logits, kept, uniform), strict=True):
+        assert may_choose(row, token, options, u), (options, u, token)
+
+
+def test_equal_logits_count_by_token_id() -> None:
+    """Twelve ties: of the first five that top_k keeps, the third; of those that top_p keeps, the last."""
+    logits = np.full((3, 6000), -5.0, np.float32)
+    ties = np.arange(12) * 450 + 7
+    logits[:, ties] = 2.0
+    options = [(1.0, 5, 1.0, 0.0), (1.0, 12, 0.49, 0.0), (0.0, 0, 1.0, 0.0)]
+    assert draw(logits, options, [0.5, 0.9999, 0.9]) == [ties[2], ties[5], ties[0]]
+
+
+def test_the_likeliest_token_whatever_its_sign_or_place() -> None:
+    logits = np.full((4, 9000), -np.inf, np.float32)
+    logits[0, 8999] = -3.0
+    logits[1, [5000, 4999]] = [0.0, -0.0]
+    logits[2, :] = -2.0
+    logits[3, [1, 8192]] = [1e30, 3e38]
+    assert draw(logits, [(0.0, 0, 1.0, 0.0)] * 4, [0.5] * 4) == [8999, 4999, 0, 8192]
+
+
+@pytest.mark.parametrize(("size", "top"), [(9000, 5), (20, 20), (4097, 0)])
+def test_log_probabilities(size: int, top: int) -> None:
+    logits = np.stack(
+        [distribution(kind, size, np.random.default_rng(3)) for kind in ("plain", "tied", "masked", "peaked")]
+    )
+    chosen = np.array([0, size - 1, 7, int(logits[3].argmax())], np.int32)
+    values, ranks = torch.empty(4), torch.empty(4, dtype=torch.int32)
+    top_ids, top_values = torch.empty(4, top, dtype=torch.int32), torch.empty(4, top)
+    logprobs(torch.from_numpy(logits), torch.from_numpy(chosen), values, ranks, top_ids, top_values)
+    wanted = log_probabilities(logits, chosen, top)
+    np.testing.assert_array_equal(ranks.numpy(), wanted[1])
+    np.testing.assert_array_equal(top_ids.numpy(), wanted[2])
+    np.testing.assert_allclose(values.numpy(), wanted[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(top_values.numpy(), wanted[3], rtol=1e-5, atol=1e-5)
