@@ -29,18 +29,23 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Default: the cores this process may use, by affinity and control group."""
     context_tokens: Positive | None = None
     """Default: the model's own, as far as the cache reaches."""
-    cache_mb: Positive = 1024
-    """KV cache of a worker, MiB; memory is touched only as it fills."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: an NVIDIA GPU where there is one and the extra `cuda` is installed, for models that it runs; else the CPU."""
     dtype: Literal["auto", "bfloat16"] = "auto"
     """Of weights that are not quantised. auto: as the checkpoint has them; bfloat16: rounded to it, which makes float32
     half as large, and prompts and embeddings up to twice as fast on processors that multiply bfloat16."""
-    cache_dtype: Literal["int8", "float16", "bfloat16", "float32"] = "int8"
-    """int8 costs less than 0.5 % perplexity (docs/kernels.md), and holds 1.9 times the tokens of float16."""
+    cache_mb: Positive | None = None
+    """KV cache of a worker, MiB. Default: 1024 on the CPU, where memory is touched only as it fills; on a GPU most of
+    what is free beside the weights."""
+    cache_dtype: Literal["int8", "float16", "float32", "bfloat16", "fp8"] | None = None
+    """Default: int8 on the CPU, which costs less than 0.5 % perplexity (docs/kernels.md) and holds 1.9 times the tokens
+    of float16; bfloat16 on a GPU, which takes fp8 too."""
     block_tokens: Positive = 16
-    step_tokens: Positive = 512
-    """The most tokens one step computes: a long prompt delays running requests by no more than this."""
-    sequences: Positive = 64
-    """The most sequences that run at once; more wait."""
+    step_tokens: Positive | None = None
+    """The most tokens one step computes: a long prompt delays running requests by no more than this. Default: 512 on
+    the CPU, 4096 on a GPU."""
+    sequences: Positive | None = None
+    """The most sequences that run at once; more wait. Default: 64 on the CPU, 256 on a GPU."""
     packed_mb: Annotated[int, msgspec.Meta(ge=0)] = 32768
     """Disk for packed weights of all models, MiB, which the next start maps; those unused for longest go. 0: none."""
     speculation: bool = True

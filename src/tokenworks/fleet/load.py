@@ -12,6 +12,7 @@ from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.multi_token import MultiToken, guess_blocks
 from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.sounds import SoundEncoder
+from tokenworks.fleet.device import capacity, choose_backend, free_mb
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.formats import dequantise
@@ -52,13 +53,15 @@ def load(
     config = checkpoint.config
     program = checkpoint.program()
     drafting = _open_draft(settings, config, program)
+    backend = choose_backend(settings, _programs(checkpoint, program, drafting))
     if drafting is None and settings.engine.speculation and not state_bytes(program.cache_layers):
-        program = checkpoint.program(guesses=True)
-    limits = _limits(settings, config, [program, drafting.program()] if drafting else [program])
+        guessing = checkpoint.program(guesses=True)
+        program = guessing if backend.name != "cuda" else program
+    limits = _limits(settings, backend, checkpoint, program, drafting)
     phase("open")
     place = _place(path, settings)
     own_blocks = guess_blocks(limits.sequences, limits.block_tokens) if program.sequel is not None else 0
-    executable = _backend(settings.backend).compile(
+    executable = backend.compile(
         program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place
     )
     keep = [executable.keep_packed]
@@ -69,7 +72,7 @@ def load(
     if program.sequel is not None:
         draft = MultiToken(executable, limits, now_s)
     if drafting is not None:
-        draft_executable = _backend(settings.backend).compile(
+        draft_executable = backend.compile(
             drafting.program(), drafting.tensors, limits, _place(drafting.path, settings)
         )
         keep.append(draft_executable.keep_packed)
@@ -93,7 +96,7 @@ def load(
         engine = EncoderEngine(executable, limits, width=width, vocabulary=config.vocabulary, sigmoid=sigmoid)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
-        encoder, encoder_bytes = _media_encoder(settings, checkpoint, context_tokens, limits.threads)
+        encoder, encoder_bytes = _media_encoder(backend, checkpoint, context_tokens, limits.threads)
         adapters = None
         if isinstance(config, DecoderConfig):
             adapters = AdapterSlots(
@@ -158,10 +161,10 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program)
 
 
 def _media_encoder(
-    settings: WorkerSettings, checkpoint: Checkpoint, context_tokens: int, threads: int
+    backend: Backend, checkpoint: Checkpoint, context_tokens: int, threads: int
 ) -> tuple[MediaEncoder | None, int]:
     """Of a model that sees or hears, and the bytes of its weights; sized for the largest picture that fits a prompt."""
-    config, backend = checkpoint.config, _backend(settings.backend)
+    config = checkpoint.config
     if isinstance(config, SpeechConfig):
         limits = _encoder_limits(config.heard, threads)
         executable = backend.compile(checkpoint.speech_program(), checkpoint.tensors, limits)
@@ -184,38 +187,46 @@ def _encoder_limits(rows: int, threads: int) -> Limits:
     )
 
 
-def _limits(settings: WorkerSettings, config: ModelConfig, programs: Sequence[Program]) -> Limits:
+def _programs(checkpoint: Checkpoint, program: Program, drafting: Checkpoint | None) -> list[Program]:
+    """All that a worker runs."""
+    config, programs = checkpoint.config, [program]
+    if drafting is not None:
+        programs.append(drafting.program())
+    if isinstance(config, SpeechConfig):
+        programs.append(checkpoint.speech_program())
+    elif isinstance(config, DecoderConfig) and config.vision is not None:
+        programs.append(checkpoint.vision_program(config.vision))
+    return programs
+
+
+def _limits(
+    settings: WorkerSettings, backend: Backend, checkpoint: Checkpoint, program: Program, drafting: Checkpoint | None
+) -> Limits:
     """The cache's memory is for all programs; each has as many blocks of it as the others."""
-    wanted = settings.engine
-    layers = tuple(layer for program in programs for layer in program.all_cache_layers)
-    step_tokens = wanted.step_tokens
+    wanted, config, takes = settings.engine, checkpoint.config, capacity(settings.engine, backend)
+    running = {checkpoint: program} | ({drafting: drafting.program()} if drafting else {})
+    layers = tuple(layer for each in running.values() for layer in each.all_cache_layers)
+    step_tokens = takes.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)
     elif (
         isinstance(config, DecoderConfig) and config.vision is not None and config.vision.sees_ahead
     ):  # a picture's tokens have to, beside texts
-        step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + wanted.sequences)
-    cache = cache_that_fits(wanted.cache_mb, layers, wanted.cache_dtype, wanted.block_tokens, wanted.sequences)
-    return Limits(
+        step_tokens = max(step_tokens, config.vision.most_patches // config.vision.merge**2 + takes.sequences)
+    limits = Limits(
         step_tokens=step_tokens,
-        sequences=wanted.sequences,
-        logit_rows=wanted.sequences,
-        blocks=cache.blocks,
+        sequences=takes.sequences,
+        logit_rows=takes.sequences,
+        blocks=1,
         block_tokens=wanted.block_tokens,
-        cache_dtype=wanted.cache_dtype,
+        cache_dtype=takes.cache_dtype,
         threads=wanted.threads or cores_allowed(),
-        state_slots=cache.state_slots,
     )
-
-
-def _backend(name: str) -> Backend:
-    if name == "reference":
-        from tokenworks.kernels.reference import ReferenceBackend
-
-        return ReferenceBackend()
-    from tokenworks.kernels.cpu.backend import CpuBackend
-
-    return CpuBackend()
+    cache_mb = takes.cache_mb
+    if cache_mb is None:
+        cache_mb = free_mb(limits, [(each, opened.tensors) for opened, each in running.items()])
+    cache = cache_that_fits(cache_mb, layers, takes.cache_dtype, wanted.block_tokens, takes.sequences)
+    return replace(limits, blocks=cache.blocks, state_slots=cache.state_slots)
 
 
 def _tokenizer_json(path: Path) -> str:

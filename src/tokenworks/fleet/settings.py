@@ -18,8 +18,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters that are tried, and loaded as far as there are slots, before the worker is ready."""
     engine: EngineSettings = EngineSettings()
-    backend: Literal["cpu", "reference"] = "cpu"
-    """Which table of operations runs it; the reference is slow and needs no compiled code."""
+    backend: Literal["device", "reference"] = "device"
+    """What runs it: that of engine.device, or the reference, which is slow and needs no compiled code."""
 
 
 UNUSABLE_STATUS = 2

@@ -25,8 +25,9 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     """Of its first bytes: a safetensors header, a GGUF file's metadata, a whole config.json."""
 
 
-CacheType = Literal["int8", "float16", "bfloat16", "float32"]
-"""How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend)."""
+CacheType = Literal["int8", "float16", "bfloat16", "float32", "fp8"]
+"""How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend).
+fp8: E4M3 (OCP "8-bit Floating Point"), saturating, without scales. No backend keeps all of them."""
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]

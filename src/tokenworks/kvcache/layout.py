@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from tokenworks.kernels.backend import CacheType
 from tokenworks.kernels.program import CacheLayer, KvLayer, StateLayer
 
-ELEMENT_BYTES: dict[CacheType, int] = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
-SCALE_BYTES: dict[CacheType, int] = {"int8": 4, "float16": 0, "bfloat16": 0, "float32": 0}
+ELEMENT_BYTES: dict[CacheType, int] = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "fp8": 1}
+SCALE_BYTES: dict[CacheType, int] = {"int8": 4, "float16": 0, "bfloat16": 0, "float32": 0, "fp8": 0}
 """Beside the elements of a position and KV head, for each of K and V."""
 
 STATES_PER_SEQUENCE = 8

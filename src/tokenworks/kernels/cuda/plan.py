@@ -15,6 +15,7 @@ from tokenworks.kernels.program import (
     Activate,
     Add,
     Attend,
+    DeltaRule,
     Gate,
     Instruction,
     Keep,
@@ -27,13 +28,16 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Value,
 )
 
 Precision = Literal["float32", "bfloat16"]
 ELEMENT_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 ALIGNMENT_BYTES = 256
+NOT_YET = (ShortConvolution, SelectiveScan, DeltaRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,14 @@ class Plan:
     arena_bytes: int
     merged: int
     """So many tokens are a merged row; 1 where none are."""
+
+
+def refusal(program: Program) -> str | None:
+    """What of a program this backend does not run; None if it runs all."""
+    for instruction in program.instructions:
+        if isinstance(instruction, NOT_YET):
+            return f"the GPU backend does not run {type(instruction).__name__} yet"
+    return None
 
 
 def make_plan(program: Program, limits: Limits) -> Plan:

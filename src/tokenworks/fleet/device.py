@@ -1,0 +1,102 @@
+"""Which chip a worker runs on, and what it takes of it where nobody has said."""
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenworks.config import EngineSettings
+from tokenworks.fleet.settings import WorkerSettings
+from tokenworks.kernels.backend import Backend, CacheType, Limits
+from tokenworks.kernels.program import Program
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
+
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
+"""Of NVIDIA's driver on Linux, and of Windows' under WSL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much a worker takes on."""
+
+    cache_dtype: CacheType
+    step_tokens: int
+    sequences: int
+    cache_mb: int | None
+    """None: what is free."""
+
+
+DEFAULTS: dict[Literal["cpu", "cuda"], Capacity] = {
+    "cpu": Capacity("int8", 512, 64, 1024),
+    "cuda": Capacity("bfloat16", 4096, 256, None),
+}
+
+
+def capacity(wanted: EngineSettings, backend: Backend) -> Capacity:
+    """What the settings say, and the device's own measure for the rest."""
+    usual = DEFAULTS["cuda" if backend.name == "cuda" else "cpu"]
+    return Capacity(
+        wanted.cache_dtype or usual.cache_dtype,
+        wanted.step_tokens or usual.step_tokens,
+        wanted.sequences or usual.sequences,
+        wanted.cache_mb or usual.cache_mb,
+    )
+
+
+def choose_backend(settings: WorkerSettings, programs: Sequence[Program]) -> Backend:
+    """For all of a worker's programs. Raises ModelError when a GPU is asked for and cannot be had."""
+    if settings.backend == "reference":
+        from tokenworks.kernels.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    wanted = settings.engine.device
+    if wanted != "cpu":
+        trouble = gpu_trouble() or _refusal(programs)
+        if trouble is None:
+            from tokenworks.kernels.cuda.backend import CudaBackend
+
+            return CudaBackend()
+        if wanted == "gpu":
+            raise ModelError(f"device: gpu cannot be had: {trouble}.")
+        if has_driver():
+            sys.stderr.write(f"The GPU is not used: {trouble}.\n")
+    from tokenworks.kernels.cpu.backend import CpuBackend
+
+    return CpuBackend()
+
+
+def has_driver() -> bool:
+    return any(Path(file).exists() for file in DRIVER_FILES)
+
+
+def gpu_trouble() -> str | None:
+    """Why there is no GPU to run on; None if there is one. PyTorch is loaded only where a driver is."""
+    if not has_driver():
+        return "there is no NVIDIA driver"
+    missing = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} missing: pip install 'tokenworks[cuda]'"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device (its build, the driver's version, or CUDA_VISIBLE_DEVICES)"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return f"{torch.cuda.get_device_name()} has no bfloat16 (compute capability {major}.{minor}; 8.0 is needed)"
+    return None
+
+
+def _refusal(programs: Sequence[Program]) -> str | None:
+    from tokenworks.kernels.cuda.plan import refusal
+
+    return next((said for program in programs if (said := refusal(program)) is not None), None)
+
+
+def free_mb(limits: Limits, models: Iterable[tuple[Program, Mapping[str, Tensor]]]) -> int:
+    """What the GPU has left for a cache beside these programs and their weights, MiB."""
+    from tokenworks.kernels.cuda.memory import free_bytes
+
+    return max(1, free_bytes(limits, models) // 2**20)
