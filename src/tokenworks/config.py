@@ -30,7 +30,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     context_tokens: Positive | None = None
     """Default: the model's own, as far as the cache reaches."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: an NVIDIA GPU where there is one and the extra `cuda` is installed, for models that it runs; else the CPU."""
+    """auto: an NVIDIA GPU where there is one, the extra `cuda` is installed and can run the model; else the CPU."""
     dtype: Literal["auto", "bfloat16"] = "auto"
     """Of weights that are not quantised. auto: as the checkpoint has them; bfloat16: rounded to it, which makes float32
     half as large, and prompts and embeddings up to twice as fast on processors that multiply bfloat16."""

@@ -1,6 +1,6 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,9 +61,7 @@ def load(
     phase("open")
     place = _place(path, settings)
     own_blocks = guess_blocks(limits.sequences, limits.block_tokens) if program.sequel is not None else 0
-    executable = backend.compile(
-        program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place
-    )
+    executable = backend.compile(program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place)
     keep = [executable.keep_packed]
     encoder_bytes = 0
     phase("map" if executable.from_packed_file else "pack")
@@ -204,8 +202,10 @@ def _limits(
 ) -> Limits:
     """The cache's memory is for all programs; each has as many blocks of it as the others."""
     wanted, config, takes = settings.engine, checkpoint.config, capacity(settings.engine, backend)
-    running = {checkpoint: program} | ({drafting: drafting.program()} if drafting else {})
-    layers = tuple(layer for each in running.values() for layer in each.all_cache_layers)
+    running = [(program, checkpoint.tensors)]
+    if drafting is not None:
+        running.append((drafting.program(), drafting.tensors))
+    layers = tuple(layer for each, _ in running for layer in each.all_cache_layers)
     step_tokens = takes.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one
         step_tokens = max(step_tokens, config.context_tokens)
@@ -224,7 +224,7 @@ def _limits(
     )
     cache_mb = takes.cache_mb
     if cache_mb is None:
-        cache_mb = free_mb(limits, [(each, opened.tensors) for opened, each in running.items()])
+        cache_mb = free_mb(limits, running)
     cache = cache_that_fits(cache_mb, layers, takes.cache_dtype, wanted.block_tokens, takes.sequences)
     return replace(limits, blocks=cache.blocks, state_slots=cache.state_slots)
 

@@ -11,7 +11,7 @@ from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, padded
 from tokenworks.kernels.cuda.launches import Binder, Bound
-from tokenworks.kernels.cuda.plan import make_plan
+from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, Value
@@ -19,7 +19,12 @@ from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
-CACHE_TYPES: dict[CacheType, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
+CACHE_TYPES: dict[CacheType, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+    "float32": torch.float32,
+}
 
 
 class CudaBackend:
@@ -33,7 +38,13 @@ class CudaBackend:
     def compile(
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
     ) -> "CudaExecutable":
-        return CudaExecutable(program, weights, limits, self._device)
+        try:
+            return CudaExecutable(program, weights, limits, self._device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"The GPU's memory does not hold the weights, {limits.blocks} blocks of cache and steps of "
+                f"{limits.step_tokens} tokens (cache_mb, step_tokens): {error}"
+            ) from error
 
 
 class CudaExecutable:
@@ -44,8 +55,8 @@ class CudaExecutable:
             raise ModelError(
                 f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r}."
             )
-        if program.sequel is not None:
-            raise ModelError("The GPU backend does not run a model's own guesses (multi-token prediction) yet.")
+        if (said := refusal(program)) is not None:
+            raise ModelError(f"{said[0].upper()}{said[1:]}.")
         self._program, self._limits, self._device = program, limits, device
         wanted, shapes = needs(program), {}
 
@@ -70,7 +81,7 @@ class CudaExecutable:
         self._scratch = binder.scratch
         self._binder = binder
         self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
-        self._graphs = Graphs(device, limits, self._plan) if device.type == "cuda" else None
+        self._graphs = Graphs(device, limits, self._plan, self._scratch) if device.type == "cuda" else None
         self._rows: Mapping[RowKind, int] = {}
         self.parts = len(self._parts)
         self.from_packed_file = False
@@ -79,14 +90,28 @@ class CudaExecutable:
             keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values()
         )
         self.finite = True
+        if self._graphs:
+            self._warm_up(self._graphs)
 
     def keep_packed(self) -> None:
         """It packs nothing that would be worth a file."""
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         self._check(batch)
-        wanted = len(batch.logit_rows)
-        singles = len(batch.tokens) == len(batch.row_starts) - 1 == wanted
+        try:
+            self._run(batch, part)
+        except torch.OutOfMemoryError:
+            # Steps' memory is reserved, but for what libraries take in passing: others use this GPU too. Once more with
+            # what the allocator holds in reserve given back; K and V are written a second time, to the same effect.
+            torch.cuda.empty_cache()
+            self._run(batch, part)
+        if part is not None and part < self.parts - 1:
+            return np.empty((0, self._program.result.width), np.float32)
+        return self._values(self._program.result)
+
+    def _run(self, batch: StepBatch, part: int | None) -> None:
+        sequences, wanted = len(batch.row_starts) - 1, len(batch.logit_rows)
+        singles = len(batch.tokens) == sequences == wanted
         padded_rows = self._graphs.rows_for(batch) if self._graphs and singles and part is None else None
         if padded_rows is not None:
             batch = padded(batch, padded_rows)
@@ -109,10 +134,15 @@ class CudaExecutable:
             self._graphs.run(padded_rows, launch_all)
         else:
             launch_all()
-        self._rows = {**rows, "selected": wanted} if self._rows_kind(self._program.result) == "selected" else rows
-        if part is not None and part < self.parts - 1:
-            return np.empty((0, self._program.result.width), np.float32)
-        return self._values(self._program.result)
+        self._rows = rows if padded_rows is None else dict.fromkeys(rows, wanted)
+
+    def _warm_up(self, graphs: Graphs) -> None:
+        """Compiles every kernel, has the memory of the largest step taken, and the graphs captured: sequences without
+        blocks, which keep nothing."""
+        sizes = [(self._limits.step_tokens, 1), (min(self._limits.step_tokens, 128), 1)]
+        sizes += [(size, size) for size in reversed(graphs.sizes)]
+        for tokens, sequences in sizes if self._plan.merged == 1 and self.parts == 1 else []:
+            self._run(_empty_step(tokens, sequences), None)
 
     @property
     def hidden(self) -> Float32:
@@ -154,6 +184,10 @@ class CudaExecutable:
     def expert_reads(self) -> tuple[int, int]:
         return 0, 0
 
+    @property
+    def kept_expert_bytes(self) -> int:
+        return 0
+
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         options = (how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
         rows = zip(logits, *(each.tolist() for each in options), strict=True)
@@ -174,6 +208,15 @@ def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int,
         keys = torch.zeros(shape, dtype=dtype, device=device)
         caches[number] = (keys, keys if layer.latent else torch.zeros(shape, dtype=dtype, device=device))
     return caches
+
+
+def _empty_step(tokens: int, sequences: int) -> StepBatch:
+    """Rows of no sequence's: they have no blocks."""
+    starts = np.linspace(0, tokens, sequences + 1).astype(np.int32)
+    positions = np.concatenate([np.arange(count, dtype=np.int32) for count in np.diff(starts)])
+    tables = np.full((sequences, 1 + int(positions.max())), -1, np.int32)
+    zeros = np.zeros(tokens, np.int32)
+    return StepBatch(zeros, positions, starts, tables, starts[1:] - np.int32(1))
 
 
 def _axes(program: Program) -> int:

@@ -206,3 +206,6 @@ _READERS: dict[str, Callable[[torch.Tensor], _Levels]] = {
     "Q8_0": _q8_0,
     "I8": _i8,
 }
+
+FEW_BITS = tuple(_READERS)
+"""Formats that have a coding."""

@@ -31,6 +31,8 @@ class Scratch:
     _counters: torch.Tensor = field(init=False)
     _product: torch.Tensor = field(init=False)
     _weights: torch.Tensor = field(init=False)
+    moves: int = field(default=0, init=False)
+    """How often memory has been replaced by more of it: graphs captured before hold addresses of what is gone."""
 
     def __post_init__(self) -> None:
         self._partials = torch.empty(0, dtype=torch.float32, device=self.device)
@@ -41,10 +43,13 @@ class Scratch:
     def reserve(self, *, partials: int = 0, counters: int = 0, product_bytes: int = 0) -> None:
         """Makes room for so many; what was handed out before is void."""
         if partials > len(self._partials):
+            self.moves += 1
             self._partials = torch.empty(partials, dtype=torch.float32, device=self.device)
         if counters > len(self._counters):
+            self.moves += 1
             self._counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
         if product_bytes > len(self._product):
+            self.moves += 1
             self._product = torch.empty(product_bytes, dtype=torch.uint8, device=self.device)
 
     def partials(self, count: int) -> torch.Tensor:
@@ -65,6 +70,7 @@ class Scratch:
     def weights(self, rows: int, columns: int) -> torch.Tensor:
         """[rows, columns] bfloat16, contiguous: a matrix written out for a large product."""
         if rows * columns > len(self._weights):
+            self.moves += 1
             self._weights = torch.empty(rows * columns, dtype=torch.bfloat16, device=self.device)
         return self._weights[: rows * columns].view(rows, columns)
 

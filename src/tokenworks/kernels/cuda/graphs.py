@@ -6,12 +6,12 @@ behind.
 """
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
 
 from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.plan import Plan
 
 PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
@@ -21,25 +21,31 @@ PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
 class Graphs:
     """Of one executable."""
 
-    def __init__(self, device: torch.device, limits: Limits, plan: Plan) -> None:
+    def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch) -> None:
         most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
-        self._sizes = sorted({min(size, most) for size in chain(PADDED_ROWS, (most,))}) if plan.merged == 1 else []
+        self.sizes: list[int] = []
+        if plan.merged == 1:
+            self.sizes = sorted({min(size, most) for size in PADDED_ROWS})
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
-        self._device = device
+        self._device, self._scratch = device, scratch
+        self._moves = scratch.moves
 
     def rows_for(self, batch: StepBatch) -> int | None:
         """How many rows the graph has that runs such a step; None: none does."""
         if batch.features is not None or batch.inputs is not None or batch.states is not None:
             return None
         rows = len(batch.tokens)
-        return next((size for size in self._sizes if rows <= size <= 256), None)
+        return next((size for size in self.sizes if rows <= size), None)
 
     def run(self, rows: int, launch_all: Callable[[], None]) -> None:
         """Replays the graph of so many rows, whose inputs are loaded; captures it first if there is none."""
+        if self._moves != self._scratch.moves:
+            self.drop()
         graph = self._captured.get(rows)
         if graph is None:
             graph = self._capture(launch_all)
+            self._moves = self._scratch.moves
             self._captured[rows] = graph
         graph.replay()
 
@@ -50,6 +56,8 @@ class Graphs:
     def _capture(self, launch_all: Callable[[], None]) -> torch.cuda.CUDAGraph:
         # Once as usual: kernels are compiled, libraries make their workspaces. Writing K and V twice does no harm.
         launch_all()
+        if self._moves != self._scratch.moves:
+            self.drop()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -104,7 +104,7 @@ def refusal(program: Program) -> str | None:
     for instruction in program.instructions:
         if isinstance(instruction, NOT_YET):
             return f"the GPU backend does not run {type(instruction).__name__} yet"
-    return None
+    return "the GPU backend does not run a model's own guesses yet" if program.sequel is not None else None
 
 
 def make_plan(program: Program, limits: Limits) -> Plan:

@@ -1,5 +1,6 @@
 """Weights on the device: vectors as float32, matrices in the layout that their products read."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from tokenworks.kernels.cuda.block_layout import FEW_BITS
 from tokenworks.kernels.cuda.blocks import pack_blocks
 from tokenworks.kernels.cuda.finish import Finish
 from tokenworks.kernels.cuda.products import Bf16Matrix
@@ -60,6 +62,14 @@ LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] =
 def pack(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
     """Of the tensors' rows, one after the other. All have the same width."""
     return next(matrix for layout in LAYOUTS if (matrix := layout(tensors, device)) is not None)
+
+
+def packed_bytes(tensor: Tensor) -> int:
+    """About what a weight takes on the device; not less."""
+    elements = math.prod(tensor.shape)
+    if len(tensor.shape) == 1 or tensor.format in WIDE_FORMATS or tensor.format not in FEW_BITS:
+        return elements * (4 if len(tensor.shape) == 1 else 2)
+    return tensor.data.nbytes + elements // 16 + 4 * tensor.shape[0]
 
 
 def from_numpy(data: np.ndarray) -> torch.Tensor:
