@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from tokenworks.cli import version
 from tokenworks.cli.terminal import size
 from tokenworks.config import data_directory
+from tokenworks.fleet.device import gpu_trouble
 from tokenworks.models.sources import store
 from tokenworks.telemetry.machine import Machine, machine, memory_bandwidth
 
@@ -21,6 +22,10 @@ examples:
   tokenworks doctor
   tokenworks doctor --json
 """
+
+
+MODEL_BYTES = {"8B bf16": 15.0e9, "8B NVFP4": 5.6e9, "1.7B bf16": 3.4e9}
+"""What a decoding step reads of typical models' weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     here = machine()
     bandwidth = memory_bandwidth(here.cores_allowed)
-    findings = [*_hardware(here, bandwidth), _kernels(), _compiler(), _store(), *_packed(), *_extras()]
+    findings = [*_hardware(here, bandwidth), *_gpu(here), _kernels(), _compiler(), _store(), *_packed(), *_extras()]
     broken = any(finding.needed and finding.cure for finding in findings)
     if arguments.json:
         facts = {
@@ -66,7 +71,29 @@ def _hardware(here: Machine, bandwidth: float) -> list[Finding]:
         Finding("", f"instruction sets: {', '.join(here.instruction_sets) or 'none that speed up the kernels'}"),
         Finding("memory", f"{size(here.memory_bytes)}, {size(here.memory_available_bytes)} free{limit}"),
         Finding("", f"read at {bandwidth / 1e9:.0f} GB/s: bounds decoding, which reads all weights at each step"),
-        Finding("gpu", f"{'; '.join(here.gpus)}: not used yet, the engine runs on the CPU" if here.gpus else "none"),
+    ]
+
+
+def _gpu(here: Machine) -> list[Finding]:
+    """What it is, whether it will be used, and what bounds it."""
+    if not here.gpus:
+        return [Finding("gpu", "none")]
+    found = Finding("gpu", "; ".join(here.gpus))
+    trouble = gpu_trouble()
+    if trouble is not None:
+        cure = "see docs/gpu.md" if "pip install" not in trouble else "`pip install 'tokenworks[cuda]'`"
+        return [found, Finding("", f"not used, models run on the CPU: {trouble}", cure)]
+    from tokenworks.kernels.cuda.device import facts
+
+    gpu = facts()
+    rate = f"copies at {gpu.copy_bytes_per_s / 1e12:.2f} TB/s: bounds decoding, which reads all weights at each step"
+    expected = ", ".join(f"{name} {gpu.copy_bytes_per_s / size_bytes:.0f}" for name, size_bytes in MODEL_BYTES.items())
+    return [
+        found,
+        Finding("", f"will be used: {gpu.name}, compute capability {gpu.capability}, PyTorch for CUDA {gpu.cuda}"),
+        Finding("", f"{size(gpu.memory_bytes)}, {size(gpu.free_bytes)} free"),
+        Finding("", rate),
+        Finding("", f"so at most so many tokens/s of one request at a short context: {expected}"),
     ]
 
 

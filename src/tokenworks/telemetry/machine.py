@@ -90,7 +90,7 @@ def _memory_limit_bytes() -> int | None:
 def _gpus() -> tuple[str, ...]:
     """NVIDIA's by their own tool; others by the device files of their drivers."""
     if tool := shutil.which("nvidia-smi"):
-        command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        command = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0 and done.stdout.strip():
             return tuple(done.stdout.strip().splitlines())

@@ -57,6 +57,7 @@ from tokenworks.kernels.program import (
     Value,
 )
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
 
 
 class CpuBackend:
@@ -78,6 +79,9 @@ class CpuBackend:
     def compile(
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
     ) -> "CpuExecutable":
+        if limits.cache_dtype not in _cpu.CacheType.__members__:
+            kept = ", ".join(_cpu.CacheType.__members__)
+            raise ModelError(f"The CPU keeps K and V as {kept}; {limits.cache_dtype} (cache_dtype) needs a GPU.")
         return CpuExecutable(program, weights, limits, place)
 
 

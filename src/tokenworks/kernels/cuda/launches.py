@@ -1,12 +1,13 @@
 """Binds a plan's calls to memory: each becomes a function of the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cuda import plain
 from tokenworks.kernels.cuda.attention import Shape, attend, splits_for
+from tokenworks.kernels.cuda.experts import ExpertWeights, experts
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.gate import gate
 from tokenworks.kernels.cuda.inputs import Step
@@ -21,10 +22,12 @@ from tokenworks.kernels.program import (
     Add,
     Attend,
     Embed,
+    Experts,
     Gate,
     Inject,
     Input,
     LayerNorm,
+    LinearHeads,
     MatchMagnitude,
     Merge,
     MixStreams,
@@ -32,6 +35,7 @@ from tokenworks.kernels.program import (
     Pool,
     Program,
     RmsNorm,
+    Route,
     Scale,
     ScaleRows,
     SelectRows,
@@ -154,6 +158,18 @@ class Binder:
             case Sparsify(output=output, x=x):
                 to, of = self.view(output), self.view(x)
                 return lambda step: plain.sparsify(call, to[: (n := step.rows[kind])], of[:n])
+            case Route(output=output, x=x):
+                to, of = self.view(output), self.view(x)
+                added = None if call.bias is None else self._weights.vector(call.bias)
+                scales = None if call.expert_scales is None else self._weights.vector(call.expert_scales)
+                return lambda step: plain.route(call, to[: (n := step.rows[kind])], of[:n], added, scales)
+            case LinearHeads(output=output, x=x, kept=kept):
+                to, of, matrices = self.view(output), self.view(x), self._weights.stack(call.weights)
+                return lambda step: plain.linear_heads(to[: (n := step.rows[kind])], of[:n], matrices, kept)
+            case Experts(output=output, x=x, routes=routes):
+                to, of, other, chosen = self.view(output), self.view(x), self.view(routes), self._expert_weights(call)
+                act = (call.activation, call.limit, call.offset)
+                return lambda step: experts(of[: (n := step.rows[kind])], other[:n], to[:n], chosen, *act)
             case Input(output=output):
                 to = self.view(output)
 
@@ -190,6 +206,30 @@ class Binder:
             )
 
         return run
+
+    def _expert_weights(self, call: Experts) -> ExpertWeights:
+        given, weights = call.experts, self._weights
+        numbers = torch.full((call.count,), len(given), dtype=torch.int64)
+        numbers[[expert.number for expert in given]] = torch.arange(len(given))
+        has_gates = all(expert.gate is not None for expert in given)
+        ups = [tuple(name for name in (expert.gate, expert.up) if name is not None) for expert in given]
+        up_biases = [tuple(name for name in (expert.gate_bias, expert.up_bias) if name is not None) for expert in given]
+        down_biases = [(expert.down_bias,) if expert.down_bias is not None else () for expert in given]
+        rows = (1 + has_gates) * call.inner
+        return ExpertWeights(
+            numbers.to(self._device),
+            weights.stack([name for names in ups for name in names]).view(len(given), rows, call.x.width),
+            weights.stack([expert.down for expert in given]),
+            self._expert_biases(up_biases),
+            self._expert_biases(down_biases),
+            has_gates,
+        )
+
+    def _expert_biases(self, names: Sequence[tuple[str, ...]]) -> torch.Tensor | None:
+        """Of each expert: all have them, or none has."""
+        if not any(names):
+            return None
+        return torch.stack([torch.cat([self._weights.vector(name) for name in of_expert]) for of_expert in names])
 
     def _bias(self, call: Product) -> torch.Tensor | None:
         """Of all the stacked weights: zeros where one has none."""

@@ -73,7 +73,7 @@ def place(
     half = triton.next_power_of_2(max(1, turned))
     rest = head_size - 2 * turned
     rest_block = triton.next_power_of_2(rest) if rest else 0
-    tall = max(1, min(triton.next_power_of_2(rows), 1024 // (2 * half + rest_block)))
+    tall = max(1, min(triton.next_power_of_2(rows), 1024 // triton.next_power_of_2(2 * half + rest_block)))
     parts = [part or HeadPart(some.x) for part in (q, k, v)]
     axes = rotation.axes if rotation else None
     _place[(triton.cdiv(rows, tall), sum(heads))](

@@ -43,16 +43,21 @@ def pack_bf16(tensors: Sequence[Tensor], device: torch.device) -> Bf16Matrix:
     weights = torch.empty((rows, tensors[0].shape[1]), dtype=torch.bfloat16, device=device)
     at = 0
     for tensor in tensors:
-        count, width = tensor.shape
-        if tensor.format == "BF16" and tensor.row_scales is None:
-            weights[at : at + count].copy_(from_numpy(tensor.data).view(torch.bfloat16).view(count, width))
-        else:
-            slab = max(1, SLAB_BYTES // (4 * width))
-            for first in range(0, count, slab):
-                numbers = dequantise(tensor.rows(first, min(slab, count - first)))
-                weights[at + first : at + first + len(numbers)].copy_(torch.from_numpy(numbers))
-        at += count
+        write_bf16(tensor, weights[at : at + tensor.shape[0]])
+        at += tensor.shape[0]
     return Bf16Matrix(weights)
+
+
+def write_bf16(tensor: Tensor, out: torch.Tensor) -> None:
+    """out: [rows, columns] bfloat16, on the device."""
+    count, width = tensor.shape
+    if tensor.format == "BF16" and tensor.row_scales is None:
+        out.copy_(from_numpy(tensor.data).view(torch.bfloat16).view(count, width))
+        return
+    slab = max(1, SLAB_BYTES // (4 * width))
+    for first in range(0, count, slab):
+        numbers = dequantise(tensor.rows(first, min(slab, count - first)))
+        out[first : first + len(numbers)].copy_(torch.from_numpy(numbers))
 
 
 LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_blocks, pack_bf16)
@@ -93,6 +98,7 @@ class Weights:
         self._vectors: dict[str, torch.Tensor] = {}
         self._matrices: dict[tuple[str, ...], Matrix] = {}
         self._tables: dict[str, torch.Tensor] = {}
+        self._stacks: list[torch.Tensor] = []
         self._found: dict[str, Tensor] = {}
 
     def vector(self, name: str) -> torch.Tensor:
@@ -104,6 +110,16 @@ class Weights:
         if names not in self._matrices:
             self._matrices[names] = pack([self._tensor(name) for name in names], self._device)
         return self._matrices[names]
+
+    def stack(self, names: Sequence[str]) -> torch.Tensor:
+        """[weights, rows, columns] bfloat16, of weights of one shape: any format is rounded to it."""
+        shape = self._tensor(names[0]).shape
+        out = torch.empty((len(names), *shape), dtype=torch.bfloat16, device=self._device)
+        for at, name in enumerate(names):
+            write_bf16(self._tensor(name), out[at])
+            del self._found[name]
+        self._stacks.append(out)
+        return out
 
     def heights(self, names: tuple[str, ...]) -> list[int]:
         """Rows of each of a matrix's weights."""
@@ -128,7 +144,7 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        tensors = (*self._vectors.values(), *self._tables.values())
+        tensors = (*self._vectors.values(), *self._tables.values(), *self._stacks)
         return sum(each.nbytes for each in tensors) + sum(each.nbytes for each in self._matrices.values())
 
     def _tensor(self, name: str) -> Tensor:

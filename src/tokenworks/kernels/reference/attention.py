@@ -5,6 +5,7 @@ import numpy as np
 from tokenworks.kernels.program import Attend, Keep, Rope
 from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp, sequences
 
+FP8_MOST = 448.0
 BFLOAT_MOST = 255 * 2.0**120
 
 LEAST_SCALE = 2.0**-24
@@ -94,8 +95,8 @@ def _write(step: Step, layer: int, sequence: int, k: Float64, v: Float64) -> Non
     start, stop = sequences(step.batch)[sequence]
     blocks, places = np.divmod(step.batch.positions[start:stop], keys.shape[1])
     where = (step.batch.block_tables[sequence][blocks], places)
-    rows = k[start:stop], v[start:stop]
-    keys[where], values[where] = map(in_bfloats, rows) if step.cache_dtype == "bfloat16" else rows
+    rounding = {"bfloat16": in_bfloats, "fp8": in_fp8}.get(step.cache_dtype, np.asarray)
+    keys[where], values[where] = rounding(k[start:stop]), rounding(v[start:stop])
 
 
 def rotated(x: Float64) -> Float64:
@@ -114,6 +115,13 @@ def in_bfloats(x: Float64) -> Float64:
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32)
     return np.clip(rounded.astype(np.float64), -BFLOAT_MOST, BFLOAT_MOST)
+
+
+def in_fp8(x: Float64) -> Float64:
+    """Rounded to E4M3, ties to even, and no further than its largest number."""
+    size = np.minimum(np.abs(x.astype(np.float32)), FP8_MOST).astype(np.float64)
+    step = np.exp2(np.floor(np.log2(np.maximum(size, 2.0**-6))) - 3)  # below 2^-6 numbers are as far apart as there
+    return np.asarray(np.copysign(np.minimum(np.rint(size / step) * step, FP8_MOST), x), np.float64)
 
 
 def in_bytes(x: Float64) -> Float64:

@@ -1,0 +1,99 @@
+"""A worker's chip: chosen by itself, forced, refused; and what it takes on."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tokenworks.config import EngineSettings
+from tokenworks.fleet import device
+from tokenworks.fleet.device import Capacity, capacity, choose_backend, gpu_trouble
+from tokenworks.fleet.settings import WorkerSettings
+from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.kernels.program import Program, ProgramBuilder
+from tokenworks.protocol.errors import ModelError
+
+
+def settings(**engine: object) -> WorkerSettings:
+    return WorkerSettings(path="", engine=EngineSettings(**engine))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def program() -> Program:
+    builder = ProgramBuilder()
+    return builder.finish(builder.embed("x", 8))
+
+
+@pytest.fixture
+def recurrent() -> Program:
+    builder = ProgramBuilder()
+    return builder.finish(builder.short_convolution(builder.embed("x", 8), "weight", None, 3))
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "driver"
+    file.touch()
+    monkeypatch.setattr(device, "DRIVER_FILES", (str(file),))
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "DRIVER_FILES", ())
+
+
+@pytest.fixture
+def gpu(driver: None, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """PyTorch as it is where there is a GPU."""
+    cuda = types.SimpleNamespace(
+        is_available=lambda: True, get_device_capability=lambda: (9, 0), get_device_name=lambda: "a GPU"
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: True)
+    return cuda
+
+
+def test_without_a_driver_torch_is_not_even_looked_at(
+    no_driver: None, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would raise
+    assert isinstance(choose_backend(settings(), [program]), CpuBackend)
+    with pytest.raises(ModelError, match="device: gpu cannot be had: there is no NVIDIA driver"):
+        choose_backend(settings(device="gpu"), [program])
+
+
+def test_a_driver_without_the_extra_says_what_to_install(
+    driver: None, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None if name == "triton" else True)
+    assert isinstance(choose_backend(settings(), [program]), CpuBackend)
+    assert "triton missing: pip install 'tokenworks[cuda]'" in capsys.readouterr().err
+    assert isinstance(choose_backend(settings(device="cpu"), [program]), CpuBackend)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_that_cannot_do_it(gpu: types.SimpleNamespace) -> None:
+    assert gpu_trouble() is None
+    gpu.get_device_capability = lambda: (7, 5)
+    assert "no bfloat16 (compute capability 7.5" in str(gpu_trouble())
+    gpu.is_available = lambda: False
+    assert "PyTorch sees no CUDA device" in str(gpu_trouble())
+
+
+def test_a_model_that_the_gpu_does_not_run_goes_to_the_cpu(
+    gpu: types.SimpleNamespace, recurrent: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(choose_backend(settings(), [recurrent]), CpuBackend)
+    assert "does not run ShortConvolution yet" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="does not run ShortConvolution yet"):
+        choose_backend(settings(device="gpu"), [recurrent])
+
+
+def test_what_nobody_has_said_follows_the_device() -> None:
+    backend = CpuBackend()
+    assert capacity(EngineSettings(), backend) == Capacity("int8", 512, 64, 1024)
+    gpu_backend = types.SimpleNamespace(name="cuda", compile=backend.compile)
+    assert capacity(EngineSettings(), gpu_backend) == Capacity("bfloat16", 4096, 256, None)
+    said = EngineSettings(cache_dtype="fp8", step_tokens=7, sequences=3, cache_mb=5)
+    assert capacity(said, gpu_backend) == Capacity("fp8", 7, 3, 5)
