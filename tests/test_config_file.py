@@ -57,7 +57,11 @@ def test_the_file_may_say_nothing(text: str) -> None:
         ("server:\n  port: 70000\n", 2, "server.port: expected a whole number from 0 to 65535, got 70000"),
         ("engine:\n  threads: 0\n", 2, "engine.threads: expected a whole number above 0, got 0"),
         ("engine:\n  speculation: 2\n", 2, "engine.speculation: expected `true` or `false`, got 2"),
-        ("engine:\n  cache_dtype: int4\n", 2, "expected `bfloat16` or `float16` or `float32` or `int8`, got 'int4'"),
+        (
+            "engine:\n  cache_dtype: int4\n",
+            2,
+            "expected `bfloat16` or `float16` or `float32` or `fp8` or `int8`, got 'int4'",
+        ),
         ("models:\n  - source: a\n    start: later\n", 3, "models.0.start: expected `now` or `on_demand`, got 'later'"),
         ("models:\n  - name: a\n", 2, "models.0 lacks `source`"),
         (

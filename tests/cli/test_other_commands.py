@@ -49,7 +49,7 @@ def test_packed_weights_are_shown_and_removed_with_their_model(
 def test_version() -> None:
     facts = json.loads(run("version", "--json").stdout)
     assert facts["tokenworks"] == __version__
-    assert facts["kernels"].split()[0] in ("scalar", "avx2", "avx512", "amx", "neon")
+    assert facts["kernels"].split()[0] in ("scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon")
     assert __version__ in run("--version").stdout
 
 

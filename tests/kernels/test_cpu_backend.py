@@ -108,3 +108,10 @@ def test_threads_sleep_between_steps() -> None:
     before_s = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before_s < 0.1
+
+
+def test_a_cache_that_only_gpus_keep_is_refused() -> None:
+    builder = ProgramBuilder()
+    program = builder.finish(builder.embed("x", 8))
+    with pytest.raises(ModelError, match=r"The CPU keeps K and V as .*int8; fp8 \(cache_dtype\) needs a GPU"):
+        CpuBackend().compile(program, {}, limits(cache_dtype="fp8"))

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from tokenworks.kernels.backend import Limits, SampleBatch, StepBatch
 from tokenworks.kernels.program import ProgramBuilder
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.reference.attention import in_fp8
 from tokenworks.kernels.reference.elementwise import activation
 from tokenworks.kernels.reference.sampling import sample_row
 from tokenworks.kernels.tensor import Tensor
@@ -161,3 +162,9 @@ def test_a_weight_that_does_not_fit_is_named(weights: dict[str, np.ndarray], wor
     weights = {"x": np.zeros((1, 2)), "b": np.zeros(4)} | weights
     with pytest.raises(ModelError, match=word):
         ReferenceBackend().compile(program, tensors(**weights), LIMITS)
+
+
+def test_fp8_of_the_cache_is_torchs() -> None:
+    x = np.random.default_rng(0).normal(0, 1, 4000) * 10.0 ** np.random.default_rng(1).integers(-4, 4, 4000)
+    rounded = torch.from_numpy(x.astype(np.float32)).clamp(-448, 448).to(torch.float8_e4m3fn).double().numpy()
+    np.testing.assert_array_equal(in_fp8(x), rounded)
