@@ -210,6 +210,16 @@ class Executor {
         std::vector<TilePlace> places;
     };
 
+    // A kernel's call on as many rows as the step has of that kind; all else in `args` is known before.
+    template <class Args>
+    void on_rows(void (*kernel)(const Args&, Share&), Rows rows, const Args& args) {
+        calls_.push_back([kernel, rows, args](const Step& step, Share& share) {
+            Args now = args;
+            now.rows = step.rows(rows);
+            kernel(now, share);
+        });
+    }
+
     void group_rows(const Step& step);
     bool adapts(const Product& product, AdaptArgs& args) const;  // false: there is nothing to do
     void run_adapted(const LinearArgs& args, size_t product, Share& share) const;

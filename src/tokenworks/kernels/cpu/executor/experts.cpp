@@ -8,11 +8,7 @@ void Executor::route(Rows rows, Place output, Place x, RouteArgs args, int bias,
     args.x = at(x);
     args.bias = bias < 0 ? nullptr : values(bias);
     args.expert_scales = expert_scales < 0 ? nullptr : values(expert_scales);
-    calls_.push_back([this, rows, args](const Step& step, Share& share) {
-        RouteArgs now = args;
-        now.rows = step.rows(rows);
-        kernels_.route(now, share);
-    });
+    on_rows(kernels_.route, rows, args);
 }
 
 void Executor::experts(Rows rows, Place output, Place x, Place routes, const ExpertsShape& shape, int routed,

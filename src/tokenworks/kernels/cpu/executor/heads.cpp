@@ -29,12 +29,9 @@ void Executor::linear_heads(Rows rows, Place output, int kept, const std::vector
         segments.push_back({&weight, nullptr, column});
         column += kept + weight.out_features;
     }
-    const LinearArgs args{0, at(output), nullptr, 0, prepared_input_, segments.data(), static_cast<int>(segments.size()), true};
-    calls_.push_back([this, rows, args](const Step& step, Share& share) {
-        LinearArgs now = args;
-        now.rows = step.rows(rows);
-        kernels_.linear(now, share);
-    });
+    const int count = static_cast<int>(segments.size());
+    on_rows(kernels_.linear, rows,
+            LinearArgs{0, at(output), nullptr, 0, prepared_input_, segments.data(), count, true});
 }
 
 }  // namespace tokenworks::cpu

@@ -4,12 +4,7 @@
 namespace tokenworks::cpu {
 
 void Executor::prepare(Rows rows, Place x, int width, unsigned forms) {
-    const PrepareArgs args{0, at(x), width, forms, prepared_input_};
-    calls_.push_back([this, rows, args](const Step& step, Share& share) {
-        PrepareArgs now = args;
-        now.rows = step.rows(rows);
-        kernels_.prepare(now, share);
-    });
+    on_rows(kernels_.prepare, rows, PrepareArgs{0, at(x), width, forms, prepared_input_});
 }
 
 void Executor::linear(Rows rows, Place output, Place x, const Place* residual,

@@ -33,12 +33,7 @@ void Executor::inject(Place x, int width, int offset, bool replace) {
 }
 
 void Executor::merge(Place output, Place x, int width, int count, bool mean) {
-    const MergeArgs args{0, at(output), at(x), width, count, mean};
-    calls_.push_back([this, args](const Step& step, Share& share) {
-        MergeArgs now = args;
-        now.rows = step.rows(Rows::merged);
-        kernels_.merge(now, share);
-    });
+    on_rows(kernels_.merge, Rows::merged, MergeArgs{0, at(output), at(x), width, count, mean});
 }
 
 void Executor::embed(Rows rows, Place output, int matrix, int width, Index index, float scale) {
