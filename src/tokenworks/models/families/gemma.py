@@ -4,9 +4,11 @@ Gemma 2    norms before and behind each part, soft caps, a window in every secon
 Gemma 3    no soft caps but q and k normed; five sliding layers with rotary positions of their own for each global one
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from tokenworks.kernels.program import Activation
 from tokenworks.models.config import DecoderConfig
 from tokenworks.models.families import from_gguf, from_hf
 from tokenworks.models.files.fields import Fields
@@ -14,6 +16,7 @@ from tokenworks.models.files.gguf import GgufFile
 from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
 from tokenworks.models.parts.attention import Attention
 from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.part import FeedForward
 from tokenworks.models.parts.rope import Rope
 
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -39,7 +42,8 @@ def _gemma2(f: Fields) -> DecoderConfig:
     attention = replace(_attention(f, rope), softcap=softcap(f, "attn_logit_softcapping", 50.0))
     mixers = [replace(attention, window=window) for window in windows]
     cap = softcap(f, "final_logit_softcapping", 30.0)
-    return _around(f, "gemma2", mixers, {"global": rope}, cap)
+    mlp = from_hf.mlp(f, activation=activation(f))
+    return around(f, "gemma2", mixers, mlp, {"global": rope}, logit_softcap=cap)
 
 
 def _gemma3(f: Fields) -> DecoderConfig:
@@ -53,7 +57,8 @@ def _gemma3(f: Fields) -> DecoderConfig:
         qk_norm_epsilon=from_hf.norm_epsilon(f),
     )
     cap = softcap(f, "final_logit_softcapping", 0.0)
-    return _around(f, "gemma3", with_ropes(attention, windows, ropes), ropes, cap)
+    mlp = from_hf.mlp(f, activation=activation(f))
+    return around(f, "gemma3", with_ropes(attention, windows, ropes), mlp, ropes, logit_softcap=cap)
 
 
 def two_ropes(f: Fields, size: int) -> dict[str, Rope]:
@@ -85,20 +90,30 @@ def _attention(f: Fields, rope: Rope) -> Attention:
     )
 
 
-def _around(
-    f: Fields, architecture: str, mixers: list[Attention], ropes: dict[str, Rope], logit_softcap: float
+def around(
+    f: Fields,
+    architecture: str,
+    mixers: Sequence[Attention],
+    feed_forwards: FeedForward | Sequence[FeedForward],
+    ropes: dict[str, Rope],
+    **differences: Any,
 ) -> DecoderConfig:
+    """Of layers with norms around their parts; arguments are from_hf.decoder's."""
     return from_hf.decoder(
         f,
         architecture,
         mixers,
-        from_hf.mlp(f, activation=f.one_of("hidden_activation", from_hf.ACTIVATIONS, "gelu_pytorch_tanh")),
+        feed_forwards,
         ropes,
         norms="around",
         tied_head=f.flag("tie_word_embeddings", True),
         embedding_scale=f.integer("hidden_size") ** 0.5,
-        logit_softcap=logit_softcap,
+        **differences,
     )
+
+
+def activation(f: Fields) -> Activation:
+    return f.one_of("hidden_activation", from_hf.ACTIVATIONS, "gelu_pytorch_tanh")
 
 
 def softcap(f: Fields, key: str, default: float) -> float:
@@ -129,21 +144,18 @@ def _gemma2_gguf(file: GgufFile) -> DecoderConfig:
     window = f.integer("attention.sliding_window", 4096)
     attention = replace(_attention_gguf(f, file, rope), softcap=f.number("attn_logit_softcapping", 50.0))
     mixers = [replace(attention, window=0 if number % 2 else window) for number in range(from_gguf.layer_count(f))]
-    return _around_gguf(f, file, mixers, {"global": rope}, f.number("final_logit_softcapping", 30.0))
+    cap = f.number("final_logit_softcapping", 30.0)
+    return around_gguf(f, file, mixers, _mlp_gguf(f, file), {"global": rope}, logit_softcap=cap)
 
 
 def _gemma3_gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
-    size, count = from_gguf.head_size(f), from_gguf.layer_count(f)
-    ropes = {
-        "global": from_gguf.rope(f, file, 1e6),
-        "local": Rope(size=size, base=f.number("rope.freq_base_swa", 1e4)),
-    }
+    count, ropes = from_gguf.layer_count(f), two_ropes_gguf(f, file, from_gguf.head_size(f))
     pattern, window = f.integer("attention.sliding_window_pattern", 6), f.integer("attention.sliding_window")
     attention = replace(_attention_gguf(f, file, ropes["global"]), qk_norm_epsilon=from_gguf.norm_epsilon(f))
     windows = [window if (number + 1) % pattern else 0 for number in range(count)]
-    cap = f.number("final_logit_softcapping") if f.has("final_logit_softcapping") else 0.0
-    return _around_gguf(f, file, with_ropes(attention, windows, ropes), ropes, cap)
+    cap = from_hf.softcap(f, "final_logit_softcapping")
+    return around_gguf(f, file, with_ropes(attention, windows, ropes), _mlp_gguf(f, file), ropes, logit_softcap=cap)
 
 
 def _attention_gguf(f: Fields, file: GgufFile, rope: Rope) -> Attention:
@@ -158,20 +170,27 @@ def _mlp_gguf(f: Fields, file: GgufFile) -> Mlp:
     return replace(from_gguf.mlp(f, file), activation="gelu_tanh")
 
 
-def _around_gguf(
-    f: Fields, file: GgufFile, mixers: list[Attention], ropes: dict[str, Rope], logit_softcap: float
+def around_gguf(
+    f: Fields,
+    file: GgufFile,
+    mixers: Sequence[Attention],
+    feed_forwards: FeedForward | Sequence[FeedForward],
+    ropes: dict[str, Rope],
+    **differences: Any,
 ) -> DecoderConfig:
+    """Of layers with norms around their parts; arguments are from_gguf.decoder's."""
     scale = f.integer("embedding_length") ** 0.5
     return from_gguf.decoder(
-        f,
-        file,
-        mixers,
-        _mlp_gguf(f, file),
-        ropes,
-        norms="around",
-        embedding_scale=scale,
-        logit_softcap=logit_softcap,
+        f, file, mixers, feed_forwards, ropes, norms="around", embedding_scale=scale, **differences
     )
+
+
+def two_ropes_gguf(f: Fields, file: GgufFile, local_size: int) -> dict[str, Rope]:
+    """As two_ropes; of the heads of layers with a window `local_size` is turned."""
+    return {
+        "global": from_gguf.rope(f, file, 1e6),
+        "local": Rope(size=local_size, base=f.number("rope.freq_base_swa", 1e4)),
+    }
 
 
 _NORMS = {

@@ -7,15 +7,13 @@ from math import inf
 from statistics import NormalDist
 
 from tokenworks.models.config import DecoderConfig
-from tokenworks.models.families import from_gguf, from_hf, gemma, gemma4
+from tokenworks.models.families import from_gguf, from_hf, gemma, gemma_shared
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.gguf import GgufFile
 from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitecture
 from tokenworks.models.parts.altup import AltUp
 from tokenworks.models.parts.laurel import Laurel
 from tokenworks.models.parts.mlp import Mlp
-from tokenworks.models.parts.rope import Rope
-from tokenworks.models.vision.settings import required
 from tokenworks.protocol.errors import ModelError
 
 
@@ -24,7 +22,7 @@ def _read(f: Fields) -> DecoderConfig:
     epsilon, size = from_hf.norm_epsilon(f), from_hf.head_size(f, 256)
     slides = from_hf.sliding(f, lambda number: (number + 1) % 5 != 0)
     ropes = gemma.two_ropes(f, size)
-    shared = gemma4.sources(f, slides, "num_kv_shared_layers", 15)
+    shared = gemma_shared.sources(f, slides, "num_kv_shared_layers", 15)
     attention = from_hf.attention(
         f,
         ropes["global"],
@@ -36,22 +34,19 @@ def _read(f: Fields) -> DecoderConfig:
         v_normed=True,
     )
     mixers = gemma.with_ropes(attention, from_hf.windows(f, slides, 512), ropes)
-    activation = gemma4.activation(f)
+    activation = gemma.activation(f)
     networks = [
         from_hf.mlp(f, activation=activation, width=width, deviations=NormalDist().inv_cdf(sparse) if sparse else None)
         for width, sparse in zip(_widths(f), _sparsity(f), strict=True)
     ]
-    decoder = from_hf.decoder(
+    decoder = gemma.around(
         f,
         "gemma3n",
         [replace(mixer, source=source) for mixer, source in zip(mixers, shared, strict=True)],
         networks,
-        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
-        norms="around",
-        tied_head=f.flag("tie_word_embeddings", True),
-        embedding_scale=f.integer("hidden_size") ** 0.5,
+        gemma_shared.used(ropes, mixers),
         logit_softcap=gemma.softcap(f, "final_logit_softcapping", 30.0),
-        per_layer=gemma4.per_layer(f),
+        per_layer=gemma_shared.per_layer(f),
         streams=AltUp(
             streams=f.integer("altup_num_inputs", 4),
             norm_epsilon=epsilon,
@@ -65,19 +60,15 @@ def _read(f: Fields) -> DecoderConfig:
 def _gguf(file: GgufFile) -> DecoderConfig:
     f = from_gguf.fields(file)
     f.refuse("altup.active_idx", (0,), "layers are expected to compute the first stream")
-    count, epsilon, size = from_gguf.layer_count(f), from_gguf.norm_epsilon(f), from_gguf.head_size(f)
-    flags = from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)
-    slides = [bool(flag) for flag in flags]
-    ropes = {
-        "global": from_gguf.rope(f, file, 1e6),
-        "local": Rope(size=size, base=f.number("rope.freq_base_swa", 1e4)),
-    }
+    count, epsilon = from_gguf.layer_count(f), from_gguf.norm_epsilon(f)
+    slides = [bool(flag) for flag in from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)]
+    ropes = gemma.two_ropes_gguf(f, file, from_gguf.head_size(f))
     attention = replace(
         from_gguf.attention(f, file, ropes["global"]), scale=1.0, qk_norm_epsilon=epsilon, v_normed=True
     )
     window = f.integer("attention.sliding_window")
     mixers = gemma.with_ropes(attention, [window if slid else 0 for slid in slides], ropes)
-    shared = gemma4.sources(f, slides, "attention.shared_kv_layers", 15)
+    shared = gemma_shared.sources(f, slides, "attention.shared_kv_layers", 15)
     sparse = f.prefix + "activation_sparsity_scale"
     deviations = file.array(sparse) if sparse in file.metadata else [NormalDist().inv_cdf(0.95)] * min(count, 10)
     deviations += [-inf] * (count - len(deviations))
@@ -85,7 +76,7 @@ def _gguf(file: GgufFile) -> DecoderConfig:
     narrow = file.tensors.get("blk.0.laurel_l.weight")
     if narrow is None:
         raise ModelError(f"{file.path}: tensor 'blk.0.laurel_l.weight' is missing.")
-    decoder = from_gguf.decoder(
+    decoder = gemma.around_gguf(
         f,
         file,
         [replace(mixer, source=source) for mixer, source in zip(mixers, shared, strict=True)],
@@ -93,11 +84,9 @@ def _gguf(file: GgufFile) -> DecoderConfig:
             Mlp(width=width, activation="gelu_tanh", deviations=each if each > -inf else None)
             for width, each in zip(widths, deviations, strict=True)
         ],
-        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
-        norms="around",
-        embedding_scale=f.integer("embedding_length") ** 0.5,
+        gemma_shared.used(ropes, mixers),
         logit_softcap=f.number("final_logit_softcapping", 30.0),
-        per_layer=gemma4.per_layer_gguf(f, file),
+        per_layer=gemma_shared.per_layer_gguf(f, file),
         streams=AltUp(streams=f.integer("altup.num_inputs", 4), norm_epsilon=epsilon, scaled=True),
     )
     laurel = Laurel(rank=narrow.shape[0], norm_epsilon=epsilon)
@@ -128,16 +117,10 @@ def _is_share(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < 1
 
 
-def _whole(f: Fields) -> DecoderConfig:
-    """Of a checkpoint that sees and hears too."""
-    text = required(f, "text_config")
-    return _read(Fields(text.path, {"tie_word_embeddings": f.flag("tie_word_embeddings", True), **text.table}))
-
-
 _IN_LAYER = "model.layers.{}."
 _NAMES = {
     **gemma.GEMMA3.files.names,
-    **gemma4.PER_LAYER_NAMES,
+    **gemma_shared.PER_LAYER_NAMES,
     "streams.{}.in": "model.altup_projections.{}.weight",
     "streams.{}.out": "model.altup_unembed_projections.{}.weight",
     LAYER + "altup_norm": _IN_LAYER + "altup.router_norm.weight",
@@ -153,14 +136,11 @@ _FILES = replace(
     gemma.GEMMA3.files,
     names=_NAMES,
     norm_offset=0.0,
-    unused=(*gemma.GEMMA3.files.unused, *gemma4.SHARED, "model.layers.*.altup.correct_output_scale"),
+    unused=(*gemma.GEMMA3.files.unused, *gemma_shared.SHARED, "model.layers.*.altup.correct_output_scale"),
 )
 
 GEMMA3N = HfArchitecture(_read, _FILES)
-GEMMA3N_WHOLE = HfArchitecture(
-    _whole,
-    replace(_FILES, unused=(*_FILES.unused, *gemma4.OTHER_SENSES), prefixes=gemma4.TEXT_OF_WHOLE),
-)
+GEMMA3N_WHOLE = gemma_shared.whole(GEMMA3N)
 
 _IN_GGUF = {
     "altup_norm": "altup_router_norm",
@@ -179,11 +159,11 @@ GEMMA3N_GGUF = GgufArchitecture(
         from_gguf.NAMES,
         names={
             **from_gguf.NAMES.names,
-            **gemma4.PER_LAYER_GGUF_NAMES,
+            **gemma_shared.PER_LAYER_GGUF_NAMES,
             **_ALL_STREAMS,
             **{LAYER + ours: f"blk.{{}}.{theirs}.weight" for ours, theirs in _IN_GGUF.items()},
         },
-        unused=(*from_gguf.NAMES.unused, *gemma4.SHARED_GGUF),
+        unused=(*from_gguf.NAMES.unused, *gemma_shared.SHARED_GGUF),
         reshaped=frozenset(_ALL_STREAMS.values()),
     ),
 )

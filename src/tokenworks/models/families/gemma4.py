@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tokenworks.kernels.check import MOST_EXPERTS
-from tokenworks.kernels.program import Activation
 from tokenworks.models.config import DecoderConfig, Layer
-from tokenworks.models.families import from_gguf, from_hf, gemma, mixtures
+from tokenworks.models.families import from_gguf, from_hf, gemma, gemma_shared, mixtures
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.gguf import GgufFile
 from tokenworks.models.files.names import LAYER, Form, GgufArchitecture, HfArchitecture
 from tokenworks.models.parts.experts import Mixture
 from tokenworks.models.parts.mlp import Mlp
-from tokenworks.models.parts.per_layer import PerLayer
 from tokenworks.models.parts.rope import Proportional, Rope
 from tokenworks.models.parts.two_networks import TwoNetworks
-from tokenworks.models.vision.settings import required
-from tokenworks.protocol.errors import ModelError
 
 
 def _read(f: Fields) -> DecoderConfig:
@@ -27,7 +23,7 @@ def _read(f: Fields) -> DecoderConfig:
     slides[-1] = False  # as in the reference, whatever the file says
     windows = from_hf.windows(f, slides, 512)
     sizes, kv_heads = _of_layers(f, slides)
-    shared = sources(f, slides, "num_kv_shared_layers", 0)
+    shared = gemma_shared.sources(f, slides, "num_kv_shared_layers", 0)
     of_kinds = dict(zip(slides, sizes, strict=True))
     if any(size != of_kinds[slid] for size, slid in zip(sizes, slides, strict=True)):
         raise f.wrong("per_layer_config", "one head_dim for all layers of a kind")
@@ -49,17 +45,14 @@ def _read(f: Fields) -> DecoderConfig:
         )
         for n in range(count)
     ]
-    decoder = from_hf.decoder(
+    decoder = gemma.around(
         f,
         "gemma4",
         mixers,
-        [from_hf.mlp(f, activation=activation(f), width=width) for width in _mlp_widths(f, shared)],
-        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
-        norms="around",
-        tied_head=f.flag("tie_word_embeddings", True),
-        embedding_scale=f.integer("hidden_size") ** 0.5,
+        [from_hf.mlp(f, activation=gemma.activation(f), width=width) for width in _mlp_widths(f, shared)],
+        gemma_shared.used(ropes, mixers),
         logit_softcap=from_hf.softcap(f, "final_logit_softcapping"),
-        per_layer=per_layer(f),
+        per_layer=gemma_shared.per_layer(f),
         scaled_layers=True,
     )
     return replace(decoder, layers=_with_experts(f, decoder.layers)) if f.flag("enable_moe_block", False) else decoder
@@ -81,16 +74,6 @@ def _of_layers(f: Fields, slides: Sequence[bool]) -> tuple[list[int], list[int]]
         takes_count = own and (by_layer is not None or f.flag("attention_k_eq_v", False))
         counts.append(own.integer(count_key, kv_heads) if own and takes_count else kv_heads)
     return sizes, counts
-
-
-def sources(f: Fields, slides: Sequence[bool], key: str, default: int) -> list[int | None]:
-    """Of each layer whose K and V it reads: the last ones read those of the last layer before them of their kind."""
-    count = f.count(key, default)
-    first = len(slides) - count
-    if first < 1 or any(kind not in slides[:first] for kind in slides[first:]):
-        raise f.wrong(key, "a number that leaves a layer of each kind before those")
-    last = {kind: number for number, kind in enumerate(slides[:first])}
-    return [None if number < first else last[kind] for number, kind in enumerate(slides)]
 
 
 def _ropes(f: Fields, sizes: Mapping[bool, int]) -> dict[str, Rope]:
@@ -120,29 +103,12 @@ def _mlp_widths(f: Fields, shared: Sequence[int | None]) -> list[int]:
     return [width * (2 if wide and source is not None else 1) for source in shared]
 
 
-def activation(f: Fields) -> Activation:
-    return f.one_of("hidden_activation", from_hf.ACTIVATIONS, "gelu_pytorch_tanh")
-
-
-def per_layer(f: Fields) -> PerLayer | None:
-    size = f.count("hidden_size_per_layer_input", 256)
-    if not size:
-        return None
-    return PerLayer(
-        vocabulary=f.integer("vocab_size_per_layer_input", 262_144),
-        size=size,
-        layers=from_hf.layer_count(f),
-        activation=activation(f),
-        norm_epsilon=from_hf.norm_epsilon(f),
-    )
-
-
 def _with_experts(f: Fields, layers: Sequence[Layer]) -> tuple[Layer, ...]:
     experts = mixtures.mixture(
         f,
         experts=f.integer("num_experts", maximum=MOST_EXPERTS),
         top_k=f.integer("top_k_experts"),
-        activation=activation(f),
+        activation=gemma.activation(f),
         normalise=True,
         weighed=True,
     )
@@ -163,15 +129,10 @@ def _gguf(file: GgufFile) -> DecoderConfig:
     count, epsilon = from_gguf.layer_count(f), from_gguf.norm_epsilon(f)
     slides = [bool(flag) for flag in from_gguf.of_layers(f, file, "attention.sliding_window_pattern", count)]
     kv_heads = from_gguf.of_layers(f, file, "attention.head_count_kv", count)
-    shared = sources(f, slides, "attention.shared_kv_layers", 0)
+    shared = gemma_shared.sources(f, slides, "attention.shared_kv_layers", 0)
     size = from_gguf.head_size(f)
     small = f.integer("attention.key_length_swa", size)
-    ropes = {
-        "global": from_gguf.rope(f, file, 1e6),
-        "local": Rope(
-            size=f.integer("rope.dimension_count_swa", small, maximum=small), base=f.number("rope.freq_base_swa", 1e4)
-        ),
-    }
+    ropes = gemma.two_ropes_gguf(f, file, f.integer("rope.dimension_count_swa", small, maximum=small))
     mixers = []
     for number, slid in enumerate(slides):
         rope = ropes["local" if slid else "global"]
@@ -187,7 +148,7 @@ def _gguf(file: GgufFile) -> DecoderConfig:
             source=shared[number],
         )
         mixers.append(mixer)
-    decoder = from_gguf.decoder(
+    decoder = gemma.around_gguf(
         f,
         file,
         mixers,
@@ -195,11 +156,9 @@ def _gguf(file: GgufFile) -> DecoderConfig:
             Mlp(width=width, activation="gelu_tanh")
             for width in from_gguf.of_layers(f, file, "feed_forward_length", count)
         ],
-        {name: rope for name, rope in ropes.items() if any(mixer.rope == name for mixer in mixers)},
-        norms="around",
-        embedding_scale=f.integer("embedding_length") ** 0.5,
-        logit_softcap=f.number("final_logit_softcapping") if f.has("final_logit_softcapping") else 0.0,
-        per_layer=per_layer_gguf(f, file),
+        gemma_shared.used(ropes, mixers),
+        logit_softcap=from_hf.softcap(f, "final_logit_softcapping"),
+        per_layer=gemma_shared.per_layer_gguf(f, file),
         scaled_layers="blk.0.layer_output_scale.weight" in file.tensors,
     )
     if not f.count("expert_count"):
@@ -209,44 +168,12 @@ def _gguf(file: GgufFile) -> DecoderConfig:
     return replace(decoder, layers=_beside(experts, epsilon, decoder.layers))
 
 
-def per_layer_gguf(f: Fields, file: GgufFile) -> PerLayer | None:
-    size, table = f.count("embedding_length_per_layer_input"), file.tensors.get("per_layer_token_embd.weight")
-    if not size:
-        return None
-    if table is None:
-        raise ModelError(f"{file.path}: tensor 'per_layer_token_embd.weight' is missing.")
-    return PerLayer(
-        vocabulary=table.shape[0],
-        size=size,
-        layers=from_gguf.layer_count(f),
-        activation="gelu_tanh",
-        norm_epsilon=from_gguf.norm_epsilon(f),
-    )
-
-
-def _whole(f: Fields) -> DecoderConfig:
-    """Of a checkpoint that sees and hears too."""
-    text = required(f, "text_config")
-    return _read(Fields(text.path, {"tie_word_embeddings": f.flag("tie_word_embeddings", True), **text.table}))
-
-
 _IN_LAYER = "model.layers.{}."
-PER_LAYER_NAMES = {
-    "per_layer.embed": "model.embed_tokens_per_layer.weight",
-    "per_layer.map": "model.per_layer_model_projection.weight",
-    "per_layer.norm": "model.per_layer_projection_norm.weight",
-    LAYER + "per_layer_gate": _IN_LAYER + "per_layer_input_gate.weight",
-    LAYER + "per_layer_out": _IN_LAYER + "per_layer_projection.weight",
-    LAYER + "per_layer_norm": _IN_LAYER + "post_per_layer_input_norm.weight",
-}
-SHARED = tuple(f"model.layers.*.self_attn.{name}" for name in ("[kv]_proj.*", "[kv]_norm.*"))
-"""What files may have of layers that read the K and V of others."""
-OTHER_SENSES = ("model.vision_tower.*", "model.audio_tower.*", "model.embed_vision.*", "model.embed_audio.*")
 _DIVIDED = Form(lambda stored: stored * len(stored) ** -0.5, lambda seen: seen * len(seen) ** 0.5)
 """The router divides what it sees by sqrt(width)."""
 _NAMES = {
     **gemma.GEMMA3.files.names,
-    **PER_LAYER_NAMES,
+    **gemma_shared.PER_LAYER_NAMES,
     LAYER + "layer_scale": _IN_LAYER + "layer_scalar",
     **mixtures.names(_IN_LAYER + "experts", mixtures.HF_MAPS),
     LAYER + "router": _IN_LAYER + "router.proj.weight",
@@ -260,16 +187,15 @@ _FILES = replace(
     gemma.GEMMA3.files,
     names=_NAMES,
     norm_offset=0.0,
-    unused=(*gemma.GEMMA3.files.unused, *SHARED),
+    unused=(*gemma.GEMMA3.files.unused, *gemma_shared.SHARED),
     stacks=mixtures.stacks(_IN_LAYER + "experts", mixtures.HF_MAPS),
     forms={LAYER + "router_scale": _DIVIDED},
 )
-TEXT_OF_WHOLE = (("model.language_model.", "model."), ("language_model.model.", "model."))
 
 GEMMA4 = HfArchitecture(_read, _FILES)
-GEMMA4_WHOLE = HfArchitecture(_whole, replace(_FILES, unused=(*_FILES.unused, *OTHER_SENSES), prefixes=TEXT_OF_WHOLE))
+GEMMA4_WHOLE = gemma_shared.whole(GEMMA4)
 
-PER_LAYER_GGUF_NAMES = {
+_GGUF_NAMES = {
     "per_layer.embed": "per_layer_token_embd.weight",
     "per_layer.map": "per_layer_model_proj.weight",
     "per_layer.norm": "per_layer_proj_norm.weight",
@@ -280,7 +206,7 @@ PER_LAYER_GGUF_NAMES = {
 SHARED_GGUF = ("blk.*.attn_k.*", "blk.*.attn_v.*", "blk.*.attn_k_norm.*")
 _GGUF_NAMES = {
     **from_gguf.NAMES.names,
-    **PER_LAYER_GGUF_NAMES,
+    **gemma_shared.PER_LAYER_GGUF_NAMES,
     **mixtures.GGUF_NAMES,
     LAYER + "layer_scale": "blk.{}.layer_output_scale.weight",
     LAYER + "router_scale": "blk.{}.ffn_gate_inp.scale",
@@ -293,7 +219,7 @@ GEMMA4_GGUF = GgufArchitecture(
     replace(
         from_gguf.NAMES,
         names=_GGUF_NAMES,
-        unused=(*from_gguf.NAMES.unused, *SHARED_GGUF),
+        unused=(*from_gguf.NAMES.unused, *gemma_shared.SHARED_GGUF),
         stacks=mixtures.GGUF_STACKS,
         forms={LAYER + "router_scale": _DIVIDED},
     ),
