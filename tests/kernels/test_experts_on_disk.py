@@ -41,7 +41,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     monkeypatch.setattr(keeper, "memory_available_bytes", memory.available_bytes)
     monkeypatch.setattr(keeper, "LEAST_MARGIN_BYTES", MARGIN)
     monkeypatch.setattr(keeper, "MARGIN_SHARE", 0)
-    monkeypatch.setattr(keeper, "LOOK_STEPS", 1)
+    monkeypatch.setattr(keeper, "LOOK_TOKENS", 1)
     return memory
 
 
@@ -72,6 +72,12 @@ def start(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> CpuExe
     return CpuBackend().compile(*model, limits(), place_of(folder / "model.gguf", 1000))
 
 
+def forget(file: Path) -> None:
+    """The system's cache of it, where nobody maps it: then it is read from the disk."""
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def test_experts_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: Memory, model: Model) -> None:
     batch = step([(range(ROWS), 0)])
     whole = CpuBackend().compile(*model, limits())
@@ -84,9 +90,10 @@ def test_experts_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         on_disk = start(model, tmp_path, monkeypatch)
         np.testing.assert_array_equal(run(on_disk, batch), expected)
         used = sum(count > 0 for count in on_disk.expert_uses()[0])
-        assert on_disk.expert_reads() == (used * EACH, 0)
+        needed, found = on_disk.expert_reads()
+        assert needed == used * EACH, "some of them may be in the file's cache"
         np.testing.assert_array_equal(run(on_disk, batch), expected)
-        assert on_disk.expert_reads() == (2 * used * EACH, used * EACH)
+        assert on_disk.expert_reads() == (2 * needed, found + needed)
         assert on_disk.kept_expert_bytes == used * EACH
 
 
@@ -98,7 +105,10 @@ def test_experts_that_take_each_others_place(
     steps = [step([(range(row, row + 1 + row % 3 * 4), 0)]) for row in range(30)]
     memory.free_bytes = OTHERS_BYTES + MARGIN + slots * EACH
     memory.executable = on_disk = start(model, tmp_path, monkeypatch)
-    for batch in steps * 2:
+    (file,) = (tmp_path / "home").rglob("*.packed")
+    for number, batch in enumerate(steps * 2):
+        if number % 2:
+            forget(file)
         np.testing.assert_array_equal(run(on_disk, batch), run(whole, batch))
         assert on_disk.kept_expert_bytes <= slots * EACH
     assert on_disk.kept_expert_bytes == slots * EACH

@@ -103,8 +103,8 @@ def best_fixed_share(chosen: Ints, slots: int) -> float:
 def test_skewed_traffic(skew: float, slots: int) -> None:
     """Near the best fixed choice, which is known only afterwards; better than keeping what was used last."""
     chosen = traffic(np.random.default_rng(1), 1500, layers=4, experts=64, top_k=6, skew=skew)
-    found = shares_found(chosen, 256, slots, 64)[500:].mean()
-    assert found > best_fixed_share(chosen[500:], slots) - 0.05
+    found = shares_found(chosen, 256, slots, 32)[500:].mean()
+    assert found > best_fixed_share(chosen[500:], slots) - 0.06
     missed_by_last_used = 1 - share_of_last_used(chosen[500:], slots)
     assert 1 - found < 0.9 * missed_by_last_used
 
@@ -112,7 +112,7 @@ def test_skewed_traffic(skew: float, slots: int) -> None:
 def test_a_change_of_work_is_followed() -> None:
     rng = np.random.default_rng(2)
     chosen = np.concatenate([traffic(rng, 700, layers=4, experts=64, top_k=6, skew=1.5) for _ in range(2)])
-    found = shares_found(chosen, 256, 100, 64)
+    found = shares_found(chosen, 256, 100, 32)
     settled = found[500:700].mean()
     assert found[700:720].mean() < settled - 0.1
     assert found[900:].mean() > settled - 0.04
@@ -120,7 +120,7 @@ def test_a_change_of_work_is_followed() -> None:
 
 def test_a_prompt_that_needs_all_leaves_most_of_what_is_kept() -> None:
     chosen = traffic(np.random.default_rng(3), 600, layers=4, experts=64, top_k=6, skew=1.5)
-    kept = _cpu.KeptExperts(256, 100, 64 * 4.0)
+    kept = _cpu.KeptExperts(256, 100, 32 * 4.0)
     for layer in chosen.reshape(-1, 6).tolist():
         kept.choose(layer)
     before = {expert for expert in range(256) if kept.slot(expert) >= 0}

@@ -127,7 +127,9 @@ class CpuExecutable:
             self._steps.append(_Step(step, plan, self._steps[0].parts if self._steps else 0, parts))
             layers = layers[len(step.cache_layers) :]
         self.parts = self._steps[0].parts
-        self._keeper = ExpertKeeper(self._executor) if self._loader.in_file else None
+        cache_tokens = limits.blocks * limits.block_tokens
+        step_cache_bytes = self._executor.cache_bytes * limits.step_tokens // cache_tokens if cache_tokens else 0
+        self._keeper = ExpertKeeper(self._executor, step_cache_bytes) if self._loader.in_file else None
         self._rows: dict[RowKind, int] = {}
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
@@ -191,7 +193,7 @@ class CpuExecutable:
             end_part,
         )
         if self._keeper is not None:
-            self._keeper.step_done()
+            self._keeper.step_done(rows["tokens"])
 
     def _values(self, step: "_Step", value: Value) -> Float32:
         """Of the last run."""

@@ -12,8 +12,8 @@ MARGIN_SHARE = 1 / 16
 
 LEAST_MARGIN_BYTES = 64 << 20
 
-LOOK_STEPS = 16
-"""Asking takes about as long as a step of a tiny model."""
+LOOK_TOKENS = 16
+"""Run between two looks, at least: asking takes about as long as a step of a tiny model."""
 
 
 def allowed_bytes(now_bytes: int, most_bytes: int, taken_bytes: int, spare_bytes: int, margin_bytes: int) -> int:
@@ -27,20 +27,24 @@ def allowed_bytes(now_bytes: int, most_bytes: int, taken_bytes: int, spare_bytes
 class ExpertKeeper:
     """Of an executor whose matrices lie in a file, when its program is written."""
 
-    def __init__(self, executor: _cpu.Executor) -> None:
+    def __init__(self, executor: _cpu.Executor, step_cache_bytes: int) -> None:
+        """`step_cache_bytes`: what the largest step writes into the cache, whose memory is taken as it is written."""
         self._executor = executor
         # Other matrices are needed in every step: they stay in the file's cache, which counts as memory to be had.
         self._others_bytes = executor.weight_bytes - executor.expert_bytes
         available_bytes = memory_available_bytes() or 0
-        self._margin_bytes = max(LEAST_MARGIN_BYTES, int(available_bytes * MARGIN_SHARE))
-        free_bytes = available_bytes - self._others_bytes - executor.cache_bytes - self._margin_bytes
+        self._margin_bytes = max(LEAST_MARGIN_BYTES, int(available_bytes * MARGIN_SHARE), 2 * step_cache_bytes)
+        free_bytes = available_bytes - self._others_bytes - self._margin_bytes
         self._most_bytes = self._now_bytes = max(0, min(free_bytes, executor.expert_bytes))
-        self._steps = 0
+        self._tokens = 0
         executor.keep_experts(self._now_bytes)
 
-    def step_done(self) -> None:
-        self._steps += 1
-        available_bytes = memory_available_bytes() if self._steps % LOOK_STEPS == 0 else None
+    def step_done(self, tokens: int) -> None:
+        self._tokens += tokens
+        if self._tokens < LOOK_TOKENS:
+            return
+        self._tokens = 0
+        available_bytes = memory_available_bytes()
         if available_bytes is None:
             return
         allowed = allowed_bytes(

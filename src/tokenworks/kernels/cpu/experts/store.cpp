@@ -6,27 +6,54 @@
 
 #include <algorithm>
 #include <new>
+#include <string>
 
 namespace tokenworks::cpu {
 namespace {
 
-constexpr double half_life = 64;  // steps
+constexpr double half_life = 32;  // steps
 
 // What reading past the file's cache asks of addresses, sizes and offsets; the file's matrices begin on such pages.
 constexpr int64_t page = 4096;
 
 int64_t to_page(int64_t bytes) { return (bytes + page - 1) / page * page; }
 
+// How much of a mapped range the system has in memory, in whole pages; with `fetch` it is told to read the rest.
+int64_t resident_bytes(const uint8_t* data, int64_t bytes, bool fetch) {
+    int64_t found = 0;
+#if defined(__linux__)
+    static const int64_t system_page = sysconf(_SC_PAGESIZE);
+    constexpr int64_t at_once = 4096;  // pages
+    unsigned char resident[at_once];
+    const auto address = reinterpret_cast<uintptr_t>(data), begin = address / system_page * system_page;
+    const int64_t end = static_cast<int64_t>(address - begin) + bytes;
+    for (int64_t at = 0; at < end; at += at_once * system_page) {
+        const int64_t length = std::min(at_once * system_page, end - at);
+        const int64_t pages = (length + system_page - 1) / system_page;
+        void* from = reinterpret_cast<void*>(begin + at);
+        if (mincore(from, static_cast<size_t>(length), resident) != 0) return 0;
+        const int64_t here = std::count_if(resident, resident + pages, [](unsigned char p) { return p & 1; });
+        if (fetch && here < pages) madvise(from, static_cast<size_t>(length), MADV_WILLNEED);
+        found += here * system_page;
+    }
+#else
+    (void)data, (void)bytes, (void)fetch;
+#endif
+    return found;
+}
+
 }  // namespace
 
 ExpertStore::ExpertStore(const uint8_t* file, int descriptor) : file_(file), descriptor_(dup(descriptor)) {
 #ifdef O_DIRECT
-    direct_ = descriptor_ >= 0 && fcntl(descriptor_, F_SETFL, fcntl(descriptor_, F_GETFL) | O_DIRECT) == 0;
+    if (descriptor_ >= 0)
+        direct_ = open(("/proc/self/fd/" + std::to_string(descriptor_)).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
 #endif
 }
 
 ExpertStore::~ExpertStore() {
-    if (descriptor_ >= 0) close(descriptor_);
+    for (const int descriptor : {descriptor_, direct_})
+        if (descriptor >= 0) close(descriptor);
 }
 
 int ExpertStore::add(const std::vector<std::vector<PackedMatrix*>>& experts) {
@@ -140,42 +167,26 @@ void ExpertStore::leave(const Expert& expert) {
 // Fills a matrix's part of a slot. What cannot be read is left where it is mapped.
 void ExpertStore::read(const Piece& piece) {
     const int64_t bytes = piece.matrix->bytes();
+    const bool cached = resident_bytes(file_ + piece.offset, bytes, false) >= bytes;
+    if (cached) found_bytes_ += to_page(bytes);
+    const int from = cached || direct_ < 0 ? descriptor_ : direct_;
     int64_t done = 0;
     while (done < bytes) {
-        const ssize_t got = pread(descriptor_, piece.matrix->data + done, static_cast<size_t>(to_page(bytes) - done),
-                                  piece.offset + done);
+        const ssize_t got =
+            pread(from, piece.matrix->data + done, static_cast<size_t>(to_page(bytes) - done), piece.offset + done);
         if (got <= 0) break;
         done += got;
     }
     if (done < bytes) piece.matrix->data = const_cast<uint8_t*>(file_) + piece.offset;
 #ifdef POSIX_FADV_DONTNEED
-    if (!direct_) posix_fadvise(descriptor_, piece.offset, to_page(bytes), POSIX_FADV_DONTNEED);
+    else if (from == descriptor_) posix_fadvise(descriptor_, piece.offset, to_page(bytes), POSIX_FADV_DONTNEED);
 #endif
 }
 
-// Counts which of a mapped matrix's pages are in memory, and has the others read, all at once.
+// A matrix that is used where it is mapped: has what is not in memory read, all at once.
 void ExpertStore::look_up(const Piece& piece) {
-#if defined(__linux__)
-    static const int64_t system_page = sysconf(_SC_PAGESIZE);
-    constexpr int64_t at_once = 4096;  // pages
-    unsigned char resident[at_once];
-    const auto address = reinterpret_cast<uintptr_t>(piece.matrix->data);
-    const auto begin = address / static_cast<uintptr_t>(system_page) * static_cast<uintptr_t>(system_page);
-    const int64_t end = static_cast<int64_t>(address - begin) + piece.matrix->bytes();
-    int64_t found = 0;
-    for (int64_t at = 0; at < end; at += at_once * system_page) {
-        const int64_t length = std::min(at_once * system_page, end - at);
-        const int64_t pages = (length + system_page - 1) / system_page;
-        void* from = reinterpret_cast<void*>(begin + static_cast<uintptr_t>(at));
-        if (mincore(from, static_cast<size_t>(length), resident) != 0) return;
-        const int64_t here = std::count_if(resident, resident + pages, [](unsigned char p) { return p & 1; });
-        if (here < pages) madvise(from, static_cast<size_t>(length), MADV_WILLNEED);
-        found += here * system_page;
-    }
-    found_bytes_ += std::min(found, to_page(piece.matrix->bytes()));
-#else
-    (void)piece;
-#endif
+    const int64_t bytes = piece.matrix->bytes();
+    found_bytes_ += std::min(resident_bytes(piece.matrix->data, bytes, true), to_page(bytes));
 }
 
 }  // namespace tokenworks::cpu

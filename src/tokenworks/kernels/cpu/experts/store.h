@@ -17,7 +17,7 @@ namespace tokenworks::cpu {
 
 class ExpertStore {
   public:
-    // `file` is mapped from `descriptor`, of which a copy is made.
+    // `file` is mapped from `descriptor`, of which a copy is made; -1: there is none.
     ExpertStore(const uint8_t* file, int descriptor);
     ~ExpertStore();
     ExpertStore(const ExpertStore&) = delete;
@@ -63,8 +63,7 @@ class ExpertStore {
     void look_up(const Piece& piece);
 
     const uint8_t* file_;
-    int descriptor_;
-    bool direct_ = false;
+    int descriptor_, direct_ = -1;  // the latter reads past the file's cache; -1: impossible
     std::vector<Piece> pieces_;
     std::vector<Expert> experts_;
     std::vector<Pool> pools_;
