@@ -147,7 +147,7 @@ class Runner:
         drafts = [piece.draft for piece in plan.pieces]
         if self._executable.finite:
             return drafts
-        bad = np.logical_not(np.isfinite(logits).all(axis=1))
+        bad = np.logical_not(np.isfinite(np.asarray(logits)).all(axis=1))
         logits[bad] = 0
         row = 0
         for index, piece in enumerate(plan.pieces):

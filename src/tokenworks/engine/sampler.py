@@ -106,7 +106,10 @@ class Sampler:
                 if adjustment is None:
                     continue
                 try:
-                    adjustment.apply(logits[row], sequence.output_tokens + ahead[row])
+                    changed = logits[row]
+                    adjustment.apply(changed, sequence.output_tokens + ahead[row])
+                    if not isinstance(logits, np.ndarray):  # a row of a device is a copy
+                        logits[row] = changed
                     adjusted.append((row, adjustment))
                 except EngineError as error:
                     failed[row] = error.message

@@ -155,7 +155,9 @@ class Executable(Protocol):
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
         """One step, or one part of it: they are run in order, with the same batch. Returns the program's result,
-        [R, vocabulary] or [S, width]; valid until the next run."""
+        [R, vocabulary] or [S, width]; valid until the next run. Logits may be rows that lie on a device and behave as
+        numpy's do for len, for rows by number (a copy then), list or slice, and where rows are written; np.asarray
+        fetches them."""
 
     @property
     def hidden(self) -> Float32:

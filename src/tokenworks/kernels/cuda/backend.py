@@ -1,6 +1,7 @@
 """The GPU backend behind kernels/backend.py: memory, the step's numbers, and the launches of its plan."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -9,13 +10,13 @@ from tokenworks.kernels.adapter import Adaptation
 from tokenworks.kernels.backend import CacheType, Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.cuda.graphs import Graphs
-from tokenworks.kernels.cuda.inputs import Inputs, padded
+from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
 from tokenworks.kernels.cuda.launches import Binder, Bound
+from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, Value
-from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
@@ -89,7 +90,8 @@ class CudaExecutable:
         self.cache_bytes = sum(
             keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values()
         )
-        self.finite = True
+        self._sum = torch.zeros((), dtype=torch.float32, device=device)
+        self._parts[-1].append(self._watch())
         if self._graphs:
             self._warm_up(self._graphs)
 
@@ -107,7 +109,9 @@ class CudaExecutable:
             self._run(batch, part)
         if part is not None and part < self.parts - 1:
             return np.empty((0, self._program.result.width), np.float32)
-        return self._values(self._program.result)
+        values, logits = self._values(self._program.result), self._rows_kind(self._program.result) == "selected"
+        # Logits stay on the device: see Executable.run.
+        return cast(Float32, DeviceLogits(values) if logits else values.float().cpu().numpy())
 
     def _run(self, batch: StepBatch, part: int | None) -> None:
         sequences, wanted = len(batch.row_starts) - 1, len(batch.logit_rows)
@@ -136,6 +140,15 @@ class CudaExecutable:
             launch_all()
         self._rows = rows if padded_rows is None else dict.fromkeys(rows, wanted)
 
+    def _watch(self) -> Bound:
+        """Sums the result, which is not finite if a number of it is not."""
+        result, kind = self._binder.view(self._program.result), self._rows_kind(self._program.result)
+
+        def watch(step: Step) -> None:
+            self._sum.copy_(result[: step.rows[kind]].sum(dtype=torch.float32))
+
+        return watch
+
     def _warm_up(self, graphs: Graphs) -> None:
         """Compiles every kernel, has the memory of the largest step taken, and the graphs captured: sequences without
         blocks, which keep nothing."""
@@ -147,7 +160,7 @@ class CudaExecutable:
     @property
     def hidden(self) -> Float32:
         assert self._program.hidden is not None
-        return self._values(self._program.hidden)
+        return cast(Float32, self._values(self._program.hidden).float().cpu().numpy())
 
     def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
         raise AssertionError("compile refuses programs with a sequel")
@@ -161,12 +174,13 @@ class CudaExecutable:
     def _rows_kind(self, value: Value) -> RowKind:
         return self._plan.buffer_rows[value.buffer]
 
-    def _values(self, value: Value) -> Float32:
+    def _values(self, value: Value) -> torch.Tensor:
         """Of the last run."""
-        rows = self._rows[self._rows_kind(value)]
-        found = self._binder.view(value)[:rows].float()
-        self.finite = bool(torch.isfinite(found.sum()).item()) if rows else True
-        return found.cpu().numpy()
+        return self._binder.view(value)[: self._rows[self._rows_kind(value)]]
+
+    @property
+    def finite(self) -> bool:
+        return bool(torch.isfinite(self._sum).item())
 
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         raise ModelError("The GPU backend does not run LoRA adapters yet.")
@@ -189,12 +203,10 @@ class CudaExecutable:
         return 0
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
-        options = (how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
-        rows = zip(logits, *(each.tolist() for each in options), strict=True)
-        return np.array([sample_row(*row) for row in rows], np.int32)
+        return draw(on_device(logits, self._device), how)
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
-        return log_probabilities(logits, chosen, top)
+        return log_probabilities(on_device(logits, self._device), chosen, top)
 
 
 def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

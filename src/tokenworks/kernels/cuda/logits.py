@@ -1,0 +1,80 @@
+"""Rows of logits that stay on the device, where tokens are drawn from them; and the drawing."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from tokenworks.kernels.backend import Float32, Int32, SampleBatch
+from tokenworks.kernels.cuda.logprobs import logprobs
+from tokenworks.kernels.cuda.sample import sample
+
+
+class DeviceLogits:
+    """[rows, vocabulary] float32, used as numpy's array would be: a number gives a row, as a copy on the CPU, and takes
+    one; a list or a slice gives rows that stay on the device; whatever else one asks of an array is fetched."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.rows.shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return DeviceLogits(self.rows[index])
+        if isinstance(index, list):
+            return DeviceLogits(self.rows[self._on_device(index)])
+        if isinstance(index, int | np.integer):
+            return self.rows[int(index)].cpu().numpy()
+        return np.asarray(self)[index]
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        if not isinstance(index, int | np.integer | slice):
+            index = self._on_device(index)
+        self.rows[index] = torch.from_numpy(values).to(self.rows.device) if isinstance(values, np.ndarray) else values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float32:
+        return self.copy() if dtype is None else self.copy().astype(dtype)
+
+    def copy(self) -> Float32:
+        return cast(Float32, self.rows.cpu().numpy().copy())
+
+    def _on_device(self, index: Any) -> torch.Tensor:
+        """Numbers of rows, or a truth for each row."""
+        return torch.from_numpy(np.asarray(index)).to(self.rows.device)
+
+
+def on_device(logits: Float32 | DeviceLogits, device: torch.device) -> torch.Tensor:
+    """[rows, vocabulary], columns contiguous."""
+    if isinstance(logits, DeviceLogits):
+        return logits.rows
+    return torch.from_numpy(np.ascontiguousarray(logits, np.float32)).to(device)
+
+
+def draw(rows: torch.Tensor, how: SampleBatch) -> Int32:
+    """Executable.sample."""
+    options = (how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
+    numbers = np.stack([np.ascontiguousarray(each).view(np.int32) for each in options])
+    given = torch.from_numpy(numbers).to(rows.device, non_blocking=True)
+    floats = given.view(torch.float32)
+    out = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
+    sample(rows, floats[0], given[1], floats[2], floats[3], floats[4], out)
+    return cast(Int32, out.cpu().numpy())
+
+
+def log_probabilities(rows: torch.Tensor, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+    """Executable.logprobs."""
+    count, device = len(rows), rows.device
+    top = min(top, rows.shape[1])
+    values = torch.empty(count, dtype=torch.float32, device=device)
+    ranks = torch.empty(count, dtype=torch.int32, device=device)
+    top_ids = torch.empty((count, top), dtype=torch.int32, device=device)
+    top_values = torch.empty((count, top), dtype=torch.float32, device=device)
+    logprobs(rows, torch.from_numpy(chosen).to(device), values, ranks, top_ids, top_values)
+    found = (values, ranks, top_ids, top_values)
+    return cast("tuple[Float32, Int32, Int32, Float32]", tuple(each.cpu().numpy() for each in found))

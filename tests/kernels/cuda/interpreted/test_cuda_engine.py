@@ -1,0 +1,85 @@
+"""The engine on the GPU backend: tokens are drawn from logits that stay on the device, options change rows of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_checkpoints import DECODERS, write_decoder
+
+from tokenworks.engine.engine import Engine
+from tokenworks.kernels.backend import Backend, Limits
+from tokenworks.kernels.cuda.backend import CudaBackend
+from tokenworks.kernels.cuda.logits import DeviceLogits
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.models.checkpoint import open_checkpoint
+from tokenworks.protocol.messages import Generate, TokenChunk
+from tokenworks.protocol.sampling import Sampling
+
+PROMPT = [(7 * i * i + 3) % 100 for i in range(9)]
+REQUESTS = [
+    ("greedy", PROMPT, {"temperature": 0.0, "logprobs": 3}),
+    ("sampled", PROMPT[:6], {"temperature": 0.9, "top_k": 5, "top_p": 0.9}),
+    ("biased", PROMPT[2:], {"temperature": 0.0, "logit_bias": {17: 100.0, 18: 99.0}, "repetition_penalty": 9.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    config = DECODERS["llama"].__class__(**DECODERS["llama"].to_dict() | {"num_hidden_layers": 1})
+    write_decoder("llama", folder, torch.bfloat16, config)
+    return folder
+
+
+def replies(folder: Path, backend: Backend, names: list[str]) -> dict[str, list[TokenChunk]]:
+    checkpoint = open_checkpoint(folder)
+    limits = Limits(8, 4, 4, 32, 4, "bfloat16", 1)
+    executable = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
+    how = {"eos_token_ids": frozenset(), "context_tokens": 64, "vocabulary": 101, "speculate": False}
+    engine = Engine(executable, limits, tokenizer_json=str, **how)
+    for name, prompt, sampling in REQUESTS:
+        if name in names:
+            engine.add(Generate(name, tuple(prompt), Sampling(**{"max_tokens": 3, "seed": 5} | sampling)), 0.0)
+    found: dict[str, list[TokenChunk]] = {name: [] for name in names}
+    while engine.busy:
+        for chunk in engine.step(0.0).chunks:
+            found[chunk.request_id].append(chunk)
+    return found
+
+
+def tokens(chunks: list[TokenChunk]) -> list[int]:
+    return [token for chunk in chunks for token in chunk.token_ids]
+
+
+def test_as_the_reference_and_the_same_alone_as_together(folder: Path) -> None:
+    names = [name for name, *_ in REQUESTS]
+    together, oracle = (replies(folder, backend, names) for backend in (CudaBackend("cpu"), ReferenceBackend()))
+    for name in names:
+        assert len(tokens(together[name])) == 3
+        assert tokens(together[name]) == tokens(oracle[name])
+    assert tokens(together["biased"])[:2] == [17, 18], "the penalty on the first, divided, lets the second pass"
+    assert tokens(replies(folder, CudaBackend("cpu"), ["sampled"])["sampled"]) == tokens(together["sampled"])
+    ours, theirs = ([each for chunk in some["greedy"] for each in chunk.logprobs] for some in (together, oracle))
+    for mine, right in zip(ours, theirs, strict=True):
+        assert mine.rank == right.rank == 1
+        assert mine.logprob == pytest.approx(right.logprob, abs=0.05)
+        assert [token for token, _ in mine.top] == [token for token, _ in right.top]
+
+
+def test_rows_of_a_device_behave_as_numpys() -> None:
+    numbers = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+    rows = DeviceLogits(torch.from_numpy(numbers.copy()))
+    assert len(rows) == 4 and rows.shape == (4, 5)
+    np.testing.assert_array_equal(rows[1], numbers[1])
+    np.testing.assert_array_equal(np.asarray(rows[[2, 0]]), numbers[[2, 0]])
+    np.testing.assert_array_equal(np.asarray(rows[1:3][:1]), numbers[1:2])
+    np.testing.assert_array_equal(rows[:, :3].argmax(axis=1), numbers[:, :3].argmax(axis=1))
+    row = rows[3]
+    row[:] = 7
+    rows[3] = row
+    rows[np.array([True, False, False, False])] = 0
+    rows[1] = -1
+    np.testing.assert_array_equal(
+        np.asarray(rows), [[0] * 5, [-1] * 5, numbers[2], [7] * 5]
+    )  # ... until it is put back
