@@ -84,7 +84,8 @@ def _attribute_docs(module: Path) -> dict[str, str]:
                     and isinstance(text, ast.Expr)
                     and isinstance(text.value, ast.Constant)
                 ):
-                    found[f"{node.name}.{attribute.target.id}"] = str(text.value.value)
+                    # On one line, as a table needs it.
+                    found[f"{node.name}.{attribute.target.id}"] = " ".join(str(text.value.value).split())
     return found
 
 

@@ -41,6 +41,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Default: int8 on the CPU, which costs less than 0.5 % perplexity (docs/kernels.md) and holds 1.9 times the tokens
     of float16; bfloat16 on a GPU, which takes fp8 too."""
     block_tokens: Positive = 16
+    """Of a block, the piece in which the KV cache is taken, shared and given back."""
     step_tokens: Positive | None = None
     """The most tokens one step computes: a long prompt delays running requests by no more than this. Default: 512 on
     the CPU, 4096 on a GPU."""
@@ -62,6 +63,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     max_body_mb: Positive = 16
+    """The largest request, MiB."""
     max_audio_mb: Positive = 25
     """The same of requests with sound files."""
     max_waiting: Positive = 1024

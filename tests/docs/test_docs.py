@@ -28,6 +28,8 @@ from types import ModuleType
 import pytest
 
 from tokenworks.config import data_directory
+from tokenworks.config_file import parse
+from tokenworks.protocol.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,14 +88,27 @@ def test_every_block_says_how_it_is_run() -> None:
     assert _marked("run") and _marked("run: serve") and _marked("run: client")
 
 
+def _anchors(page: Path) -> set[str]:
+    """What its headings are called in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    broken = [
-        f"{page.name}: {link}"
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
-        if not (page.parent / link).exists()
-    ]
+    broken = []
+    for page in PAGES:
+        for file, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / file if file else page
+            if not target.exists() or (anchor and anchor not in _anchors(target)):
+                broken.append(f"{page.name}: {file}#{anchor}")
     assert broken == []
+
+
+def test_the_complaint_that_is_shown_is_made() -> None:
+    page = " ".join((ROOT / "docs/configuration.md").read_text().split())
+    with pytest.raises(ConfigError) as caught:
+        parse("#\n" * 10 + "server:\n  prot: 80\n", "factory.yaml")
+    assert f"error: {caught.value.message}" in page
 
 
 @pytest.fixture
