@@ -5,11 +5,12 @@ register, so that each instruction serves two weights. A code becomes a bfloat16
 land at the lower end of the number, where they are, without any conversion, a tiny multiple of what they mean:
 
     E2M1    sign at 15, the other three at 8..6: value * 2^-126 (the half, a subnormal, too)
+    E4M3    sign at 15, the other seven at 10..4: value * 2^-120
     U4, U8  at 3..0, 7..0: the whole number * 2^-133 (linear through the subnormals into the first normals)
 
 One multiplication, or one multiply-add, by a bfloat16 scale that carries 2^118 or so brings it into the range of
 ordinary numbers; what is left over of the powers of two goes into a float32 scale of each row, which the sums are
-multiplied by at last. A product with E2M1 is exact (2 significant bits times 4); the others are rounded once.
+multiplied by at last. The numbers of E2M1 and E4M3 are exact; the others are rounded once, as are their scales before.
 
 Along a row, a run of `run` words holds codes * run weights and has one 32-bit word of scales: code j of word w of run r
 is weight (r * codes + j) * run + w, so that each code of the run's words meets neighbouring activations.
@@ -18,6 +19,7 @@ is weight (r * codes + j) * run + w, so that each code of the run's words meets 
 from dataclasses import dataclass
 
 E2M1_MASK = 0x81C0
+E4M3_MASK = 0x87F0
 
 SCALE_OFFSET = 0x6F80
 """Added to an E5M3 scale's bits, shifted to where bfloat16 has them: exponent 223 for code 0, the highest at which the
@@ -100,6 +102,16 @@ def _bytes() -> str:
     return "{ .reg .b32 t, d, m; " + constants + " " + " ".join(lines) + " }"
 
 
+def _e4m3() -> str:
+    """No scales: 2^112. The second code has the bits that the first leaves: sign at 11, the rest at 14..12 and 3..0."""
+    return (
+        f"{{ .reg .b32 t, u, d; mov.b32 d, {_twice((127 + 112) << 7)};"
+        f" and.b32 t, $2, {_twice(E4M3_MASK)}; mul.rn.bf16x2 $0, t, d;"
+        f" shl.b32 t, $2, 4; and.b32 t, t, {_twice(0x80F0)}; shr.b32 u, $2, 4; and.b32 u, u, {_twice(0x0700)};"
+        " or.b32 t, t, u; mul.rn.bf16x2 $1, t, d; }"
+    )
+
+
 E2M1_16 = Coding("E2M1 by 16", codes=4, run=16, scaled=True, assembly=_e2m1())
 E2M1_32 = Coding("E2M1 by 32", codes=4, run=32, scaled=True, assembly=_e2m1())
 U4_32 = Coding("U4 by 32", codes=4, run=16, scaled=True, assembly=_whole_numbers(4, minima=False), zero=8)
@@ -108,3 +120,4 @@ U8_16 = Coding("U8 by 16", codes=2, run=16, scaled=True, assembly=_whole_numbers
 U8_32 = Coding("U8 by 32", codes=2, run=32, scaled=True, assembly=_whole_numbers(8, minima=False), zero=128)
 U8_MIN_32 = Coding("U8 by 32 with minima", codes=2, run=16, scaled=True, assembly=_whole_numbers(8, minima=True))
 U8_ROW = Coding("U8 by row", codes=2, run=16, scaled=False, assembly=_bytes(), zero=128)
+E4M3_ROW = Coding("E4M3 by row", codes=2, run=16, scaled=False, assembly=_e4m3())

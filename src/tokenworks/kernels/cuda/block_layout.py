@@ -9,9 +9,12 @@ import torch
 from tokenworks.kernels.cuda.block_codings import (
     E2M1_16,
     E2M1_32,
+    E4M3_ROW,
     U4_32,
     U4_MIN_32,
+    U8_16,
     U8_32,
+    U8_MIN_32,
     U8_ROW,
     Coding,
 )
@@ -45,23 +48,32 @@ class Packed:
 class _Levels:
     """What the blocks of a format hold: codes [rows, columns] uint8, the others float32 by group of columns."""
 
-    coding: Coding
     codes: torch.Tensor
     scales: torch.Tensor
     minima: torch.Tensor | None = None
 
 
-def packed(tensor: Tensor, device: torch.device) -> Packed | None:
+def coding_of(tensor: Tensor) -> Coding | None:
     """None: of a format that has no coding."""
-    if tensor.format not in _READERS:
-        return None
-    form, (rows, columns) = FORMATS[tensor.format], tensor.shape
+    return _FORMATS[tensor.format][0] if tensor.format in _FORMATS else None
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """On the device, of one whose format has a coding."""
+    coding, (rows, columns) = _FORMATS[tensor.format][0], tensor.shape
+    runs = -(-columns // coding.weights)
+    return rows * (runs * (2 * coding.run + 4 * coding.scaled) + 4)
+
+
+def packed(tensor: Tensor, device: torch.device) -> Packed:
+    """Of a format that has a coding."""
+    (coding, read), form, (rows, columns) = _FORMATS[tensor.format], FORMATS[tensor.format], tensor.shape
     data = torch.from_numpy(np.array(tensor.data)).to(device)
-    levels = _READERS[tensor.format](data.view(rows, columns // form.block_elements, form.block_bytes))
+    levels = read(data.view(rows, columns // form.block_elements, form.block_bytes))
     row_scales = torch.ones(rows, dtype=torch.float32, device=device)
     if tensor.row_scales is not None:
         row_scales *= torch.from_numpy(np.array(tensor.row_scales)).to(device)
-    return _pack(levels, row_scales)
+    return _pack(coding, levels, row_scales)
 
 
 def joined(parts: list[Packed]) -> Packed:
@@ -77,8 +89,8 @@ def joined(parts: list[Packed]) -> Packed:
     )
 
 
-def _pack(levels: _Levels, row_scales: torch.Tensor) -> Packed:
-    coding, codes = levels.coding, levels.codes
+def _pack(coding: Coding, levels: _Levels, row_scales: torch.Tensor) -> Packed:
+    codes = levels.codes
     columns = codes.shape[1]
     if coding in (E2M1_16, E2M1_32):
         codes, scales, exponents = _e5m3(codes, levels.scales)
@@ -87,11 +99,11 @@ def _pack(levels: _Levels, row_scales: torch.Tensor) -> Packed:
         codes, scales, exponents = _halves(coding, codes, levels.scales, levels.minima)
         row_scales = torch.ldexp(row_scales, exponents + 15)
     else:
-        scales, row_scales = None, torch.ldexp(row_scales, torch.tensor(15))
+        scales, row_scales = None, row_scales * (2.0**8 if coding is E4M3_ROW else 2.0**15)
     padded = -(-columns // coding.weights) * coding.weights
     codes = torch.nn.functional.pad(codes, (0, padded - columns), value=coding.zero)
     runs = codes.view(len(codes), -1, coding.codes, coding.run).to(torch.int32)
-    place = _place_e2m1 if coding in (E2M1_16, E2M1_32) else _place
+    place = {E2M1_16: _place_e2m1, E2M1_32: _place_e2m1, E4M3_ROW: _place_e4m3}.get(coding, _place)
     words = torch.zeros_like(runs[:, :, 0])
     for j in range(coding.codes):
         words |= place(coding, runs[:, :, j], j)
@@ -108,6 +120,11 @@ def _place_e2m1(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
     if j < 3:
         return (sign << 15 | rest << 6) >> 3 * j
     return sign << 14 | rest >> 2 << 13 | (rest & 3) << 10
+
+
+def _place_e4m3(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
+    sign, rest = codes >> 7, codes & 127
+    return sign << 15 | rest << 4 if j == 0 else sign << 11 | rest >> 4 << 12 | rest & 15
 
 
 def _e5m3(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -174,38 +191,89 @@ def _nvfp4(blocks: torch.Tensor) -> _Levels:
     table[255] = 480  # as formats.py has it
     table[128:255] = table[:127]
     codes = _nibbles(blocks[:, :, 4:].reshape(*blocks.shape[:2], 4, 8))
-    return _Levels(E2M1_16, _rows(codes), _rows(table[blocks[:, :, :4].to(torch.int64)]))
+    return _Levels(_rows(codes), _rows(table[blocks[:, :, :4].to(torch.int64)]))
 
 
 def _mxfp4(blocks: torch.Tensor) -> _Levels:
     scales = torch.ldexp(torch.ones_like(blocks[:, :, 0], dtype=torch.float32), blocks[:, :, 0].to(torch.int32) - 127)
-    return _Levels(E2M1_32, _rows(_nibbles(blocks[:, :, 1:])), scales)
+    return _Levels(_rows(_nibbles(blocks[:, :, 1:])), scales)
 
 
 def _q4_0(blocks: torch.Tensor) -> _Levels:
-    return _Levels(U4_32, _rows(_nibbles(blocks[:, :, 2:])), _half(blocks, 0))
+    return _Levels(_rows(_nibbles(blocks[:, :, 2:])), _half(blocks, 0))
 
 
 def _q4_1(blocks: torch.Tensor) -> _Levels:
-    return _Levels(U4_MIN_32, _rows(_nibbles(blocks[:, :, 4:])), _half(blocks, 0), _half(blocks, 2))
+    return _Levels(_rows(_nibbles(blocks[:, :, 4:])), _half(blocks, 0), _half(blocks, 2))
 
 
 def _q8_0(blocks: torch.Tensor) -> _Levels:
-    return _Levels(U8_32, _rows(blocks[:, :, 2:]) ^ 128, _half(blocks, 0))
+    return _Levels(_rows(blocks[:, :, 2:]) ^ 128, _half(blocks, 0))
 
 
 def _i8(blocks: torch.Tensor) -> _Levels:
-    return _Levels(U8_ROW, _rows(blocks) ^ 128, torch.empty(0))
+    return _Levels(_rows(blocks) ^ 128, torch.empty(0))
 
 
-_READERS: dict[str, Callable[[torch.Tensor], _Levels]] = {
-    "NVFP4": _nvfp4,
-    "MXFP4": _mxfp4,
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q8_0": _q8_0,
-    "I8": _i8,
+def _f8_e4m3(blocks: torch.Tensor) -> _Levels:
+    return _Levels(_rows(blocks), torch.empty(0))
+
+
+def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
+    """[..., 4] bytes to [..., 32]: bit e of the little-endian word, as 0 or 16."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed[..., None] >> shifts & 1).flatten(-2) << 4
+
+
+def _q5_0(blocks: torch.Tensor) -> _Levels:
+    codes = _nibbles(blocks[:, :, 6:]) | _fifth_bits(blocks[:, :, 2:6])
+    return _Levels(_rows(codes + (128 - 16)), _half(blocks, 0))
+
+
+def _q5_1(blocks: torch.Tensor) -> _Levels:
+    codes = _nibbles(blocks[:, :, 8:]) | _fifth_bits(blocks[:, :, 4:8])
+    return _Levels(_rows(codes), _half(blocks, 0), _half(blocks, 2))
+
+
+def _k_scales(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of Q4_K or Q5_K: scale and minimum of each group of 32, as formats.py has them."""
+    first, second, third = blocks[:, :, 4:8], blocks[:, :, 8:12], blocks[:, :, 12:16]
+    scales = torch.cat((first & 63, third & 15 | first >> 6 << 4), dim=2)
+    minima = torch.cat((second & 63, third >> 4 | second >> 6 << 4), dim=2)
+    return _rows(_half(blocks, 0)[:, :, None] * scales), _rows(-_half(blocks, 2)[:, :, None] * minima)
+
+
+def _q4_k(blocks: torch.Tensor) -> _Levels:
+    codes = _nibbles(blocks[:, :, 16:].unflatten(2, (4, 32)))
+    return _Levels(_rows(codes), *_k_scales(blocks))
+
+
+def _q5_k(blocks: torch.Tensor) -> _Levels:
+    shifts = torch.arange(8, dtype=torch.uint8, device=blocks.device)[:, None]
+    high = blocks[:, :, None, 16:48] >> shifts & 1
+    codes = _nibbles(blocks[:, :, 48:].unflatten(2, (4, 32))).flatten(2).unflatten(2, (8, 32)) | high << 4
+    return _Levels(_rows(codes), *_k_scales(blocks))
+
+
+def _q6_k(blocks: torch.Tensor) -> _Levels:
+    low = _nibbles(blocks[:, :, :128].unflatten(2, (2, 64))).unflatten(3, (4, 32))
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=blocks.device)[:, None]
+    high = blocks[:, :, 128:192].unflatten(2, (2, 1, 32)) >> shifts & 3
+    scales = blocks[:, :, 192:208].view(torch.int8) * _half(blocks, 208)[:, :, None]
+    return _Levels(_rows((low | high << 4) + (128 - 32)), _rows(scales))
+
+
+_FORMATS: dict[str, tuple[Coding, Callable[[torch.Tensor], _Levels]]] = {
+    "NVFP4": (E2M1_16, _nvfp4),
+    "MXFP4": (E2M1_32, _mxfp4),
+    "I8": (U8_ROW, _i8),
+    "F8_E4M3": (E4M3_ROW, _f8_e4m3),
+    "Q8_0": (U8_32, _q8_0),
+    "Q4_0": (U4_32, _q4_0),
+    "Q4_1": (U4_MIN_32, _q4_1),
+    "Q5_0": (U8_32, _q5_0),
+    "Q5_1": (U8_MIN_32, _q5_1),
+    "Q4_K": (U4_MIN_32, _q4_k),
+    "Q5_K": (U8_MIN_32, _q5_k),
+    "Q6_K": (U8_16, _q6_k),
 }
-
-FEW_BITS = tuple(_READERS)
-"""Formats that have a coding."""

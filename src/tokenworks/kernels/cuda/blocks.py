@@ -6,8 +6,8 @@ that all of the chip reads. Each code of a run of words (block_codings.py) is a 
 that it meets, so nothing is ever shuffled. Above FUSED_ROWS tokens decoding again for every tile of tokens would cost
 more than writing the weights out once, for cuBLAS.
 
-Compiled for sm_90 with 16 tokens the loop has 2.1 (I8), 2.3 (Q4_1), 2.6 (Q8_0) and 3.2 (NVFP4) instructions per weight;
-reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
+Compiled for sm_90 with 16 tokens the loop has 2.1 (I8), 2.3 (Q4_1, Q4_K), 2.6 (Q8_0, E4M3) and 3.2 (NVFP4) instructions
+per weight; reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
-from tokenworks.kernels.cuda.block_layout import Packed, joined, packed
+from tokenworks.kernels.cuda.block_layout import Packed, coding_of, joined, packed
 from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
 from tokenworks.kernels.cuda.products import multiply_large
 from tokenworks.kernels.tensor import Tensor
@@ -35,11 +35,10 @@ smallest of the chips has, and into the registers. Of 128 tokens Triton 3.6 make
 
 def pack_blocks(tensors: Sequence[Tensor], device: torch.device) -> "BlockMatrix | None":
     """None where a format has no coding, or not all have the same one."""
-    parts = [packed(tensor, device) for tensor in tensors]
-    codings = {part.coding if part else None for part in parts}
+    codings = {coding_of(tensor) for tensor in tensors}
     if len(codings) > 1 or None in codings:
         return None
-    return BlockMatrix(joined([part for part in parts if part]))
+    return BlockMatrix(joined([packed(tensor, device) for tensor in tensors]))
 
 
 class BlockMatrix:

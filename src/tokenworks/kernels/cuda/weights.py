@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tokenworks.kernels.cuda.block_layout import FEW_BITS
+from tokenworks.kernels.cuda.block_layout import bytes_of, coding_of
 from tokenworks.kernels.cuda.blocks import pack_blocks
 from tokenworks.kernels.cuda.finish import Finish
 from tokenworks.kernels.cuda.products import Bf16Matrix
+from tokenworks.kernels.cuda.stacked import StackedMatrix
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 
@@ -60,7 +61,15 @@ def write_bf16(tensor: Tensor, out: torch.Tensor) -> None:
         out[first : first + len(numbers)].copy_(torch.from_numpy(numbers))
 
 
-LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_blocks, pack_bf16)
+def pack_apart(tensors: Sequence[Tensor], device: torch.device) -> Matrix | None:
+    """Each in its own layout, where their formats differ and not all are of 16 bits or more anyway."""
+    formats = {tensor.format for tensor in tensors}
+    if len(formats) == 1 or formats <= set(WIDE_FORMATS):
+        return None
+    return StackedMatrix([pack([tensor], device) for tensor in tensors])
+
+
+LAYOUTS: tuple[Callable[[Sequence[Tensor], torch.device], Matrix | None], ...] = (pack_blocks, pack_apart, pack_bf16)
 """The first that takes a stack of weights packs it; the last takes all."""
 
 
@@ -71,10 +80,9 @@ def pack(tensors: Sequence[Tensor], device: torch.device) -> Matrix:
 
 def packed_bytes(tensor: Tensor) -> int:
     """About what a weight takes on the device; not less."""
-    elements = math.prod(tensor.shape)
-    if len(tensor.shape) == 1 or tensor.format in WIDE_FORMATS or tensor.format not in FEW_BITS:
-        return elements * (4 if len(tensor.shape) == 1 else 2)
-    return tensor.data.nbytes + elements // 16 + 4 * tensor.shape[0]
+    if len(tensor.shape) == 2 and coding_of(tensor) is not None:
+        return bytes_of(tensor)
+    return math.prod(tensor.shape) * (4 if len(tensor.shape) == 1 else 2)
 
 
 def from_numpy(data: np.ndarray) -> torch.Tensor:

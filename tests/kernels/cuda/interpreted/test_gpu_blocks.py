@@ -4,18 +4,26 @@ import numpy as np
 import pytest
 import torch
 
+from tokenworks.kernels.cuda.block_layout import bytes_of
 from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.stacked import StackedMatrix
+from tokenworks.kernels.cuda.weights import pack
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.tensor import Tensor
 
 CPU = torch.device("cpu")
 
-EXACT = {"NVFP4", "MXFP4", "I8"}
+EXACT = {"NVFP4", "MXFP4", "I8", "F8_E4M3"}
 """Their numbers, but for the scale of a row, fit into bfloat16."""
 
-ROUNDED = {"Q4_0", "Q4_1", "Q8_0"}
-"""Scales of float16 are rounded to bfloat16, and then the numbers."""
+ROUNDED = {"Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}
+"""Scales are rounded to bfloat16, and then the numbers."""
+
+MINIMA = {"Q4_1", "Q5_1", "Q4_K", "Q5_K"}
+
+HALVES = {"Q4_0": [0], "Q8_0": [0], "Q5_0": [0], "Q6_K": [208]} | {key: [0, 2] for key in MINIMA}
+"""Where in a block its float16 numbers are."""
 
 
 def random_tensor(name: str, rows: int, columns: int, seed: int = 1) -> Tensor:
@@ -27,12 +35,12 @@ def random_tensor(name: str, rows: int, columns: int, seed: int = 1) -> Tensor:
     row_scales = None
     if name == "MXFP4":
         data[:, 0] = rng.integers(100, 125, count)
-    elif name in ("NVFP4", "I8"):
+    elif name in EXACT:
         row_scales = rng.standard_normal(rows).astype(np.float32) * 0.01
-    else:
-        for at in (0, 2) if name == "Q4_1" else (0,):
-            scales = rng.standard_normal(count) * np.exp2(rng.integers(-12, 3, count)) * (rng.random(count) > 0.1)
-            data[:, at : at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
+        data = np.where(data & 127 == 127, 0, data) if name == "F8_E4M3" else data  # no NaN
+    for at in HALVES.get(name, []):
+        scales = rng.standard_normal(count) * np.exp2(rng.integers(-12, 3, count)) * (rng.random(count) > 0.1)
+        data[:, at : at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
     return Tensor("weight", name, (rows, columns), data.ravel(), row_scales)
 
 
@@ -51,12 +59,14 @@ def worst(got: torch.Tensor, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("name", sorted(EXACT | ROUNDED))
 def test_every_weight_is_what_the_format_says(name: str) -> None:
     """Through the kernel that writes them out; rows and columns that fill no tile."""
-    tensor = random_tensor(name, 37, 320)
+    tensor = random_tensor(name, 37, 512 if name.endswith("_K") else 320)
     wanted = dequantise(tensor).astype(np.float64)
-    got = written(pack_blocks([tensor], CPU))
+    matrix = pack_blocks([tensor], CPU)
+    got = written(matrix)
+    assert matrix.nbytes == bytes_of(tensor)
     bound = np.abs(wanted) * 2.0**-8 * (1.001 if name in EXACT else 2.01)
-    if name == "Q4_1":  # its minimum is rounded as well: a part of 256 of 16 steps and of itself
-        bound += np.abs(wanted).reshape(37, -1, 32).max(2).repeat(32, axis=1) * 2.0**-8
+    if name in MINIMA:  # which are rounded as well, and may be the larger part of what is left
+        bound += np.abs(wanted).reshape(37, -1, 32).max(2).repeat(32, axis=1) * 2.0**-7
     assert (np.abs(got.double().numpy() - wanted) <= bound).all()
     if name == "MXFP4":
         np.testing.assert_array_equal(got.float().numpy(), wanted)
@@ -84,16 +94,23 @@ def test_scales_of_mxfp4_far_apart() -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
-CASES = [  # tokens, rows of weights, columns, dtype of what goes in and out
-    (1, 576, 192, torch.bfloat16, torch.float32),
+OF_EACH_CODING = ["NVFP4", "MXFP4", "Q4_0", "Q4_K", "Q8_0", "Q6_K", "Q5_K", "I8", "F8_E4M3"]
+
+SHAPES = [  # tokens, rows of weights, columns, dtype of what goes in and out
     (17, 130, 256, torch.bfloat16, torch.bfloat16),
-    (33, 64, 320, torch.float32, torch.float32),
-    (70, 200, 576, torch.bfloat16, torch.float32),
+    (33, 64, 768, torch.float32, torch.float32),
 ]
 
 
-@pytest.mark.parametrize("name", sorted(EXACT | ROUNDED))
-@pytest.mark.parametrize(("tokens", "rows", "columns", "x_type", "out_type"), CASES)
+@pytest.mark.parametrize(
+    ("name", "tokens", "rows", "columns", "x_type", "out_type"),
+    [(name, *shape) for name in OF_EACH_CODING for shape in SHAPES]
+    + [
+        ("NVFP4", 1, 576, 192, torch.bfloat16, torch.float32),
+        ("MXFP4", 70, 200, 352, torch.bfloat16, torch.float32),
+        ("Q8_0", 16, 96, 416, torch.bfloat16, torch.float32),
+    ],
+)
 def test_products(name: str, tokens: int, rows: int, columns: int, x_type: torch.dtype, out_type: torch.dtype) -> None:
     tensor = random_tensor(name, rows, columns)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((tokens, columns)).astype(np.float32)).to(x_type)
@@ -136,7 +153,35 @@ def test_many_rows_are_dequantised_first() -> None:
     assert 1e-5 < worst(out, wanted) < 2e-2, "the row scales are rounded in with the weights"
 
 
+@pytest.mark.parametrize("gate", [None, Gated("silu", 0.0, 0.0)])
+def test_weights_of_different_formats_side_by_side(gate: Gated | None) -> None:
+    """As Q4_K_M files have Q, K and V; with a gate it reads across the parts."""
+    tensors = [random_tensor(name, 32, 256) for name in ("Q4_K", "Q6_K", "NVFP4")]
+    f16 = np.random.default_rng(3).standard_normal((32, 256)).astype(np.float16)
+    tensors.append(Tensor("weight", "F16", (32, 256), f16.reshape(-1).view(np.uint8)))
+    matrix = pack(tensors, CPU)
+    assert isinstance(matrix, StackedMatrix)
+    assert matrix.nbytes < 2 * 128 * 256
+    torch.manual_seed(4)
+    x, bias = torch.randn(3, 256).to(torch.bfloat16), torch.randn(128)
+    out = torch.full((3, 64 if gate else 128), float("nan"))
+    residual = None if gate else torch.randn(3, 128)
+    finish = Finish(out, Scratch(CPU), residual=residual, bias=bias, gate=gate)
+    matrix.reserve(finish)
+    matrix.multiply(x, finish)
+    weights = [written(pack_blocks([tensor], CPU)) for tensor in tensors[:2]]
+    weights += [torch.from_numpy(dequantise(tensors[2])), torch.from_numpy(f16).bfloat16()]
+    wanted = x.double().numpy() @ torch.cat([each.double() for each in weights]).numpy().T + bias.double().numpy()
+    limit = 4e-6 * np.abs(wanted).max()
+    if gate:
+        both = np.abs(wanted[:, :64] * wanted[:, 64:])
+        limit = 2.0**-6 * both + 1e-5 * both.max()  # both are rounded to bfloat16 before
+        wanted = wanted[:, :64] / (1 + np.exp(-wanted[:, :64])) * wanted[:, 64:]
+    else:
+        wanted += residual.double().numpy()
+    assert (np.abs(out.double().numpy() - wanted) <= limit).all()
+
+
 def test_what_has_no_coding_is_left_to_others() -> None:
-    mixed = [random_tensor("Q4_0", 32, 64), random_tensor("Q8_0", 32, 64)]
-    assert pack_blocks(mixed, CPU) is None
+    assert pack_blocks([random_tensor("Q4_0", 32, 64), random_tensor("Q8_0", 32, 64)], CPU) is None
     assert pack_blocks([Tensor("weight", "F16", (2, 32), np.zeros(128, np.uint8))], CPU) is None
