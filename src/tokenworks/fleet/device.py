@@ -16,6 +16,8 @@ from tokenworks.protocol.errors import ModelError
 
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """Of NVIDIA's driver on Linux, and of Windows' under WSL."""
+LEAST_CACHE_BYTES = 64 << 20
+"""Less serves nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,14 @@ def _refusal(programs: Sequence[Program]) -> str | None:
 
 
 def free_mb(limits: Limits, models: Iterable[tuple[Program, Mapping[str, Tensor]]]) -> int:
-    """What the GPU has left for a cache beside these programs and their weights, MiB."""
+    """What the GPU has left for a cache beside these programs and their weights, MiB. Raises ModelError where that is
+    next to nothing."""
     from tokenworks.kernels.cuda.memory import free_bytes
 
-    return max(1, free_bytes(limits, models) // 2**20)
+    free = free_bytes(limits, models)
+    if free < LEAST_CACHE_BYTES:
+        raise ModelError(
+            f"The GPU's memory has no room for a cache beside the weights and steps of {limits.step_tokens} tokens "
+            f"({-free / 2**30:.1f} GiB are missing): device: cpu, a smaller step_tokens or fewer other workers help."
+        )
+    return free // 2**20

@@ -65,6 +65,8 @@ class Inputs:
     _host: torch.Tensor = field(init=False)
     _numbers: torch.Tensor = field(init=False)
     _tables: torch.Tensor = field(init=False)
+    _sent: torch.cuda.Event | None = field(default=None, init=False)
+    """When the last step's numbers have left the CPU's memory."""
     meta: torch.Tensor = field(init=False)
     """[4]: the first is the number of columns of the block tables."""
 
@@ -83,6 +85,8 @@ class Inputs:
     def load(self, batch: StepBatch, rows: Mapping[RowKind, int], *, singles_only: bool) -> Step:
         arrays = self._arrays(batch, singles_only)
         views, at = {}, 4
+        if self._sent is not None:
+            self._sent.synchronize()
         host = self._host.numpy()
         host[0] = batch.block_tables.shape[1]
         for name, array in arrays.items():
@@ -90,6 +94,9 @@ class Inputs:
             views[name] = self._numbers[at : at + array.size].view(array.shape)
             at += -(-array.size // 4) * 4
         self._numbers[:at].copy_(self._host[:at], non_blocking=True)
+        if self.device.type == "cuda":
+            self._sent = torch.cuda.Event()
+            self._sent.record()
         self.meta = self._numbers[:4]
         if not self.fits(batch):
             self._tables = torch.full((2 * batch.block_tables.size,), -1, dtype=torch.int32, device=self.device)

@@ -24,7 +24,7 @@ BOUND = 0.02
 BLOCK_TOKENS = 4
 LIMITS = Limits(64, 4, 64, 48, BLOCK_TOKENS, "float16", 1)
 IDS = np.random.default_rng(3).integers(0, 101, (4, 40)).astype(np.int32)
-FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "phi3-partial-long", "gpt-neox", "olmo3"]
+FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "mixtral", "deepseek-v3"]
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,9 @@ def batch(*pieces: tuple[int, int, int] | None, wanted: list[int] | None = None)
 
 
 STEPS = [
-    batch((0, 0, 17)),
-    batch((1, 0, 23), (0, 17, 22), wanted=[22, 27]),
-    batch((0, 22, 23), (2, 0, 9), (1, 23, 24), wanted=[0, 5, 9, 10]),
-    batch((2, 9, 10), (1, 24, 25), (0, 23, 24)),
-    batch((2, 10, 11), (1, 25, 26), (0, 24, 25), None),
+    batch((1, 0, 23), (0, 0, 17), wanted=[22, 39]),
+    batch((0, 17, 22), (2, 0, 9), (1, 23, 24), wanted=[2, 4, 13, 14]),
+    batch((2, 9, 10), (1, 24, 25), (0, 22, 23), None),
 ]
 
 
@@ -84,20 +82,17 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
 def test_steps_of_prompts_and_decodes(name: str, written: Callable[[str], Path]) -> None:
     ours, theirs = (compiled(written(name), backend) for backend in (CudaBackend("cpu"), ReferenceBackend()))
     for step in STEPS:
-        whole = np.asarray(ours.run(step))
-        real = step.ends[step.logit_rows] > 0
-        if real.all():
-            assert_close(whole, theirs.run(step))
-            assert ours.finite
-        else:  # the reference knows no such sequences
-            count = int(real.sum())
-            assert_close(whole[:count], theirs.run(batch((2, 10, 11), (1, 25, 26), (0, 24, 25))))
+        made = np.asarray(ours.run(step))
+        if step.ends is not None and (step.ends == 0).any():  # the reference knows no such sequences
+            made, step = made[:3], batch((2, 9, 10), (1, 24, 25), (0, 22, 23))
+        assert_close(made, theirs.run(step))
+        assert ours.finite
 
 
 def test_alone_is_as_among_others(written: Callable[[str], Path]) -> None:
     model = compiled(written("qwen3"), CudaBackend("cpu"))
-    for step in STEPS[:3]:
+    for step in STEPS[:2]:
         model.run(step)
-    together = np.asarray(model.run(STEPS[3]))
-    for row, piece in enumerate([(2, 9, 10), (1, 24, 25), (0, 23, 24)]):
-        np.testing.assert_array_equal(model.run(batch(piece))[0], together[row])
+    together = np.asarray(model.run(STEPS[2]))
+    for row, piece in enumerate([(2, 9, 10), (0, 22, 23)]):
+        np.testing.assert_array_equal(model.run(batch(piece))[0], together[2 * row])

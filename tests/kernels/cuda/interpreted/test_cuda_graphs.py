@@ -1,0 +1,103 @@
+"""Decoding steps by graph, on CPU tensors: a capture is a replay of the first step's launches, bound as they were, so
+that whatever was not read from the device's memory anew would show."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tokenworks.kernels.backend import CacheType, Executable, Limits, StepBatch
+from tokenworks.kernels.cuda import inputs
+from tokenworks.kernels.cuda.backend import CudaBackend
+from tokenworks.kernels.cuda.graphs import PADDED_ROWS, Graphs
+from tokenworks.kernels.program import Program, ProgramBuilder
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.tensor import Tensor
+
+LIMITS = Limits(16, 5, 5, 24, 4, "float32", 1)
+
+
+def model() -> tuple[Program, dict[str, Tensor]]:
+    """A layer of attention whose result tells tokens, positions and everything kept apart."""
+    rng, b = np.random.default_rng(0), ProgramBuilder()
+    arrays = {
+        "embed": rng.standard_normal((50, 32)),
+        "qkv": rng.standard_normal((64, 32)) / 4,
+        "rope": 10.0 ** -np.arange(8),
+        "head": rng.standard_normal((50, 32)) / 4,
+    }
+    x = b.embed("embed", 32)
+    qkv = b.linear(x, ["qkv"], 64)
+    q, k = (b.rope(qkv.columns(at, 16 * n), 16, "rope") for at, n in ((0, 2), (32, 1)))
+    read = b.attend(q, k, qkv.columns(48, 16), heads=2, kv_heads=1, head_size=16, scale=0.25)
+    program = b.finish(b.linear(b.select_rows(b.add(x, read)), ["head"], 50))
+    made = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    return program, {name: Tensor(name, "F32", a.shape, a.reshape(-1).view(np.uint8)) for name, a in made.items()}
+
+
+def decodes(*sequences: tuple[int, int]) -> StepBatch:
+    """(sequence, position): its token there is 7 * position + sequence."""
+    tables = np.stack([4 * sequence + np.arange(4)[::-1] for sequence, _ in sequences]).astype(np.int32)
+    tokens = np.array([(7 * position + sequence) % 50 for sequence, position in sequences], np.int32)
+    positions = np.array([position for _, position in sequences], np.int32)
+    every = np.arange(len(sequences) + 1, dtype=np.int32)
+    return StepBatch(tokens, positions, every, tables, every[:-1])
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A number for each capture."""
+    rows: list[int] = []
+
+    def capture(self: Graphs, launch_all: Callable[[], None]) -> SimpleNamespace:
+        rows.append(-1)
+        return SimpleNamespace(replay=launch_all)
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    return rows
+
+
+def with_graphs(limits: Limits = LIMITS) -> Executable:
+    executable = CudaBackend("cpu").compile(*model(), limits)
+    executable._graphs = Graphs(torch.device("cpu"), limits, executable._plan, executable._scratch)
+    return executable
+
+
+@pytest.mark.parametrize("cache", ["bfloat16", "fp8"])
+def test_a_graph_serves_every_later_step(cache: CacheType, captured: list[int]) -> None:
+    limits = replace(LIMITS, cache_dtype=cache)
+    ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
+    assert ours._graphs.sizes == [1, 2, 4, 5]
+    steps = [decodes(*((sequence, position) for sequence in (2, 0, 3)[: 3 - position % 2])) for position in range(6)]
+    for step in [*steps, decodes((0, 6), (1, 0), (3, 5))]:
+        made, right = np.asarray(ours.run(step)), theirs.run(step)
+        assert made.shape == right.shape
+        np.testing.assert_allclose(made, right, atol=0.03 * np.ptp(right))
+    assert len(captured) == 2, "one for up to two sequences, one for up to four"
+
+
+def test_what_moves_is_captured_anew(captured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "FIRST_TABLE_NUMBERS", 6)
+    ours = with_graphs()
+    ours.run(decodes((0, 0)))
+    ours.run(decodes((0, 1)))
+    assert len(captured) == 1
+    ours.run(decodes((0, 2), (1, 0)))  # its tables need more room
+    ours.run(decodes((0, 3)))
+    assert len(captured) == 3
+    ours._scratch.reserve(partials=1 << 20)
+    ours.run(decodes((0, 4)))
+    assert len(captured) == 4
+
+
+def test_prompts_and_larger_steps_run_without(captured: list[int]) -> None:
+    ours = with_graphs()
+    prompt = decodes((0, 0), (0, 1))
+    starts = np.array([0, 2], np.int32)
+    ours.run(StepBatch(prompt.tokens, prompt.positions, starts, prompt.block_tables[:1], prompt.logit_rows))
+    assert captured == []
+    many = Limits(4096, 900, 900, 1, 16, "bfloat16", 1)
+    assert Graphs(torch.device("cpu"), many, ours._plan, ours._scratch).sizes == list(PADDED_ROWS)
