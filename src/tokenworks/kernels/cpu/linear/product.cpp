@@ -38,11 +38,17 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range 
     for (int row = rows.begin; row < rows.end;) {
         const Tile tile = tile_at(row, rows.end);
         const Prepared x = from_row(args.x, row, k);
-        int height = tile.height;
-        if (height == 16 && kernels.many[layout]) {
-            const int count = std::min((rows.end - row) / 16, tiles_at_once);
+        const bool many = tile.height == 16 && kernels.many[layout];
+        const int count = many ? std::min((rows.end - row) / 16, tiles_at_once) : 1, height = tile.height * count;
+        const Columns output{args.output.row(row) + column, args.output.stride};
+        const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
+        // A cache line of each row, which finish would wait for.
+        for (int r = 0; r < height; r++) {
+            __builtin_prefetch(output.row(r), 1, 2);
+            if (residual) __builtin_prefetch(residual + r * args.residual_stride, 0, 2);
+        }
+        if (many) {
             kernels.many[layout](weight, data, x, count, sums);
-            height *= count;
         } else {
             Fetch fetch{nullptr, 0};
             if (ahead_bytes > 0) {
@@ -52,13 +58,12 @@ void run_panel(const LinearArgs& args, const Segment& segment, int panel, Range 
             }
             kernels.tiles[layout][tile.log2_height](weight, data, x, fetch, sums);
         }
-        const float* residual = args.residual ? args.residual + row * args.residual_stride + column : nullptr;
         kernels.finish({sums,
                         weight.scale,
                         weight.row_scales(panel),
                         height,
                         columns,
-                        {args.output.row(row) + column, args.output.stride},
+                        output,
                         bias,
                         residual,
                         args.residual_stride});
