@@ -7,8 +7,8 @@ it. Between instructions the whole state is `buffers` and `at`, which can be kep
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import (
     Activate,
-    Activation,
     Add,
     Attend,
     DeltaRule,
@@ -53,7 +52,8 @@ from tokenworks.kernels.program import (
     Value,
 )
 from tokenworks.kernels.program.recurrent import inputs_of, weights_of
-from tokenworks.kernels.reference.experts import LEAST_SUM, choose_experts
+from tokenworks.kernels.reference.backend import COMPUTE
+from tokenworks.kernels.reference.elementwise import activation, gated
 from tokenworks.kernels.reference.recurrent import advance
 from tokenworks.kernels.tensor import Tensor
 
@@ -63,7 +63,7 @@ Product = Callable[[Linear, Float32], Float32]
 """Output of a linear layer, biases included, from its input [rows, in_features]."""
 
 ROWS_AT_ONCE = 4096
-"""Rows that an elementwise operation widens at a time: keeps its temporaries small."""
+"""Rows that a formula of single rows is computed of at a time: keeps its temporaries small."""
 
 
 class Forward:
@@ -112,55 +112,48 @@ class Forward:
         match instruction:
             case Linear(x=x):
                 return product(instruction, self.input(x))
-            case LinearHeads():
-                return self._linear_heads(instruction)
             case Embed():
                 return self._embed(instruction)
             case ShortConvolution() | SelectiveScan() | DeltaRule():
                 return self._recurrent(instruction)
-            case RmsNorm(x=x, weight=weight, epsilon=epsilon, group=group):
-                scales = np.ones(group, np.float32) if weight is None else self._vector(weight)
-                return _by_rows(lambda rows: _rmsnorm(rows, scales, epsilon, group), self.input(x))
-            case LayerNorm(x=x):
-                scale = self._vector(instruction.weight)
-                shift = np.zeros_like(scale) if instruction.bias is None else self._vector(instruction.bias)
-                return _by_rows(lambda rows: _layernorm(rows, scale, shift, instruction.epsilon), self.input(x))
             case Rope(x=x):
                 return self._rope(instruction, self.input(x))
             case Attend():
                 return self._attend(instruction)
-            case Gate(gate=gate, up=up):
-                return _by_rows(lambda g, u: gated(instruction, g, u), self.input(gate), self.input(up))
-            case Activate(x=x):
-                return _by_rows(lambda rows: activation(instruction.activation, rows), self.input(x))
-            case Add(a=a, b=b):
-                return self.input(a) + self.input(b)
-            case Scale(x=x, factor=factor):
-                return self.input(x) * np.float32(factor)
-            case ScaleRows(x=x, by=by):
-                return self.input(x) * self.input(by)
-            case Multiply(x=x, weight=weight):
-                return self.input(x) * self._vector(weight)
-            case MixStreams(x=x):
-                return _mixed(instruction, self.input(x), self.input(instruction.coefficients))
-            case MatchMagnitude(x=x, like=like):
-                return _matched(self.input(x), self.input(like), instruction.least)
-            case Sparsify(x=x):
-                return _by_rows(lambda rows: _sparse(rows, instruction.deviations), self.input(x))
-            case Route():
-                return self._route(instruction)
             case Experts():
                 return self._experts(instruction, product)
-            case Softcap(x=x, cap=cap):
-                return np.asarray(np.float32(cap) * np.tanh(self.input(x) / np.float32(cap)), np.float32)
             case SelectRows(x=x) | Inject(x=x):  # texts have no pictures
                 return self.input(x)
             case Pool():
                 return self._pool(instruction)
             case Input() | Merge() | Pause() | Keep():
                 raise AssertionError("only programs of models that see or hear have these")
+            case (
+                RmsNorm()
+                | LayerNorm()
+                | Gate()
+                | Activate()
+                | Add()
+                | Scale()
+                | ScaleRows()
+                | Multiply()
+                | MixStreams()
+                | MatchMagnitude()
+                | Sparsify()
+                | Route()
+                | Softcap()
+                | LinearHeads()
+            ):
+                return self._by_rows(instruction)
 
-    def _vector(self, name: str) -> Float32:
+    def _by_rows(self, op: Instruction) -> Float32:
+        """What the reference computes of each row by itself, in float32 and for a stretch of rows at a time."""
+        compute, rows = COMPUTE[type(op)], len(self.input(_reads(op)[0]))
+        stretches = [slice(start, start + ROWS_AT_ONCE) for start in range(0, rows, ROWS_AT_ONCE)]
+        made = [compute(_Stretch(self, stretch), op) for stretch in stretches]
+        return np.asarray(made[0] if len(made) == 1 else np.concatenate(made), np.float32)
+
+    def vector(self, name: str) -> Float32:
         return dequantise(self._weights[name])
 
     def _embed(self, op: Embed) -> Float32:
@@ -175,14 +168,9 @@ class Forward:
         }
         return np.asarray(table[index[op.index]] * np.float32(op.scale), np.float32)
 
-    def _linear_heads(self, op: LinearHeads) -> Float32:
-        heads = self.input(op.x).reshape(len(self.input(op.x)), len(op.weights), -1)
-        made = [heads[:, h, op.kept :] @ dequantise(self._weights[name]).T for h, name in enumerate(op.weights)]
-        return np.concatenate((heads[..., : op.kept], np.stack(made, axis=1)), axis=2).reshape(len(heads), -1)
-
     def _rope(self, op: Rope, x: Float32) -> Float32:
         windows, length = self.tokens.shape
-        angles = np.arange(length, dtype=np.float32)[:, None] * self._vector(op.inverse_frequencies)
+        angles = np.arange(length, dtype=np.float32)[:, None] * self.vector(op.inverse_frequencies)
         scale = np.float32(op.scale)
         cos, sin = scale * np.cos(angles)[:, None, :], scale * np.sin(angles)[:, None, :]
         heads = x.reshape(windows, length, -1, op.head_size)
@@ -201,7 +189,7 @@ class Forward:
         kept = _keeper_of(op, self._keepers)
         assert kept.k is not None and kept.v is not None
         q, k, v = in_heads(op.q, op.head_size), in_heads(kept.k, op.head_size), in_heads(kept.v, op.value_size)
-        sinks = None if op.sinks is None else self._vector(op.sinks)[:, None, None]
+        sinks = None if op.sinks is None else self.vector(op.sinks)[:, None, None]
         mask = _mask(length, op.window, causal=op.cache_layer is not None, chunked=op.chunked)
         shared = op.heads // op.kv_heads
         out = np.empty((windows, length, op.heads, op.value_size), np.float32)
@@ -217,21 +205,6 @@ class Forward:
             scores /= scores.sum(axis=2, keepdims=True) + (0 if sinks is None else np.exp(sinks - highest))
             out[w] = (scores @ v[w].repeat(shared, axis=0)).transpose(1, 0, 2)
         return out.reshape(windows * length, -1)
-
-    def _route(self, op: Route) -> Float32:
-        logits = self.input(op.x)
-        if op.score == "sigmoid":
-            scores = activation("sigmoid", logits)
-        else:
-            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-            scores /= scores.sum(axis=1, keepdims=True)
-        chosen = choose_experts(op, scores if op.bias is None else scores + self._vector(op.bias))
-        weights = np.take_along_axis(scores, chosen, axis=1)
-        if op.normalise:
-            weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(LEAST_SUM))
-        if op.expert_scales is not None:
-            weights = weights * self._vector(op.expert_scales)[chosen]
-        return np.concatenate((chosen.astype(np.float32), weights * np.float32(op.scale)), axis=1)
 
     def _experts(self, op: Experts, product: Product) -> Float32:
         """Each expert's maps are linear layers of their own, whose rows are the tokens that chose it."""
@@ -250,7 +223,7 @@ class Forward:
 
     def _recurrent(self, op: Recurrent) -> Float32:
         values = [self.input(value) for value in inputs_of(op)]
-        weights = [self._vector(name).astype(np.float64) for name in weights_of(op)]
+        weights = [self.vector(name).astype(np.float64) for name in weights_of(op)]
         layer = self.program.cache_layers[op.cache_layer]
         assert isinstance(layer, StateLayer)
         length = self.tokens.shape[1]
@@ -264,6 +237,20 @@ class Forward:
         rows = self.input(op.x).reshape(*self.tokens.shape, -1)
         pooled = rows.mean(axis=1) if op.how == "mean" else rows[:, 0]
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if op.normalise else pooled
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Some rows of a pass: the operands of the reference's formulas."""
+
+    forward: Forward
+    rows: slice
+
+    def load(self, value: Value) -> Float32:
+        return self.forward.input(value)[self.rows]
+
+    def weight(self, name: str) -> Float32:
+        return self.forward.vector(name)
 
 
 def plain_product(weights: Mapping[str, Tensor]) -> Product:
@@ -289,31 +276,6 @@ def linear_output(x: Float32, matrices: list[Float32], linear: Linear, weights: 
     return out
 
 
-def activation(kind: Activation, x: Float32) -> Float32:
-    match kind:
-        case "silu":
-            return np.asarray(x * (np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x)), np.float32)
-        case "gelu_tanh":
-            inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-            return np.asarray(np.float32(0.5) * x * (1 + np.tanh(inner)), np.float32)
-        case "relu2":
-            return np.maximum(x, np.float32(0)) ** 2
-        case "gelu":
-            return np.asarray(np.float32(0.5) * x * (1 + _erf(x * np.float32(np.sqrt(0.5)))), np.float32)
-        case "gelu_quick":
-            return x * activation("sigmoid", np.float32(1.702) * x)
-        case "none":
-            return x
-        case "sigmoid":
-            return np.asarray(np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x), np.float32)
-
-
-def gated(op: Gate | Experts, gate: Float32, up: Float32) -> Float32:
-    if op.limit:
-        gate, up = np.minimum(gate, np.float32(op.limit)), np.clip(up, np.float32(-op.limit), np.float32(op.limit))
-    return activation(op.activation, gate) * (up + np.float32(op.offset))
-
-
 def expert_maps(op: Experts, expert: Expert) -> tuple[Linear, Linear]:
     """An expert's weights as linear layers: gate and up side by side (or up), and down. Their values are nowhere."""
     names = [expert.up] if expert.gate is None else [expert.gate, expert.up]
@@ -323,50 +285,6 @@ def expert_maps(op: Experts, expert: Expert) -> tuple[Linear, Linear]:
         Linear(inner, op.x, tuple(names), tuple(biases)),
         Linear(op.output, inner, (expert.down,), (expert.down_bias,)),
     )
-
-
-def _erf(x: Float32) -> Float32:
-    """Within 2e-7 of erf: Abramowitz & Stegun 7.1.26 in double precision is 1.5e-7."""
-    wide = np.abs(x.astype(np.float64))
-    t = 1 / (1 + 0.3275911 * wide)
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return np.asarray(np.sign(x) * (1 - series * np.exp(-wide * wide)), np.float32)
-
-
-def _by_rows(compute: Callable[..., Float32], *inputs: Float32) -> Float32:
-    parts = [
-        compute(*(each[start : start + ROWS_AT_ONCE] for each in inputs))
-        for start in range(0, len(inputs[0]), ROWS_AT_ONCE)
-    ]
-    return np.concatenate(parts)
-
-
-def _rmsnorm(x: Float32, weight: Float32, epsilon: float, group: int) -> Float32:
-    groups = x.reshape(len(x), -1, group)
-    weight = weight.reshape(-1, group)
-    mean = np.einsum("rgi,rgi->rg", groups, groups)[:, :, None] / np.float32(group)
-    return np.asarray(groups / np.sqrt(mean + np.float32(epsilon)) * weight, np.float32).reshape(x.shape)
-
-
-def _mixed(op: MixStreams, x: Float32, coefficients: Float32) -> Float32:
-    factors = (coefficients + np.float32(op.offset)).reshape(len(x), -1, op.inputs)
-    return np.asarray(factors @ x.reshape(len(x), op.inputs, -1), np.float32).reshape(len(x), -1)
-
-
-def _matched(x: Float32, like: Float32, least: float) -> Float32:
-    found, wanted = (np.einsum("ri,ri->r", rows, rows)[:, None] / np.float32(rows.shape[1]) for rows in (x, like))
-    return np.asarray(x * np.sqrt(wanted / np.maximum(found, np.float32(least))), np.float32)
-
-
-def _sparse(x: Float32, deviations: float) -> Float32:
-    cut = x.mean(axis=1, keepdims=True) + np.float32(deviations) * x.std(axis=1, keepdims=True)
-    return np.asarray(np.maximum(x - cut, 0), np.float32)
-
-
-def _layernorm(x: Float32, weight: Float32, bias: Float32, epsilon: float) -> Float32:
-    centred = x - x.mean(axis=1, keepdims=True)
-    variance = np.einsum("ri,ri->r", centred, centred)[:, None] / np.float32(x.shape[1])
-    return np.asarray(centred / np.sqrt(variance + np.float32(epsilon)) * weight + bias, np.float32)
 
 
 @cache
@@ -388,17 +306,20 @@ def _keeper_of(op: Attend, keepers: Mapping[int, Attend]) -> Attend:
     return op if op.k is not None or op.cache_layer is None else keepers[op.cache_layer]
 
 
+def _reads(instruction: Instruction) -> list[Value]:
+    fields = ((field.name, getattr(instruction, field.name)) for field in dataclasses.fields(instruction))
+    return [value for name, value in fields if isinstance(value, Value) and name != "output"]
+
+
 def _last_uses(program: Program) -> dict[int, int]:
     """Buffer number -> number of the last instruction that reads it; the result is never let go."""
     last: dict[int, int] = {}
     keepers = _keepers(program)
     for number, instruction in enumerate(program.instructions):
-        fields: dict[str, Any] = {
-            field.name: getattr(instruction, field.name) for field in dataclasses.fields(instruction)
-        }
+        read = _reads(instruction)
         if isinstance(instruction, Attend):
             kept = _keeper_of(instruction, keepers)
-            fields |= {"k": kept.k, "v": kept.v}
-        last |= {v.buffer: number for name, v in fields.items() if isinstance(v, Value) and name != "output"}
+            read += [value for value in (kept.k, kept.v) if value is not None]
+        last |= dict.fromkeys((value.buffer for value in read), number)
     last.pop(program.result.buffer, None)
     return last

@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 from tokenworks.kernels.program import Experts, Route
 from tokenworks.kernels.reference.elementwise import activation, gated, sigmoid
-from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp
+from tokenworks.kernels.reference.step import Float64, Floats, Operands, Step, log_sum_exp
 
 LEAST_SUM = 1e-20
 """Added to a sum of routing weights before they are divided by it."""
 
 
-def route(step: Step, op: Route) -> Float64:
+def route(step: Operands, op: Route) -> Floats:
     logits = step.load(op.x)
     scores = sigmoid(logits) if op.score == "sigmoid" else np.exp(logits - log_sum_exp(logits))
     chosen = choose_experts(op, scores if op.bias is None else scores + step.weight(op.bias))
@@ -22,7 +22,7 @@ def route(step: Step, op: Route) -> Float64:
         weights = weights / (weights.sum(axis=1, keepdims=True) + LEAST_SUM)
     if op.expert_scales is not None:
         weights = weights * step.weight(op.expert_scales)[chosen]
-    return np.concatenate([chosen.astype(np.float64), weights * op.scale], axis=1)
+    return np.concatenate([chosen.astype(weights.dtype), weights * op.scale], axis=1)
 
 
 def choose_experts(op: Route, worth: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tokenworks.kernels.program import Linear, LinearHeads
-from tokenworks.kernels.reference.step import Float64, Step
+from tokenworks.kernels.reference.step import Float64, Floats, Operands, Step
 
 LINEAR_SLAB = 4096
 """Output features of a linear layer that are widened to float64 at a time, so that a large head needs little memory."""
@@ -25,7 +25,7 @@ def linear(step: Step, op: Linear) -> Float64:
     return np.concatenate(parts, axis=1)
 
 
-def linear_heads(step: Step, op: LinearHeads) -> Float64:
+def linear_heads(step: Operands, op: LinearHeads) -> Floats:
     x = step.load(op.x)
     heads = x.reshape(len(x), len(op.weights), op.kept + op.inputs)
     made = np.stack([heads[:, h, op.kept :] @ step.weight(name).T for h, name in enumerate(op.weights)], axis=1)

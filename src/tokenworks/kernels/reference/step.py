@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,17 @@ from tokenworks.kernels.backend import CacheType, Float32, StepBatch
 from tokenworks.kernels.program import Value
 
 Float64 = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+"""Of whatever precision the operands have."""
+
+
+class Operands(Protocol):
+    """What formulas of single rows read. They compute in its precision: float64 in a Step, float32 where quant/ runs
+    them."""
+
+    def load(self, value: Value) -> Floats: ...
+
+    def weight(self, name: str) -> Floats: ...
 
 
 Adapter = Mapping[str, tuple[Float64, Float64]]
@@ -75,6 +87,6 @@ def sequences(batch: StepBatch, windows: bool = False) -> list[tuple[int, int]]:
     return list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
 
 
-def log_sum_exp(rows: Float64) -> Float64:
+def log_sum_exp(rows: Floats) -> Floats:
     largest = rows.max(axis=1, keepdims=True)
-    return np.asarray(largest + np.log(np.exp(rows - largest).sum(axis=1, keepdims=True)), np.float64)
+    return np.asarray(largest + np.log(np.exp(rows - largest).sum(axis=1, keepdims=True)))
