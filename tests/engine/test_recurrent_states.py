@@ -1,10 +1,16 @@
 """The engine on models that carry a state from token to token: the same bits whatever else happens."""
 
+import random
+from collections.abc import Sequence as SequenceOf
+
 import pytest
+from drafting import use
 from family_models import engine_of
 from small_model import Reply, ask, limits, run
 
 from tokenworks.engine.engine import Engine
+from tokenworks.engine.sequence import Sequence
+from tokenworks.engine.speculate import Speculator
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.protocol.messages import Finish, Generate
@@ -129,3 +135,55 @@ def test_a_cancelled_request_leaves_no_state_behind() -> None:
     assert {chunk.finish for chunk in step.chunks} == {Finish.CANCELLED}
     assert step.stats.state_slots_used == 0
     assert step.stats.state_slots_total == 20
+
+
+class HalfRight(Speculator):
+    """Guesses what follows, which it has been told, and is wrong now and then."""
+
+    def __init__(self, told: dict[str, list[int]], seed: int) -> None:
+        super().__init__(1000)
+        self.told, self.draw = told, random.Random(seed)
+        self.right = self.wrong = 0
+
+    def made(self, sequence: Sequence, drafted: int, made: int) -> None:
+        self.right += made - 1
+        self.wrong += drafted - (made - 1)
+
+    def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
+        drafts = []
+        for index, sequence in enumerate(sequences):
+            made = len(sequence.tokens) - len(sequence.request.prompt_ids)
+            count = max(0, min(room, self.draw.randrange(9), sequence.longest - len(sequence.tokens) - 1))
+            draft = self.told[sequence.request.request_id][made : made + count]
+            while draft and draft[-1] in sequence.ends:
+                draft.pop()
+            for place in range(len(draft)):
+                if self.draw.random() < 0.15:
+                    draft[place] = 119
+            room -= len(draft)
+            drafts.append((index, draft))
+        return drafts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guesses_that_prove_wrong_leave_no_trace(name: str) -> None:
+    """The state is that of the last token that proved right; from snapshots on the way others go on."""
+    asked = requests()
+    replies = run(engine_with(name, sizes()), *asked)
+    expected = {request_id: everything(reply) for request_id, reply in replies.items()}
+    told = {request_id: list(reply.tokens) for request_id, reply in replies.items()}
+    for seed, size in enumerate(
+        (sizes(state_slots=60), sizes(), sizes(state_slots=5), sizes(blocks=18), sizes(block_tokens=1, blocks=300))
+    ):
+        engine = engine_with(name, size)
+        guessing = HalfRight(told, seed)
+        use(engine, guessing)
+        for _ in range(2):  # the second time from what the first left
+            again = run(engine, *asked)
+            assert {request_id: everything(reply) for request_id, reply in again.items()} == expected, size
+        assert min(guessing.right, guessing.wrong) > (20 if size.state_slots > 5 else 0), "not everything was tried"
+        turn = ask("turn", [*PROMPT, *told["greedy"], 3, 4, 5], max_tokens=8, logprobs=3)
+        alone = run(engine_with(name, sizes()), turn)["turn"]
+        use(engine, HalfRight({"turn": list(alone.tokens)}, seed))
+        assert everything(run(engine, turn)["turn"]) == everything(alone)
+        assert engine.step(0.0).stats.state_slots_used == 0

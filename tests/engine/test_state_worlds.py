@@ -68,7 +68,7 @@ class StateWorld(World):
 @pytest.mark.parametrize("seeds", [range(8), range(8, 16)])
 def test_random_worlds(seeds: range) -> None:
     """And each handful of worlds has seen every trouble."""
-    preempted = hits = cancelled = without = 0
+    preempted = hits = cancelled = without = drafted = accepted = 0
     for seed in seeds:
         print("seed", seed)
         world = StateWorld(seed)
@@ -78,7 +78,8 @@ def test_random_worlds(seeds: range) -> None:
             world.check_reply(request)
         stats = world.engine._scheduler.stats()
         assert (stats.running, stats.waiting, stats.kv_blocks_used, stats.state_slots_used) == (0, 0, 0, 0)
-        assert stats.draft_tokens_total == 0
+        drafted += stats.draft_tokens_total
+        accepted += stats.draft_tokens_accepted_total
         preempted += world.preempted
         hits += stats.prefix_hit_tokens_total
         cancelled += len(world.cancelled)
@@ -87,6 +88,8 @@ def test_random_worlds(seeds: range) -> None:
     assert hits > 200
     assert cancelled > 2
     assert without > 50
+    assert accepted > 300
+    assert drafted > accepted + 100
 
 
 @pytest.mark.parametrize("failed", [False, True], ids=["cancelled", "failed"])

@@ -52,8 +52,7 @@ class Engine:
         self._executable = executable
         self._vocabulary = vocabulary
         self._step_tokens = limits.step_tokens
-        # A guess that proves wrong would leave a recurrent state that has seen it: such models run none.
-        self._speculator = Speculator(limits.step_tokens, draft) if speculate and not limits.state_slots else None
+        self._speculator = Speculator(limits.step_tokens, draft) if speculate else None
         self._multi_token = draft if isinstance(draft, MultiToken) else None
         self._scheduler = Scheduler(
             limits,

@@ -149,16 +149,24 @@ class Scheduler:
 
     def room_for_drafts(self, plan: StepPlan) -> int:
         """How many guesses the step could run."""
-        return min(self._limits.step_tokens, self._limits.logit_rows) - plan.tokens if plan.decodes_only else 0
+        if not plan.decodes_only:
+            return 0
+        room = min(self._limits.step_tokens, self._limits.logit_rows) - plan.tokens
+        return room if self._states is None else min(room, self._states.room_for_guesses())
 
     def with_drafts(self, plan: StepPlan, drafts: Iterable[tuple[int, SequenceOf[int]]]) -> StepPlan:
         """The plan with guesses behind the pieces, as far as there are blocks: (index, the tokens that may follow)."""
         pieces, tokens = list(plan.pieces), plan.tokens
         for index, draft in drafts:
-            sequence, start, end, *_ = pieces[index]
-            count = self._space.grow(sequence, end + len(draft)) - end
+            sequence, start, end, *_, writings = pieces[index]
+            states, count = self._states, len(draft)
+            if states is not None:
+                count = min(count, states.room_behind(sequence, writings))
+            count = self._space.grow(sequence, end + count) - end
             if count:
-                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]))
+                if states is not None:
+                    writings = states.with_guesses(sequence, writings, count)
+                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]), writings)
                 tokens += count
         return replace(plan, pieces=tuple(pieces), tokens=tokens)
 

@@ -8,6 +8,9 @@ Snapshots are left where they are likely to be of use: at the last block border 
 comes again), where a prompt parts from what is in the tree already (others begin the same way), on the way every
 SPACING_TOKENS while slots are free, and at the last full block of what a sequence writes (a conversation goes on; a
 preempted sequence comes back), where it replaces the one before.
+
+Guesses that run behind a sequence's last token write a state each, to slots taken for the step: where the guesses proved
+right up to a token, the state after it is the sequence's from then on, and the slots of the others are free again.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -17,6 +20,9 @@ from tokenworks.kvcache.prefix import Node
 from tokenworks.kvcache.snapshots import Snapshots
 
 SPACING_TOKENS = 512
+
+GUESSING_SHARE = 1 / 4
+"""Of all slots, that the guesses of one step may take from snapshots."""
 
 Writings = tuple[tuple[int, int], ...]
 """(so many tokens of the sequence, slot that their state is written to), ascending, up to the piece's end."""
@@ -85,22 +91,41 @@ class States:
             found.append((end, sequence.state_slot))
         return tuple(found)
 
+    def room_for_guesses(self) -> int:
+        """How many guesses could run in a step."""
+        return min(self._to_be_had, int(self.snapshots.pool.total * GUESSING_SHARE))
+
+    def room_behind(self, sequence: Sequence, writings: Writings) -> int:
+        """How many guesses could run behind a piece of one token."""
+        [(_, slot)] = writings
+        return self._to_be_had + (slot != sequence.state_slot)
+
+    def with_guesses(self, sequence: Sequence, writings: Writings, guesses: int) -> Writings:
+        """For a piece of one token, and guesses behind it, for which there is room."""
+        [(end, slot)] = writings
+        slots = [] if slot == sequence.state_slot else [slot]
+        while len(slots) < guesses:
+            taken = self.snapshots.take()
+            assert taken is not None
+            slots.append(taken)
+        # A piece's last state may be written over the one that it begins with, others may not.
+        return tuple((end + number, slot) for number, slot in enumerate((*slots, sequence.state_slot)))
+
     def keep(self, sequence: Sequence, writings: Writings) -> None:
-        """A piece has run and its full blocks are in the tree: its snapshots are kept there."""
+        """A piece has run, so many of its tokens as proved right count as computed, and its full blocks are in the tree:
+        its snapshots are kept there."""
         self._let_go(sequence)
-        for border, slot in writings:
-            if slot == sequence.state_slot:
-                continue
-            node = sequence.nodes[border // self._block_tokens - 1]
-            new = self.snapshots.keep(node, slot)
-            if border == sequence.computed:
-                sequence.state_begin = self.snapshots.hold(node)
-            if border > self._prompt_border(sequence):
-                self._drop_last(sequence)
-                if new:
-                    sequence.last_snapshot = node
-        if writings[-1][1] == sequence.state_slot:
-            sequence.state_begin = sequence.state_slot
+        own = sequence.state_slot
+        for tokens, slot in writings:
+            at_border = tokens % self._block_tokens == 0
+            if tokens == sequence.computed and (slot == own or not at_border):
+                sequence.state_slot = sequence.state_begin = slot
+            elif slot != own and (tokens > sequence.computed or not at_border):
+                self.snapshots.pool.release(slot)
+            elif slot != own:
+                self._keep_snapshot(sequence, tokens, slot)
+        if sequence.state_slot != own:
+            self.snapshots.pool.release(own)
 
     def discard(self, sequence: Sequence, writings: Writings) -> None:
         """A piece has not run, or what it made is not to be trusted."""
@@ -114,6 +139,20 @@ class States:
         self.snapshots.pool.release(sequence.state_slot)
         sequence.state_slot = sequence.state_begin = -1
         sequence.last_snapshot = None
+
+    @property
+    def _to_be_had(self) -> int:
+        return self.snapshots.pool.free + self.cached
+
+    def _keep_snapshot(self, sequence: Sequence, border: int, slot: int) -> None:
+        node = sequence.nodes[border // self._block_tokens - 1]
+        new = self.snapshots.keep(node, slot)
+        if border == sequence.computed:
+            sequence.state_begin = self.snapshots.hold(node)
+        if border > self._prompt_border(sequence):
+            self._drop_last(sequence)
+            if new:
+                sequence.last_snapshot = node
 
     def _let_go(self, sequence: Sequence) -> None:
         if sequence.state_begin not in (-1, sequence.state_slot):
