@@ -9,8 +9,8 @@ comes again), where a prompt parts from what is in the tree already (others begi
 SPACING_TOKENS while slots are free, and at the last full block of what a sequence writes (a conversation goes on; a
 preempted sequence comes back), where it replaces the one before.
 
-Guesses that run behind a sequence's last token write a state each, to slots taken for the step: where the guesses proved
-right up to a token, the state after it is the sequence's from then on, and the slots of the others are free again.
+Guesses that run behind a sequence's last token write a state each, to slots taken for the step: the sequence goes on from
+that of the last one that proved right, and the slots of the others are free again.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -112,8 +112,8 @@ class States:
         return tuple((end + number, slot) for number, slot in enumerate((*slots, sequence.state_slot)))
 
     def keep(self, sequence: Sequence, writings: Writings) -> None:
-        """A piece has run, so many of its tokens as proved right count as computed, and its full blocks are in the tree:
-        its snapshots are kept there."""
+        """A piece has run, as many of its tokens as proved right count as computed, and its full blocks are in the
+        tree: its snapshots are kept there."""
         self._let_go(sequence)
         own = sequence.state_slot
         for tokens, slot in writings:

@@ -52,7 +52,7 @@ def load(
     checkpoint = _open(path, settings)
     config = checkpoint.config
     program = checkpoint.program()
-    drafting = _open_draft(settings, config, program)
+    drafting = _open_draft(settings, config)
     backend = choose_backend(settings, _programs(checkpoint, program, drafting))
     if drafting is None and settings.engine.speculation and not state_bytes(program.cache_layers):
         guessing = checkpoint.program(guesses=True)
@@ -138,11 +138,9 @@ def _place(path: Path, settings: WorkerSettings) -> PackedPlace | None:
     return place_of(path, settings.engine.packed_mb, settings.engine.dtype)
 
 
-def _open_draft(settings: WorkerSettings, config: ModelConfig, program: Program) -> Checkpoint | None:
-    """The draft model, where one is wanted and can be used: a recurrent state could not take a wrong guess back."""
+def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | None:
+    """The draft model, where one is wanted and can be used: its own recurrent state would keep wrong guesses."""
     if settings.draft_path is None or config.kind != "generate" or not settings.engine.speculation:
-        return None
-    if state_bytes(program.cache_layers):
         return None
     draft_path = Path(settings.draft_path)
     checkpoint = _open(draft_path, settings)
