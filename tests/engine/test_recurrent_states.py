@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence as SequenceOf
 
 import pytest
-from drafting import use
+from drafting import Eager, small_draft, use
 from family_models import engine_of
 from small_model import Reply, ask, limits, run
 
@@ -187,3 +187,13 @@ def test_guesses_that_prove_wrong_leave_no_trace(name: str) -> None:
         use(engine, HalfRight({"turn": list(alone.tokens)}, seed))
         assert everything(run(engine, turn)["turn"]) == everything(alone)
         assert engine.step(0.0).stats.state_slots_used == 0
+
+
+def test_a_draft_model_guesses_for_it() -> None:
+    asked = requests()
+    expected = {name: everything(reply) for name, reply in run(engine_with(HYBRID, sizes()), *asked).items()}
+    engine = engine_with(HYBRID, sizes())
+    draft = small_draft(CpuBackend(), 120, sizes=sizes())
+    use(engine, Eager(draft, 1))
+    assert {name: everything(reply) for name, reply in run(engine, *asked).items()} == expected
+    assert draft.drafted > 20

@@ -9,8 +9,8 @@ comes again), where a prompt parts from what is in the tree already (others begi
 SPACING_TOKENS while slots are free, and at the last full block of what a sequence writes (a conversation goes on; a
 preempted sequence comes back), where it replaces the one before.
 
-Guesses that run behind a sequence's last token write a state each, to slots taken for the step: the sequence goes on from
-that of the last one that proved right, and the slots of the others are free again.
+Guesses that run behind a sequence's last token write a state each, to slots taken for the step: the sequence goes on
+from that of the last one that proved right, and the slots of the others are free again.
 """
 
 from collections.abc import Sequence as SequenceOf
