@@ -138,23 +138,23 @@ def _decoded(
 
 
 @triton.jit
-def _share_of_product(
-    x, words, scales, row_scales, n, m, begin, end, rows, depth, row_words, x_stride,
+def share_of_product(
+    x, words, scales, row_scales, n, m, there, begin, end, depth, row_words, x_stride,
     ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """[N, M] float32: of words begin .. end of rows n, with rows m of x."""
+    """[N, M] float32: of words begin .. end of rows n, with rows m of x, where they are `there`."""
     kw = tl.arange(0, KW)
-    of_x = x + m[None, :] * x_stride
+    of_x = x + m.to(tl.int64)[None, :] * x_stride
     acc = tl.zeros([N, M], tl.float32)
     for at in range(begin, end, KW):
         codes = _decoded(words, scales, n, at, row_words, ASSEMBLY, CONSTRAINTS, CODES, RUN, N, KW, EVEN)
         k = at * CODES + kw // RUN * (RUN * CODES) + kw % RUN
         for j in tl.static_range(CODES):
             if EVEN:
-                tokens = tl.load(of_x + (k + j * RUN)[:, None], mask=(m < rows)[None, :], other=0.0)
+                tokens = tl.load(of_x + (k + j * RUN)[:, None], mask=there[None, :], other=0.0)
             else:
-                inside = (k + j * RUN < depth)[:, None] & (m < rows)[None, :]
+                inside = (k + j * RUN < depth)[:, None] & there[None, :]
                 tokens = tl.load(of_x + (k + j * RUN)[:, None], mask=inside, other=0.0)
             acc = tl.dot(codes[j], tokens.to(tl.bfloat16), acc)
     return acc * tl.load(row_scales + n)[:, None]
@@ -173,13 +173,13 @@ def _product(
     share = tl.cdiv(tl.cdiv(row_words, KW), SPLITS) * KW
     begin = split * share
     end = tl.minimum(begin + share, row_words)
-    acc = _share_of_product(
-        x, words, scales, row_scales, inside, m, begin, end, rows, depth, row_words, x_stride,
+    acc = share_of_product(
+        x, words, scales, row_scales, inside, m, m < rows, begin, end, depth, row_words, x_stride,
         ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
     )  # fmt: skip
     if GATE is not None:
-        up = _share_of_product(
-            x, words, scales, row_scales, inside + width, m, begin, end, rows, depth, row_words, x_stride,
+        up = share_of_product(
+            x, words, scales, row_scales, inside + width, m, m < rows, begin, end, depth, row_words, x_stride,
             ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
         )  # fmt: skip
     last = True

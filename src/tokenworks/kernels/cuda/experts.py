@@ -10,26 +10,23 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import activate, gated
+from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
+from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
 from tokenworks.kernels.program import Activation
 
 FEW_PAIRS = 16
 """Up to so many for each expert on average, tiles have 16 rows."""
 
 
-Kind = tuple[str, Activation, float, float]
-"""gate, activate or nothing, and Gate's activation, limit and offset."""
-
-
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Of all experts that are here, one after the other, bfloat16."""
+    """Of all experts that are here, one after the other: bfloat16, or packed."""
 
     numbers: torch.Tensor
     """[count] int64: which of them an expert's number means; as many as there are: none."""
-    up: torch.Tensor
+    up: torch.Tensor | PackedStack
     """[experts, 2 * inner, width], gate above up; or [experts, inner, width] without gates."""
-    down: torch.Tensor
+    down: torch.Tensor | PackedStack
     """[experts, width, inner]"""
     up_bias: torch.Tensor | None
     down_bias: torch.Tensor | None
@@ -37,20 +34,9 @@ class ExpertWeights:
     has_gates: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """The pairs of a step."""
-
-    height: int
-    pairs: torch.Tensor
-    """[blocks * height] int32: token * top_k + choice; -1: none."""
-    experts: torch.Tensor
-    """[blocks] int32: whose they are; -1: nobody's."""
-
-
 def blocks_of(chosen: torch.Tensor, weights: ExpertWeights) -> Blocks:
     """chosen: [rows, top_k] whole numbers of experts. No value is read on the CPU."""
-    experts, pairs, device = len(weights.up), chosen.numel(), chosen.device
+    experts, pairs, device = weights.up.shape[0], chosen.numel(), chosen.device
     height = 16 if pairs <= FEW_PAIRS * experts else 64
     most = pairs // height + min(experts, pairs)
     whose = weights.numbers[chosen.reshape(-1).long()]
@@ -96,7 +82,7 @@ def experts(
 
 def _launch(
     x: torch.Tensor,
-    weights: torch.Tensor,
+    weights: torch.Tensor | PackedStack,
     bias: torch.Tensor | None,
     out: torch.Tensor,
     blocks: Blocks,
@@ -105,6 +91,9 @@ def _launch(
     width: int,
     kind: Kind,
 ) -> None:
+    if isinstance(weights, PackedStack):
+        launch_packed(x, weights, bias, out, blocks, routes, share, width, kind)
+        return
     how, activation, limit, offset = kind
     depth = weights.shape[2]
     n = min(64, max(16, triton.next_power_of_2(width)))
@@ -144,16 +133,7 @@ def _product(
             acc = tl.dot(tl.load(of_weights + k[None, :], mask=inside, other=0.0), tokens, acc)
             if HOW == "gate":
                 up = tl.dot(tl.load(of_up + k[None, :], mask=inside, other=0.0), tokens, up)
-        if bias is not None:
-            acc += tl.load(bias + first + n, mask=n < width, other=0.0)[:, None]
-            if HOW == "gate":
-                up += tl.load(bias + first + n + width, mask=n < width, other=0.0)[:, None]
-        if HOW == "gate":
-            acc = gated(acc, up, KIND, limit, offset)
-        elif HOW == "activate":
-            acc = activate(acc, KIND)
-        if routes is not None:
-            at = (pair // TOP_K).to(tl.int64) * routes_stride + TOP_K + pair % TOP_K
-            acc *= tl.load(routes + at, mask=valid, other=0.0)[None, :]
-        of_out = out + pair.to(tl.int64)[None, :] * out_stride + n[:, None]
-        tl.store(of_out, acc.to(out.dtype.element_ty), mask=(n < width)[:, None] & valid[None, :])
+        write_pairs(
+            acc, up, pair, n, valid, bias, first, width, routes, routes_stride, out, out_stride, limit, offset,
+            HOW, KIND, TOP_K,
+        )  # fmt: skip

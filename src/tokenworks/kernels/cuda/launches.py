@@ -215,11 +215,10 @@ class Binder:
         ups = [tuple(name for name in (expert.gate, expert.up) if name is not None) for expert in given]
         up_biases = [tuple(name for name in (expert.gate_bias, expert.up_bias) if name is not None) for expert in given]
         down_biases = [(expert.down_bias,) if expert.down_bias is not None else () for expert in given]
-        rows = (1 + has_gates) * call.inner
         return ExpertWeights(
             numbers.to(self._device),
-            weights.stack([name for names in ups for name in names]).view(len(given), rows, call.x.width),
-            weights.stack([expert.down for expert in given]),
+            weights.experts([name for names in ups for name in names], len(given)),
+            weights.experts([expert.down for expert in given], len(given)),
             self._expert_biases(up_biases),
             self._expert_biases(down_biases),
             has_gates,

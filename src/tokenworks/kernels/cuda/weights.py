@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tokenworks.kernels.cuda.block_layout import bytes_of, coding_of
+from tokenworks.kernels.cuda.block_experts import PackedStack
+from tokenworks.kernels.cuda.block_layout import bytes_of, coding_of, joined, packed
 from tokenworks.kernels.cuda.blocks import pack_blocks
 from tokenworks.kernels.cuda.finish import Finish
 from tokenworks.kernels.cuda.products import Bf16Matrix
@@ -106,7 +107,7 @@ class Weights:
         self._vectors: dict[str, torch.Tensor] = {}
         self._matrices: dict[tuple[str, ...], Matrix] = {}
         self._tables: dict[str, torch.Tensor] = {}
-        self._stacks: list[torch.Tensor] = []
+        self._stacks: list[torch.Tensor | PackedStack] = []
         self._found: dict[str, Tensor] = {}
 
     def vector(self, name: str) -> torch.Tensor:
@@ -128,6 +129,16 @@ class Weights:
             del self._found[name]
         self._stacks.append(out)
         return out
+
+    def experts(self, names: Sequence[str], count: int) -> torch.Tensor | PackedStack:
+        """[count, rows, columns] of weights of one shape, as many of them for each of `count` experts; bfloat16 where
+        their format has no coding, or not all have the same one."""
+        first = self._tensor(names[0])
+        if coding_of(first) is None or len({coding_of(self._tensor(name)) for name in names}) > 1:
+            return self.stack(names).view(count, -1, first.shape[1])
+        stack = PackedStack(joined([packed(self._tensor(name), self._device) for name in names]), count)
+        self._stacks.append(stack)
+        return stack
 
     def heights(self, names: tuple[str, ...]) -> list[int]:
         """Rows of each of a matrix's weights."""

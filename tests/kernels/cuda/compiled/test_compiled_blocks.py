@@ -1,5 +1,7 @@
 """Products with weights of few bits, as they are compiled."""
 
+from functools import partial
+
 import pytest
 
 pytest.importorskip("triton")
@@ -9,16 +11,19 @@ from compile_gate import CHIPS, Launch, assert_compiles, launches_of
 
 from tokenworks.kernels.cuda import block_codings
 from tokenworks.kernels.cuda.block_codings import Coding
+from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
 from tokenworks.kernels.cuda.block_layout import Packed
 from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.pairs import Blocks
 
 META = torch.device("meta")
 
 
 def matrix(coding: Coding, rows: int = 4096, columns: int = 4096) -> BlockMatrix:
-    words = torch.empty(rows, columns // coding.codes, dtype=torch.int16, device=META)
-    scales = torch.empty(rows, columns // coding.weights, dtype=torch.int32, device=META) if coding.scaled else None
+    runs = -(-columns // coding.weights)
+    words = torch.empty(rows, runs * coding.run, dtype=torch.int16, device=META)
+    scales = torch.empty(rows, runs, dtype=torch.int32, device=META) if coding.scaled else None
     return BlockMatrix(Packed(coding, columns, words, scales, torch.empty(rows, device=META)))
 
 
@@ -63,3 +68,15 @@ def test_dequantising() -> None:
         lambda: matrix(block_codings.E2M1_16).dequantise(torch.empty(4096, 4096, dtype=torch.bfloat16, device=META))
     )
     assert_compiles(launch)
+
+
+@pytest.mark.parametrize("height", [16, 64])
+def test_experts(height: int) -> None:
+    """Of gpt-oss-20b: MXFP4, 32 experts."""
+    coding, whole = block_codings.E2M1_32, partial(torch.empty, dtype=torch.int32, device=META)
+    stack = PackedStack(matrix(coding, 32 * 5760, 2880).weights, 32)
+    blocks = Blocks(height, whole(16 * height), whole(16))
+    x, made = (torch.empty(64, width, dtype=torch.bfloat16, device=META) for width in (2880, 2880))
+    how = ("gate", "silu", 7.0, 1.0)
+    (launch,) = launches_of(lambda: launch_packed(x, stack, None, made, blocks, None, 4, 2880, how))
+    assert assert_compiles(launch, [90, 100] if height == 64 else [90]).count("HGMMA") > 0

@@ -10,9 +10,10 @@ import torch
 from compile_gate import CHIPS, Machine, compiled, launches_of
 
 from tokenworks.kernels.cuda.attention import Seen, Shape, attend
-from tokenworks.kernels.cuda.experts import Blocks, ExpertWeights, _launch
+from tokenworks.kernels.cuda.experts import ExpertWeights, _launch
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.norm import Groups, norm
+from tokenworks.kernels.cuda.pairs import Blocks
 from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
 from tokenworks.kernels.cuda.products import skinny
 from tokenworks.kernels.cuda.rows import gather
