@@ -29,4 +29,5 @@ def linear_heads(step: Operands, op: LinearHeads) -> Floats:
     x = step.load(op.x)
     heads = x.reshape(len(x), len(op.weights), op.kept + op.inputs)
     made = np.stack([heads[:, h, op.kept :] @ step.weight(name).T for h, name in enumerate(op.weights)], axis=1)
-    return np.concatenate((heads[..., : op.kept], made), axis=2).reshape(len(x), op.output.width)
+    whole: Floats = np.concatenate((heads[..., : op.kept], made), axis=2)
+    return whole.reshape(len(x), op.output.width)
