@@ -7,7 +7,16 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.adapter import Adaptation
-from tokenworks.kernels.backend import CacheType, Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
+from tokenworks.kernels.backend import (
+    CacheType,
+    Float32,
+    Int32,
+    Limits,
+    PackedPlace,
+    SampleBatch,
+    StateBatch,
+    StepBatch,
+)
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
@@ -16,7 +25,7 @@ from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities
 from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
-from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, Value
+from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, StateLayer, Value
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.protocol.errors import ModelError
 
@@ -69,8 +78,13 @@ class CudaExecutable:
         self._weights = Weights(device, found)
         self._plan = make_plan(program, limits)
         self._caches = _caches(program, limits, device)
+        self._states = {
+            number: torch.zeros((limits.state_slots, layer.floats), dtype=torch.float32, device=device)
+            for number, layer in enumerate(program.all_cache_layers)
+            if isinstance(layer, StateLayer)
+        }
         self._arena = torch.zeros(self._plan.arena_bytes, dtype=torch.uint8, device=device)
-        binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._arena)
+        binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._states, self._arena)
         self._parts: list[list[Bound]] = [[]]
         for launch in self._plan.launches:
             if isinstance(launch.call, Pause):
@@ -92,6 +106,7 @@ class CudaExecutable:
         )
         self._sum = torch.zeros((), dtype=torch.float32, device=device)
         self._parts[-1].append(self._watch())
+        self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if self._graphs:
             self._warm_up(self._graphs)
 
@@ -215,7 +230,7 @@ def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int,
     dtype = CACHE_TYPES[limits.cache_dtype]
     for number, layer in enumerate(program.all_cache_layers):
         if not isinstance(layer, KvLayer):
-            raise ModelError("The GPU backend does not run models with a recurrent state yet.")
+            continue
         shape = (limits.blocks, layer.kv_heads, limits.block_tokens, layer.head_size)
         keys = torch.zeros(shape, dtype=dtype, device=device)
         caches[number] = (keys, keys if layer.latent else torch.zeros(shape, dtype=dtype, device=device))
@@ -228,7 +243,8 @@ def _empty_step(tokens: int, sequences: int) -> StepBatch:
     positions = np.concatenate([np.arange(count, dtype=np.int32) for count in np.diff(starts)])
     tables = np.full((sequences, 1 + int(positions.max())), -1, np.int32)
     zeros = np.zeros(tokens, np.int32)
-    return StepBatch(zeros, positions, starts, tables, starts[1:] - np.int32(1))
+    last, nowhere = starts[1:] - np.int32(1), np.full(sequences, -1, np.int32)
+    return StepBatch(zeros, positions, starts, tables, last, states=StateBatch(nowhere, last, nowhere))
 
 
 def _axes(program: Program) -> int:

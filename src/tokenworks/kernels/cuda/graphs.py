@@ -33,7 +33,7 @@ class Graphs:
 
     def rows_for(self, batch: StepBatch) -> int | None:
         """How many rows the graph has that runs such a step; None: none does."""
-        if batch.features is not None or batch.inputs is not None or batch.states is not None:
+        if batch.features is not None or batch.inputs is not None:
             return None
         rows = len(batch.tokens)
         return next((size for size in self.sizes if rows <= size), None)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from tokenworks.kernels.backend import Int32, Limits, StepBatch
+from tokenworks.kernels.backend import Int32, Limits, StateBatch, StepBatch
 from tokenworks.kernels.cuda.attention import Seen, tiles_of
 from tokenworks.kernels.cuda.place import Places
+from tokenworks.kernels.cuda.recurrent import States
 from tokenworks.kernels.flow import RowKind
 
 FIRST_TABLE_NUMBERS = 1 << 16
@@ -40,6 +41,12 @@ class Step:
         return Places(
             of[prefix + "positions"], of[prefix + "sequences"], self.tables, self.meta, of.get(prefix + "axes")
         )
+
+    def states(self, kept: torch.Tensor) -> States:
+        """`kept`: a layer's."""
+        of = self.arrays
+        where = (of["state_begin"], of["state_starts"], of["state_rows"], of["state_slots"])
+        return States(kept, of["row_starts"], *where)
 
     def seen(self, kind: RowKind, windows: bool) -> Seen:
         prefix = "selected_" if kind == "selected" else ""
@@ -72,7 +79,7 @@ class Inputs:
 
     def __post_init__(self) -> None:
         rows = max(self.limits.step_tokens, self.limits.sequences, self.limits.logit_rows)
-        count = rows * (14 + 2 * self.axes + 4 * len(self.tile_tokens)) + 4 * self.limits.sequences + 256
+        count = rows * (16 + 2 * self.axes + 4 * len(self.tile_tokens)) + 8 * self.limits.sequences + 256
         self._host = torch.empty(count, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self._numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
         self._tables = torch.full((FIRST_TABLE_NUMBERS,), -1, dtype=torch.int32, device=self.device)
@@ -136,6 +143,10 @@ class Inputs:
                         f"{name}_begins": np.repeat(starts[:-1], counts),
                         f"{name}_ends": np.repeat(starts[1:], counts),
                     }
+        if batch.states is not None:
+            of = batch.states
+            arrays |= {"state_begin": of.begin, "state_rows": of.rows, "state_slots": of.slots}
+            arrays["state_starts"] = np.searchsorted(of.rows, batch.row_starts).astype(np.int32)
         if not singles_only:
             for name, starts in (("", batch.row_starts), ("window_", batch.window_starts)):
                 if starts is None:
@@ -145,6 +156,12 @@ class Inputs:
                     singles, large = tiles_of(starts, tokens_of, few)
                     arrays |= {f"{name}singles{tokens_of}": singles, f"{name}tiles{tokens_of}": large}
         return arrays
+
+
+def _padded_states(states: StateBatch, rows: Int32, more: int) -> StateBatch:
+    """Of steps in which every row is its sequence's last, and so is written."""
+    nowhere = np.full(more, -1, np.int32)
+    return StateBatch(np.concatenate([states.begin, nowhere]), rows, np.concatenate([states.slots, nowhere]))
 
 
 def padded(batch: StepBatch, rows: int) -> StepBatch:
@@ -167,4 +184,5 @@ def padded(batch: StepBatch, rows: int) -> StepBatch:
         logit_rows=every,
         ends=np.concatenate([ends, zeros]),
         axes=None if batch.axes is None else np.pad(batch.axes, ((0, 0), (0, more))),
+        states=None if batch.states is None else _padded_states(batch.states, every, more),
     )

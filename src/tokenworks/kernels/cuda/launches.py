@@ -14,6 +14,7 @@ from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.norm import Groups, norm
 from tokenworks.kernels.cuda.place import HeadPart, Rotation, place
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
+from tokenworks.kernels.cuda.recurrent import delta_rule, selective_scan, short_convolution
 from tokenworks.kernels.cuda.rows import gather
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
@@ -21,6 +22,7 @@ from tokenworks.kernels.program import (
     Activate,
     Add,
     Attend,
+    DeltaRule,
     Embed,
     Experts,
     Gate,
@@ -34,15 +36,19 @@ from tokenworks.kernels.program import (
     Multiply,
     Pool,
     Program,
+    Recurrent,
     RmsNorm,
     Route,
     Scale,
     ScaleRows,
+    SelectiveScan,
     SelectRows,
+    ShortConvolution,
     Softcap,
     Sparsify,
     Value,
 )
+from tokenworks.kernels.program.recurrent import inputs_of, weights_of
 from tokenworks.protocol.errors import ModelError
 
 Bound = Callable[[Step], None]
@@ -60,10 +66,11 @@ class Binder:
         device: torch.device,
         weights: Weights,
         caches: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
+        states: Mapping[int, torch.Tensor],
         arena: torch.Tensor,
     ) -> None:
         self._program, self._plan, self._limits, self._device = program, plan, limits, device
-        self._weights, self._caches, self._arena = weights, caches, arena
+        self._weights, self._caches, self._states, self._arena = weights, caches, states, arena
         self.scratch = Scratch(device)
         shapes = [_shape_of(op) for op in program.instructions if isinstance(op, Attend)]
         self.tile_tokens = sorted({shape.tile_tokens for shape in shapes})
@@ -170,6 +177,8 @@ class Binder:
                 to, of, other, chosen = self.view(output), self.view(x), self.view(routes), self._expert_weights(call)
                 act = (call.activation, call.limit, call.offset)
                 return lambda step: experts(of[: (n := step.rows[kind])], other[:n], to[:n], chosen, *act)
+            case ShortConvolution() | SelectiveScan() | DeltaRule():
+                return self._recurrent(call)
             case Input(output=output):
                 to = self.view(output)
 
@@ -206,6 +215,33 @@ class Binder:
             )
 
         return run
+
+    def _recurrent(self, call: Recurrent) -> Bound:
+        kept, out = self._states[call.cache_layer], self.view(call.output)
+        values = [self.view(value) for value in inputs_of(call)]
+        if isinstance(call, ShortConvolution):
+            shape = (call.x.width, call.kernel)
+            weight = self._weights.vector(call.weight).view(shape)
+            bias = None if call.bias is None else self._weights.vector(call.bias)
+
+            def convolve(step: Step) -> None:
+                n = step.rows["tokens"]
+                states = step.states(kept)
+                short_convolution(states, out[:n], values[0][:n], weight, bias, activated=call.activated)
+
+            return convolve
+        weights = [self._weights.vector(name) for name in weights_of(call)]
+
+        def scan(step: Step) -> None:
+            n, states = step.rows["tokens"], step.states(kept)
+            given = (out[:n], *(value[:n] for value in values), *weights)
+            if isinstance(call, SelectiveScan):
+                limits = (call.least_step, call.most_step)
+                selective_scan(states, *given, groups=call.groups, step_range=limits)
+            else:
+                delta_rule(states, *given, key_heads=call.key_heads, alternating=call.alternating)
+
+        return scan
 
     def _expert_weights(self, call: Experts) -> ExpertWeights:
         given, weights = call.experts, self._weights

@@ -15,7 +15,6 @@ from tokenworks.kernels.program import (
     Activate,
     Add,
     Attend,
-    DeltaRule,
     Gate,
     Instruction,
     Keep,
@@ -28,16 +27,13 @@ from tokenworks.kernels.program import (
     Program,
     RmsNorm,
     Rope,
-    SelectiveScan,
     SelectRows,
-    ShortConvolution,
     Value,
 )
 
 Precision = Literal["float32", "bfloat16"]
 ELEMENT_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 ALIGNMENT_BYTES = 256
-NOT_YET = (ShortConvolution, SelectiveScan, DeltaRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +97,6 @@ class Plan:
 
 def refusal(program: Program) -> str | None:
     """What of a program this backend does not run; None if it runs all."""
-    for instruction in program.instructions:
-        if isinstance(instruction, NOT_YET):
-            return f"the GPU backend does not run {type(instruction).__name__} yet"
     return "the GPU backend does not run a model's own guesses yet" if program.sequel is not None else None
 
 

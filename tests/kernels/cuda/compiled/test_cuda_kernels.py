@@ -16,6 +16,7 @@ from tokenworks.kernels.cuda.norm import Groups, norm
 from tokenworks.kernels.cuda.pairs import Blocks
 from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
 from tokenworks.kernels.cuda.products import skinny
+from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan, short_convolution
 from tokenworks.kernels.cuda.rows import gather
 from tokenworks.kernels.program import Attend, Value
 
@@ -108,3 +109,19 @@ def test_experts(height: int) -> None:
     how = ("gate", "silu", 0.0, 0.0)
     (hopper,) = machines(lambda: _launch(x, weights.up, None, made, blocks, None, 6, 1408, how))
     assert hopper.count("HGMMA") > 0
+
+
+def test_states() -> None:
+    where = (whole(9), whole(8), whole(9), whole(8), whole(8))
+    conv = States(numbers(64, 3 * 8192), *where)
+    machines(
+        lambda: short_convolution(conv, numbers(8, 8192), numbers(8, 8192), numbers(8192, 4), None, activated=True)
+    )
+    x, heads = numbers(8, 32 * 128), numbers(32)
+    rule = States(numbers(64, 32 * 128 * 128), *where)
+    qk, narrow = numbers(8, 16 * 128), numbers(8, 32)
+    how = {"key_heads": 16, "alternating": False}
+    machines(lambda: delta_rule(rule, x, qk, qk, x, narrow, narrow, heads, heads, **how))
+    scan = States(numbers(64, 64 * 128 * 64), *where)
+    x, heads, narrow, bc = numbers(8, 64 * 64), numbers(64), numbers(8, 64), numbers(8, 8 * 128)
+    machines(lambda: selective_scan(scan, x, x, bc, bc, narrow, heads, heads, heads, groups=8, step_range=(0.0, 9.0)))

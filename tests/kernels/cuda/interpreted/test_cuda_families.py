@@ -15,16 +15,16 @@ import pytest
 import torch
 from small_checkpoints import DECODERS, log_softmax, write_decoder
 
-from tokenworks.kernels.backend import Executable, Limits, StepBatch
+from tokenworks.kernels.backend import Executable, Limits, StateBatch, StepBatch
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.models.checkpoint import open_checkpoint
 
 BOUND = 0.02
 BLOCK_TOKENS = 4
-LIMITS = Limits(64, 4, 64, 48, BLOCK_TOKENS, "float16", 1)
+LIMITS = Limits(64, 4, 64, 48, BLOCK_TOKENS, "float16", 1, state_slots=4)
 IDS = np.random.default_rng(3).integers(0, 101, (4, 40)).astype(np.int32)
-FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "mixtral", "deepseek-v3"]
+FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "mixtral", "deepseek-v3", "qwen3-5", "bamba"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def write(name: str) -> Path:
         folder, config = tmp_path_factory.mktemp(name), copy.deepcopy(DECODERS[name])
         config.num_hidden_layers = 2
-        if getattr(config, "layer_types", None):
+        if "layer_types" in vars(config) and config.layer_types:
             config.layer_types = config.layer_types[-2:]
         write_decoder(name, folder, torch.bfloat16, config)
         return folder
@@ -55,9 +55,13 @@ def batch(*pieces: tuple[int, int, int] | None, wanted: list[int] | None = None)
         ends += range(first + 1, last + 1) if piece else [0]
         starts.append(len(tokens))
     rows = np.array(wanted if wanted is not None else range(len(tokens)), np.int32)
-    return StepBatch(
-        *(np.array(each, np.int32) for each in (tokens, positions, starts)), tables, rows, ends=np.array(ends, np.int32)
+    slots = [piece[0] if piece else -1 for piece in pieces]
+    begin = [slot if piece and piece[1] else -1 for slot, piece in zip(slots, pieces, strict=True)]
+    last = [start - 1 for start in starts[1:]]
+    tokens, positions, starts, ends, *states = (
+        np.array(each, np.int32) for each in (tokens, positions, starts, ends, begin, last, slots)
     )
+    return StepBatch(tokens, positions, starts, tables, rows, ends=ends, states=StateBatch(*states))
 
 
 STEPS = [
