@@ -86,6 +86,10 @@ class Plan:
     merged: int
     """So many tokens are a merged row; 1 where none are."""
 
+    def place(self, value: Value) -> tuple[int, int]:
+        """Floats from the arena's begin to its first element, and from row to row."""
+        return self.buffer_offsets[value.buffer] + value.offset, value.stride
+
 
 def make_plan(program: Program, limits: Limits) -> Plan:
     kinds = row_kinds(program)
