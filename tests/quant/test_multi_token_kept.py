@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import numbers, write_model
-from transformers import AutoModelForCausalLM, DeepseekV3Config
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen3_5TextConfig
 
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.config import DecoderConfig
@@ -45,4 +45,31 @@ def test_a_layer_that_guesses_is_kept(tmp_path: Path) -> None:
     assert len(own) > 20
     for name in own:
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert (after["layers.0.down"] != before["layers.0.down"]).any()
+
+
+def test_one_that_files_number_apart_keeps_its_names(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")  # its tokenizer
+    torch.manual_seed(4)
+    config = Qwen3_5TextConfig(
+        vocab_size=128, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, full_attention_interval=2, linear_num_value_heads=2,
+        linear_num_key_heads=2, linear_key_head_dim=32, linear_value_head_dim=32, max_position_embeddings=256,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    own = {name.replace("model.layers.1.", "mtp.layers.0."): w for name, w in weights.items() if "layers.1." in name}
+    own |= {
+        f"mtp.{norm}.weight": torch.randn(WIDTH) for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    }
+    own["mtp.fc.weight"] = torch.randn(WIDTH, 2 * WIDTH)
+    save_file({name: w.clone() for name, w in (weights | own).items()}, folder / "model.safetensors", {"format": "pt"})
+    recipe = read_recipe("standard", "int8")
+    made = quantise_model(folder, tmp_path / "out", recipe, "compressed-tensors", (), lambda *_: None)
+    written = load_file(made.path / "model.safetensors")
+    assert {name for name in written if name.startswith("mtp.")} == set(own)
+    before, after = numbers(folder), numbers(made.path)
+    for name in before:
+        if name.startswith("layers.2."):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     assert (after["layers.0.down"] != before["layers.0.down"]).any()

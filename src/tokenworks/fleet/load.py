@@ -54,7 +54,7 @@ def load(
     program = checkpoint.program()
     drafting = _open_draft(settings, config)
     backend = choose_backend(settings, _programs(checkpoint, program, drafting))
-    if drafting is None and settings.engine.speculation and not state_bytes(program.cache_layers):
+    if drafting is None and settings.engine.speculation:
         guessing = checkpoint.program(guesses=True)
         program = guessing if backend.name != "cuda" else program
     limits = _limits(settings, backend, checkpoint, program, drafting)

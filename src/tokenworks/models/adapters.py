@@ -65,7 +65,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> dict[str, LowRank]:
     names = names_of(base)
     shapes = decoder_shapes(base.config)
     modules = modules_of(names, shapes)
-    found = _by_module(weights_path, names, modules)
+    found = _by_module(weights_path, names, modules, len(base.config.layers))
     _check_complete(fields, weights_path, modules, found)
     adaptation: dict[str, LowRank] = {}
     for usual, (full_name, sides) in found.items():
@@ -115,7 +115,9 @@ def modules_of(names: FileNames, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     return modules
 
 
-def _by_module(path: Path, names: FileNames, modules: Mapping[str, Module]) -> dict[str, tuple[str, dict[str, Tensor]]]:
+def _by_module(
+    path: Path, names: FileNames, modules: Mapping[str, Module], layers: int
+) -> dict[str, tuple[str, dict[str, Tensor]]]:
     """By the module's usual name: its name in the adapter, and its two tensors."""
     found: dict[str, tuple[str, dict[str, Tensor]]] = {}
     for name, tensor in open_file(path).items():
@@ -123,7 +125,7 @@ def _by_module(path: Path, names: FileNames, modules: Mapping[str, Module]) -> d
         if side is None or not name.startswith(PREFIX):
             raise ModelError(f"{path}: tensor {name!r} is unexpected: a LoRA adapter has no place for it.")
         full_name = name.removeprefix(PREFIX).removesuffix(side)
-        usual = names.usual(full_name + ".weight").removeprefix(names.prefix).removesuffix(".weight")
+        usual = names.usual(full_name + ".weight", layers).removeprefix(names.prefix).removesuffix(".weight")
         if usual not in modules:
             raise ModelError(
                 f"{path}: tensor {name!r} belongs to {full_name!r}, which is no linear map of this model that an "

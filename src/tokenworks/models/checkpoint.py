@@ -129,11 +129,12 @@ def _checkpoint(
     names: FileNames,
     context_tokens: int | None,
 ) -> Checkpoint:
-    usual = {names.usual(name).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
+    layers = len(config.layers) if isinstance(config, DecoderConfig) else 0
+    usual = {names.usual(name, layers).removeprefix(names.prefix): tensor for name, tensor in tensors.items()}
     found = unstack(usual, names.stacks)
     shapes = _shapes(config)
     if isinstance(config, DecoderConfig) and config.multi_token is not None:
-        if names.of(f"layers.{len(config.layers)}.join") in found:
+        if names.of(f"layers.{layers}.join") in found:
             shapes |= multi_token_shapes(config, config.multi_token)
         else:  # many files are converted without it
             config = replace(config, multi_token=None)
@@ -154,7 +155,6 @@ def _checkpoint(
         if isinstance(tensor, Tensor) and names.is_reshaped(name) and math.prod(tensor.shape) == math.prod(shape):
             tensor = found[name] = replace(tensor, shape=shape)
         _check_tensor(path, name, tensor, shape)
-    layers = len(config.layers) if isinstance(config, DecoderConfig) else 0
     for name in found:
         if name not in stored_shapes and not names.needless(name, layers):
             raise ModelError(

@@ -1,11 +1,12 @@
 """Qwen3-Next and Qwen3.5: gated delta nets (arXiv 2412.06464), and in every fourth layer attention that is gated too
-and whose heads are turned in part only; experts beside a shared network, or in Qwen3.5's dense models one network."""
+and whose heads are turned in part only; experts beside a shared network, or in Qwen3.5's dense models one network. Behind the last layer one with attention
+guesses a further token."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from tokenworks.models.config import DecoderConfig
+from tokenworks.models.config import DecoderConfig, Layer
 from tokenworks.models.families import from_gguf, from_hf, mixtures, qwen_moe
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.gguf import GgufFile
@@ -13,21 +14,25 @@ from tokenworks.models.files.names import LAYER, NEGATIVE_LOGARITHMS, GgufArchit
 from tokenworks.models.parts.attention import Attention
 from tokenworks.models.parts.delta import DeltaNet
 from tokenworks.models.parts.mlp import Mlp
+from tokenworks.models.parts.multi_token import multi_token_names
 from tokenworks.models.parts.part import FeedForward, Mixer
 
 _IN_LAYER = "model.layers.{}."
 
 
 def _next(f: Fields) -> DecoderConfig:
-    return _decoder(f, "qwen3_next", qwen_moe.layers(f, _mixture(f)))
+    mixture = _mixture(f)
+    return _decoder(f, "qwen3_next", qwen_moe.layers(f, mixture), mixture)
 
 
 def _dense(f: Fields) -> DecoderConfig:
-    return _decoder(f, "qwen3_5", [from_hf.mlp(f)] * from_hf.layer_count(f))
+    network = from_hf.mlp(f)
+    return _decoder(f, "qwen3_5", [network] * from_hf.layer_count(f), network)
 
 
 def _moe(f: Fields) -> DecoderConfig:
-    return _decoder(f, "qwen3_5_moe", [_mixture(f)] * from_hf.layer_count(f))
+    mixture = _mixture(f)
+    return _decoder(f, "qwen3_5_moe", [mixture] * from_hf.layer_count(f), mixture)
 
 
 def _mixture(f: Fields) -> FeedForward:
@@ -36,7 +41,8 @@ def _mixture(f: Fields) -> FeedForward:
     return mixtures.mixture(f, normalise=f.flag("norm_topk_prob", True), shared=shared, shared_gated=True)
 
 
-def _decoder(f: Fields, architecture: str, feed_forwards: list[FeedForward]) -> DecoderConfig:
+def _decoder(f: Fields, architecture: str, feed_forwards: list[FeedForward], guessing: FeedForward) -> DecoderConfig:
+    """`guessing`: of the layer that guesses further tokens, of which a config says nothing."""
     epsilon = from_hf.norm_epsilon(f)
     size = from_hf.head_size(f, 256)
     # Where rotary positions have several axes, texts have the same place along all.
@@ -64,7 +70,8 @@ def _decoder(f: Fields, architecture: str, feed_forwards: list[FeedForward]) -> 
     f.one_of("hidden_act", {"silu": None}, "silu")
     parts: dict[str, Mixer] = {"linear_attention": delta, "full_attention": attention}
     mixers = [parts[kind] for kind in _kinds(f, list(parts))]
-    return from_hf.decoder(f, architecture, mixers, feed_forwards, {"global": rope})
+    guesser = Layer(mixer=attention, feed_forward=guessing)
+    return from_hf.decoder(f, architecture, mixers, feed_forwards, {"global": rope}, multi_token=guesser)
 
 
 def _next_gguf(file: GgufFile) -> DecoderConfig:
@@ -155,6 +162,13 @@ _SHARED = {
     LAYER + "decay": _DELTA + "A_log",
     LAYER + "step_bias": _DELTA + "dt_bias",
     LAYER + "scan_weight": _DELTA + "norm.weight",
+    **multi_token_names(
+        _IN_LAYER + "mtp.",
+        token_norm="pre_fc_norm_embedding",
+        before_norm="pre_fc_norm_hidden",
+        join="fc",
+        head_norm="norm",
+    ),
 }
 _NEXT = {
     **{LAYER + m: _DELTA + "in_proj_qkvz.weight" for m in ("queries", "keys", "values", "gate_z")},
@@ -173,7 +187,8 @@ _BASE = replace(
     norm_offset=1.0,
     forms={LAYER + "decay": NEGATIVE_LOGARITHMS},
     kernels=frozenset({_DELTA + "conv1d.weight"}),
-    unused=(*qwen_moe.FILES.unused, "mtp.*"),
+    further_layers=_IN_LAYER,
+    guesser=(("mtp.layers.0.", _IN_LAYER), ("mtp.", _IN_LAYER + "mtp.")),
 )
 
 QWEN3_NEXT = HfArchitecture(_next, replace(_BASE, names=_BASE.names | _SHARED | _NEXT, rows=_IN_PIECES))

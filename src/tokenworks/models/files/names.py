@@ -81,6 +81,9 @@ class FileNames:
     """Canonical names of linear maps that are [in, out] among the rows of a tensor that they share."""
     prefixes: tuple[tuple[str, str], ...] = ()
     """How some files begin names, and how those here begin: the first that fits is exchanged."""
+    guesser: tuple[tuple[str, str], ...] = ()
+    """The same for the layer behind the last one that guesses further tokens, where files number it apart; {} is its
+    number here."""
 
     def needless(self, name: str, layers: int) -> bool:
         """Whether a model of so many layers may do without this tensor."""
@@ -90,14 +93,21 @@ class FileNames:
         number, found, _ = name.removeprefix(begin).partition(end or ".")
         return bool(begin) and name.startswith(begin) and bool(found) and number.isdigit() and int(number) >= layers
 
-    def usual(self, name: str) -> str:
-        """The name as `names` has it."""
+    def usual(self, name: str, layers: int) -> str:
+        """The name as `names` has it, in a model of so many layers."""
         for theirs, ours in self.respelt:
             name = name.replace(theirs, ours)
-        for theirs, ours in self.prefixes:
+        for theirs, ours in (*self.prefixes, *self.guesser):
             if name.startswith(theirs):
-                return ours + name.removeprefix(theirs)
+                return ours.format(layers) + name.removeprefix(theirs)
         return name
+
+    def apart(self, usual: str, layers: int) -> str:
+        """A usual name as files have it that number the layer that guesses apart."""
+        for theirs, ours in reversed(self.guesser):
+            if usual.startswith(ours.format(layers)):
+                return theirs + usual.removeprefix(ours.format(layers))
+        return usual
 
     def of(self, canonical: str) -> str:
         return self.names[_NUMBER.sub("{}", canonical)].format(*_NUMBER.findall(canonical))

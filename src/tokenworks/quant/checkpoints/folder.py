@@ -40,6 +40,7 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     config or tokenizer has no such form.
     """
     table = _config(source)
+    layers = len(source.config.layers) if isinstance(source.config, DecoderConfig) else 0
     names = HF_ARCHITECTURES[table["model_type"]]().files
     tensors: dict[str, Stored] = {}
     schemes: dict[str, SchemeName] = {}
@@ -47,7 +48,7 @@ def write_folder(folder: Path, source: Checkpoint, quantised: Mapping[str, Quant
     stored = compressed_tensors.stored if layout == "compressed-tensors" else modelopt.stored
     spelt, seen = _files_of_seeing(source, names)
     for usual, parts in by_tensor(source, names).items():
-        name = spelt.get(usual, usual)
+        name = spelt.get(usual) or names.apart(usual, layers)
         module = name.removesuffix(".weight")
         weight = whole(source, names, name, parts, quantised)
         if weight is not None:
@@ -95,7 +96,7 @@ def _files_of_seeing(source: Checkpoint, names: FileNames) -> tuple[dict[str, st
         return {}, {}
     of_texts = {*by_tensor(source, names), names.of("head")}
     found = open_safetensors(source.path)
-    spelt = {names.usual(name).removeprefix(names.prefix): name for name in found}
+    spelt = {names.usual(name, len(config.layers)).removeprefix(names.prefix): name for name in found}
     return spelt, {name: found[name] for usual, name in spelt.items() if usual not in of_texts}
 
 

@@ -274,6 +274,7 @@ class Executor {
     std::atomic<bool> finite_{true};
     std::vector<size_t> part_starts_{0};  // in calls_
     std::vector<int> input_widths_{0};    // of each part; 0: it takes none
+    std::vector<bool> recurrent_parts_{false};
 };
 
 }  // namespace tokenworks::cpu

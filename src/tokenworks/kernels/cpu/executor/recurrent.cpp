@@ -57,6 +57,7 @@ States layer_states(const Region& memory, int64_t slot_floats, int64_t offset) {
 
 void Executor::short_convolution(Place output, Place x, int state, int width, int kernel, int weight, int bias,
                                  bool activated) {
+    recurrent_parts_.back() = true;
     std::vector<float>& turned = vectors_.emplace_back(static_cast<size_t>(width) * static_cast<size_t>(kernel));
     const float* stored = values(weight);  // [width, kernel]
     for (int64_t c = 0; c < width; c++)
@@ -79,6 +80,7 @@ void Executor::short_convolution(Place output, Place x, int state, int width, in
 void Executor::selective_scan(Place output, Place x, Place b, Place c, Place steps, int state, int decay, int step_bias,
                               int skip, int heads, int head_size, int groups, int state_size, float least_step,
                               float most_step) {
+    recurrent_parts_.back() = true;
     const SelectiveScanArgs args{at(output),
                                  at(x),
                                  at(b),
@@ -103,6 +105,7 @@ void Executor::selective_scan(Place output, Place x, Place b, Place c, Place ste
 
 void Executor::delta_rule(Place output, Place q, Place k, Place v, Place steps, Place rates, int state, int decay,
                           int step_bias, int heads, int key_heads, int key_size, int value_size, bool alternating) {
+    recurrent_parts_.back() = true;
     const DeltaRuleArgs args{at(output),
                              at(q),
                              at(k),

@@ -14,13 +14,15 @@ void Executor::barrier() {
 void Executor::pause() {
     part_starts_.push_back(calls_.size());
     input_widths_.push_back(0);
+    recurrent_parts_.push_back(false);
 }
 
 void Executor::check(const Step& step, size_t first_part, size_t end_part) const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) throw std::invalid_argument(what);
     };
-    if (!state_offsets_.empty()) require(step.state_begin, "a model with recurrent layers needs states");
+    for (size_t p = first_part; p < end_part; p++)
+        require(!recurrent_parts_[p] || step.state_begin, "a model with recurrent layers needs states");
     require(step.row_starts[0] == 0 && step.row_starts[step.sequences] == step.tokens,
             "row_starts must go from 0 to the number of tokens");
     for (int t = 0; t < step.tokens; t++) {
@@ -80,7 +82,7 @@ void Executor::run(Step step, int first_part, int end_part) {
     if (step.adapters) group_rows(step);
     if (selected_attend_) find_selected(step);
     const size_t begin = part_starts_[first], end = last == part_starts_.size() ? calls_.size() : part_starts_[last];
-    if (!state_offsets_.empty()) find_writings(step);
+    if (step.state_begin) find_writings(step);
     finite_ = true;
     team_.run([&](Share& share) {
         for (size_t i = begin; i < end; i++) calls_[i](step, share);
