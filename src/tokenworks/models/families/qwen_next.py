@@ -1,6 +1,8 @@
 """Qwen3-Next and Qwen3.5: gated delta nets (arXiv 2412.06464), and in every fourth layer attention that is gated too
-and whose heads are turned in part only; experts beside a shared network, or in Qwen3.5's dense models one network. Behind the last layer one
-with attention guesses a further token."""
+and whose heads are turned in part only; experts beside a shared network, or in Qwen3.5's dense models one network.
+
+Behind the last layer one with attention guesses a further token.
+"""
 
 from dataclasses import replace
 
