@@ -18,8 +18,8 @@ from tokenworks.kernels.program import Attend
 
 FEW_ROWS = 4
 """A sequence with no more rows in a step has a tile for each."""
-TILE_ROWS = 64
-"""Of a prompt's tile: tokens times heads of the group."""
+TILE_ROWS = ((128, 128), (256, 64), (1 << 30, 32))
+"""(the most columns of V, rows of a tile)"""
 LEAST_TILE_ROWS = 16
 """What the tensor cores take."""
 MOST_SPLITS = 64
@@ -43,14 +43,19 @@ class Shape:
         return self.heads // self.kv_heads
 
     @property
+    def tile_rows(self) -> int:
+        """Of a prompt's tile: tokens times heads; fewer where the sums of values would not fit the registers."""
+        return next(rows for most, rows in TILE_ROWS if self.value_size <= most)
+
+    @property
     def together(self) -> int:
         """Heads of a group in one tile."""
-        return min(self.group, TILE_ROWS if self.value_size <= 256 else TILE_ROWS // 2)
+        return min(self.group, self.tile_rows)
 
     @property
     def tile_tokens(self) -> int:
         """Rows of a prompt in one tile."""
-        return max(1, (TILE_ROWS if self.value_size <= 256 else TILE_ROWS // 2) // self.together)
+        return max(1, self.tile_rows // self.together)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def attend(
     a = max(16, 1 << (shape.head_size.bit_length() - 1))
     b = 0 if a >= shape.head_size else max(16, triton.next_power_of_2(shape.head_size - a))
     v = max(16, triton.next_power_of_2(shape.value_size))
-    n = 64 if max(a, v) <= 256 else 32
+    n = 64 if max(a, v) < 256 else 32
     programs = shape.kv_heads * triton.cdiv(shape.group, shape.together)
     partials = counters = None
     if splits > 1:
@@ -129,6 +134,6 @@ def attend(
         op.scale, op.softcap, op.window, op.begin, op.end,
         KV_HEADS=shape.kv_heads, GROUP=shape.group, HEADS=shape.together, HEAD=shape.head_size, VALUE=shape.value_size,
         VALUE_AT=shape.value_at, BLOCK_TOKENS=keys.shape[2] if paged else 1, PAGED=paged, CHUNKED=op.chunked,
-        SOFTCAP=op.softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 8192 else 8,
+        SOFTCAP=op.softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 4096 else 8,
         num_stages=2,
     )  # fmt: skip
