@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import triton
 
 from tokenworks.kernels.backend import Int32
 from tokenworks.kernels.cuda.attend import attend_tile
 from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.products import PROGRAMS
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Attend
 
 FEW_ROWS = 4
@@ -114,15 +114,15 @@ def attend(
 ) -> None:
     """q [rows, heads * head_size] to out [rows, heads * value_size]. `tiles` None: each row is one."""
     paged = op.cache_layer is not None
-    count = len(q) if tiles is None else len(tiles)
+    count = (q if tiles is None else tiles).shape[0]
     if not count:
         return
-    m = max(LEAST_TILE_ROWS, triton.next_power_of_2(shape.together * tile_tokens))
+    m = max(LEAST_TILE_ROWS, power_of_2(shape.together * tile_tokens))
     a = max(16, 1 << (shape.head_size.bit_length() - 1))
-    b = 0 if a >= shape.head_size else max(16, triton.next_power_of_2(shape.head_size - a))
-    v = max(16, triton.next_power_of_2(shape.value_size))
+    b = 0 if a >= shape.head_size else max(16, power_of_2(shape.head_size - a))
+    v = max(16, power_of_2(shape.value_size))
     n = 64 if max(a, v) < 256 else 32
-    programs = shape.kv_heads * triton.cdiv(shape.group, shape.together)
+    programs = shape.kv_heads * cdiv(shape.group, shape.together)
     partials = counters = None
     if splits > 1:
         partials = scratch.partials(count * programs * splits * m * (v + 2))

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
 from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 
 FEW_PAIRS = 16
@@ -96,9 +97,9 @@ def _launch(
         return
     how, activation, limit, offset = kind
     depth = weights.shape[2]
-    n = min(64, max(16, triton.next_power_of_2(width)))
-    k = min(64 if how == "gate" else 128, max(16, triton.next_power_of_2(depth)))
-    _product[(len(blocks.experts), triton.cdiv(width, n))](
+    n = min(64, max(16, power_of_2(width)))
+    k = min(64 if how == "gate" else 128, max(16, power_of_2(depth)))
+    _product[(len(blocks.experts), cdiv(width, n))](
         x, weights, bias, out, blocks.pairs, blocks.experts, routes,
         width, depth, x.stride(0), out.stride(0), weights.shape[1], 0 if routes is None else routes.stride(0),
         limit, offset,

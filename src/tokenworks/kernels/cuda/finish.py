@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 
 
@@ -42,13 +43,13 @@ class Scratch:
 
     def reserve(self, *, partials: int = 0, counters: int = 0, product_bytes: int = 0) -> None:
         """Makes room for so many; what was handed out before is void."""
-        if partials > len(self._partials):
+        if partials > self._partials.shape[0]:
             self.moves += 1
             self._partials = torch.empty(partials, dtype=torch.float32, device=self.device)
-        if counters > len(self._counters):
+        if counters > self._counters.shape[0]:
             self.moves += 1
             self._counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
-        if product_bytes > len(self._product):
+        if product_bytes > self._product.shape[0]:
             self.moves += 1
             self._product = torch.empty(product_bytes, dtype=torch.uint8, device=self.device)
 
@@ -69,7 +70,7 @@ class Scratch:
 
     def weights(self, rows: int, columns: int) -> torch.Tensor:
         """[rows, columns] bfloat16, contiguous: a matrix written out for a large product."""
-        if rows * columns > len(self._weights):
+        if rows * columns > self._weights.shape[0]:
             self.moves += 1
             self._weights = torch.empty(rows * columns, dtype=torch.bfloat16, device=self.device)
         return self._weights[: rows * columns].view(rows, columns)
@@ -97,11 +98,11 @@ class Finish:
         rows, width = self.out.shape
         if not rows:
             return
-        block = min(1024, triton.next_power_of_2(width))
+        block = min(1024, power_of_2(width))
         tall = max(1, 2048 // block)
         gate = self.gate or Gated("none", 0.0, 0.0)
         added_stride = 0 if self.residual is None else self.residual.stride(0)
-        _finish[(triton.cdiv(rows, tall), triton.cdiv(width, block))](
+        _finish[(cdiv(rows, tall), cdiv(width, block))](
             product, self.out, self.residual, self.bias,
             rows, width, product.stride(0), self.out.stride(0), added_stride,
             gate.limit, gate.offset,

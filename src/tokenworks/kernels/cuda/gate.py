@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import activate, gated
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 
 
@@ -13,9 +14,9 @@ def gate(
 ) -> None:
     """out = activation(x) * (up + offset), as Gate defines it; without `up` the activation alone. All [rows, width]."""
     rows, width = out.shape
-    block = min(1024, triton.next_power_of_2(width))
-    tall = max(1, min(triton.next_power_of_2(rows), 2048 // block))
-    _gate[(triton.cdiv(rows, tall), triton.cdiv(width, block))](
+    block = min(1024, power_of_2(width))
+    tall = max(1, min(power_of_2(rows), 2048 // block))
+    _gate[(cdiv(rows, tall), cdiv(width, block))](
         x, up, out, rows, width, x.stride(0), 0 if up is None else up.stride(0), out.stride(0), limit, offset,
         KIND=activation, TALL=tall, BLOCK=block,
     )  # fmt: skip

@@ -331,7 +331,7 @@ class Binder:
                 return
             name = f"{windows}singles{shape.tile_tokens}"
             singles, large = step.arrays[name], step.arrays[name.replace("singles", "tiles")]
-            splits = splits_for(len(singles), programs, positions) if paged else 1
+            splits = splits_for(singles.shape[0], programs, positions) if paged else 1
             attend(*given, singles, self.scratch, call, tile_tokens=1, splits=splits)
             attend(*given, large, self.scratch, call, tile_tokens=shape.tile_tokens, splits=1)
 

@@ -15,6 +15,7 @@ from tokenworks.kernels.cuda.ranking import (
     ranked,
     store_best,
 )
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 
 def logprobs(
@@ -28,7 +29,7 @@ def logprobs(
     """logits [R, vocabulary] float32, columns contiguous; chosen [R] int32. Written: values [R] float32, ranks [R]
     int32, top_ids [R, top] int32 and top_values [R, top] float32, contiguous; top <= vocabulary."""
     rows, vocabulary = logits.shape
-    top, chunks = top_ids.shape[1], triton.cdiv(vocabulary, CHUNK)
+    top, chunks = top_ids.shape[1], cdiv(vocabulary, CHUNK)
     if not rows:
         return
     sums = torch.empty((3, rows, chunks), dtype=torch.float32, device=logits.device)
@@ -38,7 +39,7 @@ def logprobs(
     )
     _finish[(rows,)](
         logits, chosen, sums, places, values, ranks, top_ids, top_values, rows, logits.stride(0), top, chunks,
-        CHUNKS=triton.next_power_of_2(chunks), PLACES=triton.next_power_of_2(max(1, chunks * top)), num_warps=4,
+        CHUNKS=power_of_2(chunks), PLACES=power_of_2(max(1, chunks * top)), num_warps=4,
     )  # fmt: skip
 
 

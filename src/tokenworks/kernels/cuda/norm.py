@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+
 TILE_NUMBERS = 2048
 """Narrow rows share a program until it has so many numbers."""
 
@@ -32,9 +34,9 @@ def norm(
     """x, out: [rows, width]."""
     group, wide, centred, epsilon = groups.width, groups.wide, groups.centred, groups.epsilon
     rows, width = x.shape
-    block = triton.next_power_of_2(group)
-    tall = max(1, min(triton.next_power_of_2(rows), TILE_NUMBERS // block))
-    _norm[(triton.cdiv(rows, tall), width // group)](
+    block = power_of_2(group)
+    tall = max(1, min(power_of_2(rows), TILE_NUMBERS // block))
+    _norm[(cdiv(rows, tall), width // group)](
         x, out, weight, bias, rows, x.stride(0), out.stride(0), group, epsilon,
         WIDE=wide, CENTRED=centred, TALL=tall, BLOCK=block, num_warps=8 if block >= 4096 else 4,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import cos_sin
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +66,18 @@ def place(
     """q to `out` [rows, heads * head_size], K and V to a layer's cache [blocks, kv_heads, block_tokens, head_size] at
     their positions; rows of a sequence without a block there are not kept."""
     some = next(part for part in (q, k, v) if part is not None)
-    rows = len(some.x)
+    rows = some.x.shape[0]
     if not rows:
         return
     heads = [0 if part is None else part.x.shape[1] // head_size for part in (q, k, v)]
-    turned = 0 if rotation is None else len(rotation.frequencies)
-    half = triton.next_power_of_2(max(1, turned))
+    turned = 0 if rotation is None else rotation.frequencies.shape[0]
+    half = power_of_2(max(1, turned))
     rest = head_size - 2 * turned
-    rest_block = triton.next_power_of_2(rest) if rest else 0
-    tall = max(1, min(triton.next_power_of_2(rows), 1024 // triton.next_power_of_2(2 * half + rest_block)))
+    rest_block = power_of_2(rest) if rest else 0
+    tall = max(1, min(power_of_2(rows), 1024 // power_of_2(2 * half + rest_block)))
     parts = [part or HeadPart(some.x) for part in (q, k, v)]
     axes = rotation.axes if rotation else None
-    _place[(triton.cdiv(rows, tall), sum(heads))](
+    _place[(cdiv(rows, tall), sum(heads))](
         parts[0].x, parts[1].x, parts[2].x, out, keys, values,
         parts[0].weight, parts[1].weight, parts[2].weight,
         rotation.frequencies if rotation else None, axes, places.axes if axes is not None else None,

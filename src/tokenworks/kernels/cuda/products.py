@@ -11,6 +11,7 @@ import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
 from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 SKINNY_ROWS = 32
 PROGRAMS = 264
@@ -23,18 +24,18 @@ MOST_SPLITS = 16
 def skinny_shape(width: int, depth: int, gated: bool) -> tuple[int, int, int]:
     """(rows of weights in a tile, columns in a step, shares of K) for `width` rows of `depth` columns, or for as many
     of gate and up each."""
-    block_k = min(64 if gated else 128, max(16, triton.next_power_of_2(depth)))
-    steps = triton.cdiv(depth, block_k)
+    block_k = min(64 if gated else 128, max(16, power_of_2(depth)))
+    steps = cdiv(depth, block_k)
     most = max(1, min(MOST_SPLITS, steps // LEAST_STEPS))
     block_n = 64
-    while block_n > 16 and triton.cdiv(width, block_n) * most < PROGRAMS // 2:
+    while block_n > 16 and cdiv(width, block_n) * most < PROGRAMS // 2:
         block_n //= 2  # a small matrix: more programs are worth more than full tensor cores
-    tiles = triton.cdiv(width, block_n)
+    tiles = cdiv(width, block_n)
 
     def worth(splits: int) -> float:
         """The share of the chip at work, less the traffic of the shares' sums, in that of the weights."""
         programs = tiles * splits
-        busy = programs / (triton.cdiv(programs, PROGRAMS) * PROGRAMS)
+        busy = programs / (cdiv(programs, PROGRAMS) * PROGRAMS)
         return float(busy) - (splits * 4 * 16 / depth if splits > 1 else 0)
 
     return block_n, block_k, max(range(1, most + 1), key=worth)
@@ -43,7 +44,7 @@ def skinny_shape(width: int, depth: int, gated: bool) -> tuple[int, int, int]:
 def scratch_of(width: int, depth: int, gated: bool) -> tuple[int, int]:
     """How many numbers and counters of scratch such a product takes at most."""
     block_n, _, splits = skinny_shape(width, depth, gated)
-    tiles = triton.cdiv(width, block_n)
+    tiles = cdiv(width, block_n)
     return (tiles * splits * block_n * SKINNY_ROWS * (1 + gated), tiles) if splits > 1 else (0, 0)
 
 
@@ -63,7 +64,7 @@ class Bf16Matrix:
         finish.scratch.reserve(partials=partials, counters=counters)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
-        if len(x) <= SKINNY_ROWS:
+        if x.shape[0] <= SKINNY_ROWS:
             skinny(x, self.weights, finish)
         else:
             multiply_large(x, self.weights, finish)
@@ -78,7 +79,7 @@ def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> No
     if simple and not wide:
         torch.mm(x, weights.t(), out=finish.out)
         return
-    product = finish.scratch.product(len(x), len(weights), torch.float32 if wide else torch.bfloat16)
+    product = finish.scratch.product(x.shape[0], weights.shape[0], torch.float32 if wide else torch.bfloat16)
     if not wide:
         torch.mm(x, weights.t(), out=product)
     elif x.is_cuda:
@@ -89,14 +90,14 @@ def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> No
 
 
 def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
-    rows = len(x)
+    rows = x.shape[0]
     if not rows:
         return
     gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
     width, depth, gated = out.shape[1], weights.shape[1], finish.gate is not None
     block_n, block_k, splits = skinny_shape(width, depth, gated)
     block_m = 16 if rows <= 16 else 32
-    tiles = triton.cdiv(width, block_n)
+    tiles = cdiv(width, block_n)
     partials = counters = None
     if splits > 1:
         numbers, counts = scratch_of(width, depth, gated)

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+
 LENGTH_EPSILON = 1e-6
 """Added to the squared length that the delta rule divides q and k by."""
 STATE_NUMBERS = 4096
@@ -48,11 +50,11 @@ def short_convolution(
 ) -> None:
     """x, out [rows, width]; weight [width, kernel] float32; the state is [kernel - 1, width]."""
     width, kernel = weight.shape
-    block = min(128, triton.next_power_of_2(width))
-    _short_convolution[(states.sequences, triton.cdiv(width, block))](
+    block = min(128, power_of_2(width))
+    _short_convolution[(states.sequences, cdiv(width, block))](
         x, out, weight, bias, states.kept, states.row_starts, states.begin, states.starts, states.rows, states.slots,
         width, x.stride(0), out.stride(0), states.kept.stride(0),
-        KERNEL=kernel, KEPT=triton.next_power_of_2(max(1, kernel - 1)), ACTIVATED=activated, R=ROWS, BLOCK=block,
+        KERNEL=kernel, KEPT=power_of_2(max(1, kernel - 1)), ACTIVATED=activated, R=ROWS, BLOCK=block,
     )  # fmt: skip
 
 
@@ -121,7 +123,7 @@ def selective_scan(
     heads = len(decay)
     head, state = x.shape[1] // heads, b.shape[1] // groups
     n, p = _tile(state, head)
-    _selective_scan[(states.sequences, heads, triton.cdiv(head, p))](
+    _selective_scan[(states.sequences, heads, cdiv(head, p))](
         x, b, c, steps, out, decay, step_bias, skip,
         states.kept, states.row_starts, states.begin, states.starts, states.rows, states.slots,
         x.stride(0), b.stride(0), c.stride(0), steps.stride(0), out.stride(0), states.kept.stride(0), *step_range,
@@ -131,8 +133,8 @@ def selective_scan(
 
 def _tile(rows: int, columns: int) -> tuple[int, int]:
     """All rows of a head's state, and so many of its columns as fit."""
-    n = triton.next_power_of_2(rows)
-    return n, max(1, min(triton.next_power_of_2(columns), STATE_NUMBERS // n))
+    n = power_of_2(rows)
+    return n, max(1, min(power_of_2(columns), STATE_NUMBERS // n))
 
 
 @triton.jit
@@ -192,7 +194,7 @@ def delta_rule(
     heads = len(decay)
     key, value = k.shape[1] // key_heads, v.shape[1] // heads
     n, p = _tile(key, value)
-    _delta_rule[(states.sequences, heads, triton.cdiv(value, p))](
+    _delta_rule[(states.sequences, heads, cdiv(value, p))](
         q, k, v, steps, rates, out, decay, step_bias,
         states.kept, states.row_starts, states.begin, states.starts, states.rows, states.slots,
         q.stride(0), k.stride(0), v.stride(0), steps.stride(0), rates.stride(0), out.stride(0), states.kept.stride(0),

@@ -4,14 +4,16 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+
 
 def gather(table: torch.Tensor, index: torch.Tensor | None, out: torch.Tensor, *, scale: float = 1.0) -> None:
     """out[r] = table[index[r]] * scale: row 0 for an index beyond the table, and where `index` is None."""
     rows, width = out.shape
-    block = min(1024, triton.next_power_of_2(width))
-    tall = max(1, min(triton.next_power_of_2(rows), 2048 // block))
-    _gather[(triton.cdiv(rows, tall), triton.cdiv(width, block))](
-        table, index, out, rows, len(table), width, table.stride(0), out.stride(0), scale, TALL=tall, BLOCK=block
+    block = min(1024, power_of_2(width))
+    tall = max(1, min(power_of_2(rows), 2048 // block))
+    _gather[(cdiv(rows, tall), cdiv(width, block))](
+        table, index, out, rows, table.shape[0], width, table.stride(0), out.stride(0), scale, TALL=tall, BLOCK=block
     )
 
 

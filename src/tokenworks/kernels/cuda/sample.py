@@ -22,6 +22,7 @@ from tokenworks.kernels.cuda.ranking import (
     ranked,
     store_best,
 )
+from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 SEARCH_CHUNK = 8192
 """Logits that a searching program handles at a time: 16 for each of its threads."""
@@ -38,14 +39,14 @@ def sample(
 ) -> None:
     """logits [R, vocabulary] float32, columns contiguous; out [R] int32; the others [R], as SampleBatch has them."""
     rows, vocabulary = logits.shape
-    chunks = triton.cdiv(vocabulary, CHUNK)
+    chunks = cdiv(vocabulary, CHUNK)
     places = torch.empty((rows, chunks), dtype=torch.int64, device=logits.device)
     if not rows:
         return
     _survey[(rows, chunks)](logits, places, vocabulary, logits.stride(0), CHUNK=CHUNK, num_warps=4)
     _choose[(rows,)](
         logits, places, temperature, top_k, top_p, min_p, uniform, out, vocabulary, logits.stride(0), chunks,
-        CHUNKS=triton.next_power_of_2(chunks), CHUNK=SEARCH_CHUNK, num_warps=16,
+        CHUNKS=power_of_2(chunks), CHUNK=SEARCH_CHUNK, num_warps=16,
     )  # fmt: skip
 
 

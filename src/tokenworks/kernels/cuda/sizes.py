@@ -1,0 +1,12 @@
+"""Sizes of grids and tiles. Triton's own functions of these names can be used in kernels too, and pay for it with ten
+microseconds a call."""
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many of `size` hold `count`."""
+    return -(-count // size)
+
+
+def power_of_2(least: int) -> int:
+    """The smallest that is not below `least`, which is positive."""
+    return 1 << (least - 1).bit_length()
