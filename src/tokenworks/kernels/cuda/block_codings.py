@@ -53,6 +53,11 @@ def _twice(half: int) -> str:
     return f"0x{half << 16 | half:08x}"
 
 
+def _times(number: int) -> str:
+    """Register `number` becomes t * s. Chips before Hopper have the multiply-add alone: z is -0, which adds nothing."""
+    return f"fma.rn.bf16x2 ${number}, t, s, z;"
+
+
 def _e2m1() -> str:
     """The word of scales holds four E5M3 numbers (unsigned, bias as it comes), byte j for code j."""
     mask = _twice(E2M1_MASK)
@@ -69,9 +74,9 @@ def _e2m1() -> str:
     for shift, (low, high) in ((0, (0, 2)), (8, (1, 3))):
         lines.append(f"shr.b32 s, $5, {shift}; and.b32 s, s, {_twice(0xFF)};")
         lines.append(f"mad.lo.u32 s, s, 16, {_twice(SCALE_OFFSET)}; mov.b32 {{l, h}}, s;")
-        lines.append(f"mov.b32 s, {{l, l}}; {at[low]} mul.rn.bf16x2 ${low}, t, s;")
-        lines.append(f"mov.b32 s, {{h, h}}; {at[high]} mul.rn.bf16x2 ${high}, t, s;")
-    return "{ .reg .b32 s, t, u; .reg .b16 l, h; " + " ".join(lines) + " }"
+        lines.append(f"mov.b32 s, {{l, l}}; {at[low]} {_times(low)}")
+        lines.append(f"mov.b32 s, {{h, h}}; {at[high]} {_times(high)}")
+    return f"{{ .reg .b32 s, t, u, z; .reg .b16 l, h; mov.b32 z, {_twice(0x8000)}; " + " ".join(lines) + " }"
 
 
 def _whole_numbers(bits: int, minima: bool) -> str:
@@ -105,10 +110,10 @@ def _bytes() -> str:
 def _e4m3() -> str:
     """No scales: 2^112. The second code has the bits that the first leaves: sign at 11, the rest at 14..12 and 3..0."""
     return (
-        f"{{ .reg .b32 t, u, d; mov.b32 d, {_twice((127 + 112) << 7)};"
-        f" and.b32 t, $2, {_twice(E4M3_MASK)}; mul.rn.bf16x2 $0, t, d;"
+        f"{{ .reg .b32 t, u, s, z; mov.b32 z, {_twice(0x8000)}; mov.b32 s, {_twice((127 + 112) << 7)};"
+        f" and.b32 t, $2, {_twice(E4M3_MASK)}; {_times(0)}"
         f" shl.b32 t, $2, 4; and.b32 t, t, {_twice(0x80F0)}; shr.b32 u, $2, 4; and.b32 u, u, {_twice(0x0700)};"
-        " or.b32 t, t, u; mul.rn.bf16x2 $1, t, d; }"
+        f" or.b32 t, t, u; {_times(1)} }}"
     )
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.block_layout import Packed
-from tokenworks.kernels.cuda.blocks import TILE, TILES_OF_TOKENS, share_of_product
+from tokenworks.kernels.cuda.blocks import STAGES, STEP, TILE, is_even, share_of_product
 from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
 
 
@@ -42,15 +42,14 @@ def launch_packed(
     how, activation, limit, offset = kind
     packed, coding = weights.packed, weights.packed.coding
     (_, expert_rows, depth), words = weights.shape, packed.words.shape[1]
-    step, stages = TILES_OF_TOKENS[blocks.height]
     _product[(len(blocks.experts), triton.cdiv(width, TILE))](
         x, packed.words, packed.scales, packed.row_scales, bias, out, blocks.pairs, blocks.experts, routes,
         width, depth, words, x.stride(0), out.stride(0), expert_rows, 0 if routes is None else routes.stride(0),
         limit, offset,
         HOW=how, KIND=activation, SHARE=share, TOP_K=1 if routes is None else routes.shape[1] // 2,
         ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
-        M=blocks.height, N=TILE, KW=step, EVEN=words % step == 0 and depth % (step * coding.codes) == 0,
-        num_warps=4, num_stages=stages,
+        M=blocks.height, N=TILE, KW=STEP, EVEN=is_even(packed),
+        num_warps=4, num_stages=STAGES[blocks.height],
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ that all of the chip reads. Each code of a run of words (block_codings.py) is a 
 that it meets, so nothing is ever shuffled. Above FUSED_ROWS tokens decoding again for every tile of tokens would cost
 more than writing the weights out once, for cuBLAS.
 
-Compiled for sm_90 with 16 tokens the loop has 2.1 (I8), 2.3 (Q4_1, Q4_K), 2.6 (Q8_0, E4M3) and 3.2 (NVFP4) instructions
-per weight; reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
+Compiled for sm_90 with 16 tokens the loop has 2.7 (Q4_1, Q4_K, I8), 3.2 (Q8_0, E4M3) and 3.5 (NVFP4) instructions per
+weight; reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,16 @@ TILE = 128
 PROGRAMS = 264
 """Two for each multiprocessor of a Hopper chip: so many at least are wanted at work."""
 
-TILES_OF_TOKENS = {16: (64, 3), 32: (32, 4), 64: (32, 3)}
-"""Tokens in a tile: words of a row in a step, and steps in flight. All fit into the 99 KiB of shared memory that the
-smallest of the chips has, and into the registers. Of 128 tokens Triton 3.6 makes a mere trap on sm_100."""
+STEP = 32
+"""Words of a row in a step. One size for all, so that sums are made in the same order: up to 64 tokens a token's result
+has the same bits, however many others are in the step."""
+
+STAGES = {16: 4, 32: 4, 64: 3}
+"""Tokens in a tile: steps in flight. All fit into the 99 KiB of shared memory that the smallest of the chips has, and
+into the registers. Of 128 tokens Triton 3.6 makes a mere trap on sm_100."""
+
+SHARE_STEPS = 4
+"""A share of the columns is so many steps at least: below, starting it costs more than its reading."""
 
 
 def pack_blocks(tensors: Sequence[Tensor], device: torch.device) -> "BlockMatrix | None":
@@ -39,6 +46,11 @@ def pack_blocks(tensors: Sequence[Tensor], device: torch.device) -> "BlockMatrix
     if len(codings) > 1 or None in codings:
         return None
     return BlockMatrix(joined([packed(tensor, device) for tensor in tensors]))
+
+
+def is_even(weights: Packed) -> bool:
+    """Whether rows are whole steps: no load needs a mask."""
+    return weights.words.shape[1] % STEP == 0 and weights.columns % (STEP * weights.coding.codes) == 0
 
 
 class BlockMatrix:
@@ -51,7 +63,7 @@ class BlockMatrix:
 
     def reserve(self, finish: Finish) -> None:
         """Room in the scratch for any fused product: where columns are shared out there are no more than PROGRAMS."""
-        finish.scratch.reserve(partials=PROGRAMS * TILE * max(TILES_OF_TOKENS) * 2, counters=PROGRAMS)
+        finish.scratch.reserve(partials=PROGRAMS * TILE * max(STAGES) * 2, counters=PROGRAMS)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
         rows = len(x)
@@ -75,11 +87,9 @@ class BlockMatrix:
 
     def _shape(self, width: int, rows: int, tokens: int) -> tuple[int, int]:
         """(tiles, shares of the columns)."""
-        step, stages = TILES_OF_TOKENS[tokens]
         tiles = triton.cdiv(width, TILE) * triton.cdiv(rows, tokens)
-        steps, splits = triton.cdiv(self.weights.words.shape[1], step), 1
-        # A share is as many steps at least as are in flight.
-        while tiles * splits * 2 <= PROGRAMS and steps >= splits * 2 * (stages - 1):
+        steps, splits = triton.cdiv(self.weights.words.shape[1], STEP), 1
+        while tiles * splits * 2 <= PROGRAMS and steps >= splits * 2 * SHARE_STEPS:
             splits *= 2
         return tiles, splits
 
@@ -87,10 +97,8 @@ class BlockMatrix:
         weights, coding, rows = self.weights, self.weights.coding, len(x)
         gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
         width = self.out_features // 2 if finish.gate else self.out_features
-        tokens = next((each for each in TILES_OF_TOKENS if rows <= each), max(TILES_OF_TOKENS))
-        step, stages = TILES_OF_TOKENS[tokens]
+        tokens = next((each for each in STAGES if rows <= each), max(STAGES))
         tiles, splits = self._shape(width, rows, tokens)
-        even = weights.words.shape[1] % step == 0 and self.in_features % (step * coding.codes) == 0
         partials = counters = None
         if splits > 1:
             partials = finish.scratch.partials(tiles * splits * TILE * tokens * (2 if finish.gate else 1))
@@ -101,7 +109,7 @@ class BlockMatrix:
             x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0, gate.limit, gate.offset,
             GATE=finish.gate.activation if finish.gate else None,
             ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
-            M=tokens, N=TILE, KW=step, EVEN=even, SPLITS=splits, num_warps=4, num_stages=stages,
+            M=tokens, N=TILE, KW=STEP, EVEN=is_even(weights), SPLITS=splits, num_warps=4, num_stages=STAGES[tokens],
         )  # fmt: skip
 
 

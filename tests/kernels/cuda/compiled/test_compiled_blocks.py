@@ -40,10 +40,10 @@ def product(coding: Coding, tokens: int, gate: Gated | None = None) -> Launch:
 @pytest.mark.parametrize(
     ("coding", "most", "chips"),
     [
-        (block_codings.E2M1_16, 3.4, CHIPS),
-        (block_codings.U4_MIN_32, 2.5, [90]),
-        (block_codings.U8_32, 2.8, [90]),
-        (block_codings.U8_ROW, 2.3, [90]),
+        (block_codings.E2M1_16, 3.7, CHIPS),
+        (block_codings.U4_MIN_32, 2.8, [90]),
+        (block_codings.U8_32, 3.3, [90]),
+        (block_codings.U8_ROW, 3.1, [90]),
     ],
     ids=lambda value: value.name if isinstance(value, Coding) else "",
 )
@@ -79,4 +79,4 @@ def test_experts(height: int) -> None:
     x, made = (torch.empty(64, width, dtype=torch.bfloat16, device=META) for width in (2880, 2880))
     how = ("gate", "silu", 7.0, 1.0)
     (launch,) = launches_of(lambda: launch_packed(x, stack, None, made, blocks, None, 4, 2880, how))
-    assert assert_compiles(launch, [90, 100] if height == 64 else [90]).count("HGMMA") > 0
+    assert assert_compiles(launch, [90]).count("HGMMA") > 0

@@ -144,6 +144,18 @@ def test_stacked_weights_a_gate_a_bias_and_the_residual() -> None:
     assert scratch.nbytes == held, "what was reserved sufficed"
 
 
+def test_shares_and_steps_do_not_depend_on_the_number_of_tokens() -> None:
+    """So that up to 64 of them a token's sums are made in the same order."""
+    matrix = pack_blocks([random_tensor("NVFP4", 256, 1024)], CPU)
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((64, 1024))).to(torch.bfloat16)
+    outs = []
+    for rows in (1, 20, 64):
+        outs.append(torch.empty(rows, 256))
+        matrix.multiply(x[:rows], Finish(outs[-1], Scratch(CPU)))
+    torch.testing.assert_close(outs[1][:1], outs[0], rtol=0, atol=0)
+    torch.testing.assert_close(outs[2][:20], outs[1], rtol=0, atol=0)
+
+
 def test_many_rows_are_dequantised_first() -> None:
     tensor = random_tensor("NVFP4", 64, 128)
     x = torch.randn(FUSED_ROWS + 1, 128).to(torch.bfloat16)
