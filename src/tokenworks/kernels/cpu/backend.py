@@ -85,7 +85,8 @@ class CpuExecutable:
         self.parts = self._steps[0].parts
         cache_tokens = limits.blocks * limits.block_tokens
         step_cache_bytes = self._executor.cache_bytes * limits.step_tokens // cache_tokens if cache_tokens else 0
-        self._keeper = ExpertKeeper(self._executor, step_cache_bytes) if self._loader.in_file else None
+        keeps = self._loader.in_file and self._executor.expert_bytes > 0
+        self._keeper = ExpertKeeper(self._executor, step_cache_bytes) if keeps else None
         self._rows: dict[RowKind, int] = {}
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
