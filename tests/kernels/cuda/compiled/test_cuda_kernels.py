@@ -86,13 +86,13 @@ def test_prompts_attention_fills_the_wide_tensor_cores() -> None:
     assert hopper.count("HGMMA") > 0
 
 
-@pytest.mark.parametrize(("head", "group", "latent"), [(64, 3, 0), (96, 8, 0), (256, 4, 0), (576, 128, 512)])
+@pytest.mark.parametrize(("head", "group", "latent"), [(96, 8, 0), (256, 4, 0), (576, 128, 512)])
 def test_other_heads(head: int, group: int, latent: int) -> None:
     machines(attention(head, group, 8, torch.bfloat16, latent=latent))
 
 
 def test_rows() -> None:
-    machines(lambda: norm(numbers(8, WIDTH), empty(8, WIDTH), numbers(WIDTH), None, Groups(WIDTH, False, 1e-5)), CHIPS)
+    machines(lambda: norm(numbers(8, WIDTH), empty(8, WIDTH), numbers(WIDTH), None, Groups(WIDTH, False, 1e-5)))
     machines(lambda: gather(empty(128256, WIDTH), whole(8), numbers(8, WIDTH)))
     places = Places(whole(8), whole(8), whole(65536), whole(4), None)
     qkv, keys, weight = empty(8, QKV), empty(100, 8, 16, 128), numbers(128)

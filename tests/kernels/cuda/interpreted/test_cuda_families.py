@@ -24,7 +24,7 @@ BOUND = 0.02
 BLOCK_TOKENS = 4
 LIMITS = Limits(64, 4, 64, 48, BLOCK_TOKENS, "float16", 1, state_slots=4)
 IDS = np.random.default_rng(3).integers(0, 101, (4, 40)).astype(np.int32)
-FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "mixtral", "deepseek-v3", "qwen3-5", "bamba"]
+FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "deepseek-v3", "qwen3-5", "bamba"]
 
 
 @pytest.fixture(scope="module")
