@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
-from compile_gate import CHIPS, Launch, assert_compiles, launches_of
+from compile_gate import Launch, assert_compiles, launches_of
 
 from tokenworks.kernels.cuda import block_codings
 from tokenworks.kernels.cuda.block_codings import Coding
@@ -40,10 +40,9 @@ def product(coding: Coding, tokens: int, gate: Gated | None = None) -> Launch:
 @pytest.mark.parametrize(
     ("coding", "most", "chips"),
     [
-        (block_codings.E2M1_16, 3.7, CHIPS),
+        (block_codings.E2M1_16, 3.7, [90, 120]),
         (block_codings.U4_MIN_32, 2.8, [90]),
         (block_codings.U8_32, 3.3, [90]),
-        (block_codings.U8_ROW, 3.1, [90]),
     ],
     ids=lambda value: value.name if isinstance(value, Coding) else "",
 )
@@ -59,21 +58,25 @@ def test_decoding_leaves_the_memory_at_work(coding: Coding, most: float, chips: 
 
 
 def test_a_gate_and_many_tokens() -> None:
-    machine = assert_compiles(product(block_codings.E2M1_16, FUSED_ROWS, Gated("silu", 0.0, 0.0)), [90, 100])
+    machine = assert_compiles(product(block_codings.E2M1_16, FUSED_ROWS, Gated("silu", 0.0, 0.0)), [90])
     assert machine.count("HGMMA") > 0
+
+
+def test_many_tokens_on_blackwell() -> None:
+    """Where a tile that is too large becomes a trap."""
+    assert_compiles(product(block_codings.E2M1_16, 64), [100])
 
 
 def test_dequantising() -> None:
     (launch,) = launches_of(
         lambda: matrix(block_codings.E2M1_16).dequantise(torch.empty(4096, 4096, dtype=torch.bfloat16, device=META))
     )
-    assert_compiles(launch)
+    assert_compiles(launch, [90])
 
 
-@pytest.mark.parametrize("height", [16, 64])
-def test_experts(height: int) -> None:
-    """Of gpt-oss-20b: MXFP4, 32 experts."""
-    coding, whole = block_codings.E2M1_32, partial(torch.empty, dtype=torch.int32, device=META)
+def test_experts() -> None:
+    """Of gpt-oss-20b: MXFP4, 32 experts; rows that are no whole steps."""
+    height, coding, whole = 16, block_codings.E2M1_32, partial(torch.empty, dtype=torch.int32, device=META)
     stack = PackedStack(matrix(coding, 32 * 5760, 2880).weights, 32)
     blocks = Blocks(height, whole(16 * height), whole(16))
     x, made = (torch.empty(64, width, dtype=torch.bfloat16, device=META) for width in (2880, 2880))
