@@ -128,6 +128,7 @@ def test_stacked_weights_a_gate_a_bias_and_the_residual() -> None:
     tensors = [random_tensor("NVFP4", 96, 1024, seed) for seed in (1, 2)]
     matrix = pack_blocks(tensors, CPU)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 1024))).to(torch.bfloat16)
+    torch.manual_seed(4)
     bias, residual = torch.randn(192), torch.randn(3, 96)
     out, scratch = residual.clone(), Scratch(CPU)
     finish = Finish(out, scratch, residual=out, bias=bias, gate=Gated("silu", 0.0, 0.5))
@@ -158,11 +159,14 @@ def test_shares_and_steps_do_not_depend_on_the_number_of_tokens() -> None:
 
 def test_many_rows_are_dequantised_first() -> None:
     tensor = random_tensor("NVFP4", 64, 128)
-    x = torch.randn(FUSED_ROWS + 1, 128).to(torch.bfloat16)
+    x = torch.from_numpy(np.random.default_rng(5).standard_normal((FUSED_ROWS + 1, 128))).to(torch.bfloat16)
     out = torch.empty(FUSED_ROWS + 1, 64)
     pack_blocks([tensor], CPU).multiply(x, Finish(out, Scratch(CPU)))
     wanted = x.double().numpy() @ dequantise(tensor).astype(np.float64).T
-    assert 1e-5 < worst(out, wanted) < 2e-2, "the row scales are rounded in with the weights"
+    error = np.abs(out.double().numpy() - wanted)
+    rounding = 2.0**-8 * (x.double().abs().numpy() @ np.abs(dequantise(tensor)).astype(np.float64).T)
+    assert error.max() > 0
+    assert (error <= rounding).all(), "the row scales are rounded in with the weights"
 
 
 @pytest.mark.parametrize("gate", [None, Gated("silu", 0.0, 0.0)])
