@@ -161,11 +161,12 @@ def test_the_same_with_guesses_and_without(who: str) -> None:
     guessing = engine(blocks=400)
     if who == "draft model":
         use(guessing, Eager(small_draft(CpuBackend(), VOCABULARY, sizes=limits(blocks=400)), 1))
+    run(guessing, *asked)  # compiles the grammars: when each is ready decides who runs with whom, and so who guesses
     for name, reply in run(guessing, *asked).items():
         assert (reply.tokens, reply.finish) == (plain[name].tokens, plain[name].finish)
         assert reply.finish is Finish.STOP or name.startswith("json")
     stats = guessing.step(0.0).stats
-    assert stats.draft_tokens_accepted_total > 0  # how many depends on when the grammars are compiled
+    assert stats.draft_tokens_accepted_total > 10
     assert stats.draft_tokens_total > stats.draft_tokens_accepted_total
 
 
