@@ -81,6 +81,12 @@ def _bf16(blocks: Bytes) -> Float32:
     return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
+def bfloat16_bits(values: Float32) -> npt.NDArray[np.uint16]:
+    """Float32 numbers, contiguous, rounded to bfloat16, ties to even: its bits, in their shape. NaN is not expected."""
+    bits = values.view(np.uint32)
+    return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16)).astype("<u2")
+
+
 def _q8_0(blocks: Bytes) -> Float32:
     return blocks[:, 2:].view(np.int8).astype(np.float32) * _half(blocks, 0)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.formats import bfloat16_bits, dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import Checkpoint
 
@@ -26,9 +26,7 @@ class _Rounded(Mapping[str, Tensor]):
         tensor = self.tensors[name]
         if len(tensor.shape) < 2 or tensor.format not in ("F32", "F16"):
             return tensor
-        bits = dequantise(tensor).view(np.uint32)
-        rounded = (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype("<u2")  # to nearest, ties to even
-        return replace(tensor, format="BF16", data=rounded.ravel().view(np.uint8))
+        return replace(tensor, format="BF16", data=bfloat16_bits(dequantise(tensor)).ravel().view(np.uint8))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

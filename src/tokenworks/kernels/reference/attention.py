@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tokenworks.kernels.formats import bfloat16_bits
 from tokenworks.kernels.program import Attend, Keep, Rope
 from tokenworks.kernels.reference.step import Float64, Step, log_sum_exp, sequences
 
@@ -112,8 +113,7 @@ def rotated(x: Float64) -> Float64:
 
 def in_bfloats(x: Float64) -> Float64:
     """Rounded to bfloat16, ties to even, and no further than its largest number."""
-    bits = x.astype(np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32)
+    rounded = (bfloat16_bits(x.astype(np.float32)).astype(np.uint32) << 16).view(np.float32)
     return np.clip(rounded.astype(np.float64), -BFLOAT_MOST, BFLOAT_MOST)
 
 

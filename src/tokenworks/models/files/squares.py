@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.formats import bfloat16_bits, dequantise
 from tokenworks.kernels.tensor import Tensor
 
 
@@ -43,7 +43,5 @@ class Squares:
             for first, count, side in zip((self.first_row, 0), self.shape, self.side, strict=True)
         )
         numbers = dequantise(self.codes) * dequantise(self.scale)[down][:, across]
-        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
-        bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # to nearest, ties to even
-        halves = (bits >> np.uint32(16)).astype(np.uint16)
+        halves = bfloat16_bits(np.ascontiguousarray(numbers, np.float32))
         return Tensor(self.name, "BF16", self.shape, halves.view(np.uint8).reshape(-1))
