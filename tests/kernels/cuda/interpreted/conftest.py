@@ -7,9 +7,10 @@ import pytest
 pytest.importorskip("triton")
 
 import interpreter_shim
+import interpreter_speed
 
 
 @pytest.fixture(autouse=True, scope="session")
 def shim() -> Iterator[None]:
-    with interpreter_shim.installed():
+    with interpreter_shim.installed(), interpreter_speed.installed():
         yield
