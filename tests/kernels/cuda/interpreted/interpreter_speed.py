@@ -2,8 +2,8 @@
 
 Triton 3.6 puts its own functions in the place of triton.language's at every call of a kernel and of every function
 that a kernel calls, and builds the type of every intermediate result anew, its shape's tuples included: together
-more than half of its time at the sizes of tests. Here the functions are put in place once, and types that are equal are made once.
-What is computed is the same.
+more than half of its time at the sizes of tests. Here the functions are put in place once, and equal types are made
+once. What is computed is the same.
 """
 
 import math
