@@ -1,6 +1,6 @@
 """Small random checkpoints written by transformers, and ways to run a checkpoint that the tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from small_recurrent import RECURRENT
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenworks.kernels.backend import Backend, Int32, Limits, StateBatch, StepBatch
+from tokenworks.kernels.tensor import Describing, Description, Tensor
 from tokenworks.models.checkpoint import open_checkpoint
 
 torch.set_num_threads(1)  # models this small have threads wait for each other
@@ -74,6 +75,7 @@ def our_logits(
     The KV cache is float32.
     """
     checkpoint = open_checkpoint(path, context_tokens)
+    assert_described(checkpoint.tensors)
     count, step = len(ids), chunk_tokens or len(ids)
     blocks = -(-count // BLOCK_TOKENS)
     limits = Limits(step, 1, step, blocks, BLOCK_TOKENS, "float32", 2, state_slots=2)
@@ -86,6 +88,13 @@ def our_logits(
         wanted = np.arange(max(start, count - (last or count)), start + len(tokens), dtype=np.int32) - start
         rows.append(model.run(_batch(tokens, start, table, wanted)).copy())
     return np.concatenate(rows)
+
+
+def assert_described(weights: Mapping[str, Tensor]) -> None:
+    """What is said of weights before they are made is what they are then."""
+    assert isinstance(weights, Describing)
+    for name, tensor in weights.items():
+        assert weights.describe(name) == Description(tensor.format, tensor.shape), name
 
 
 def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> list[int]:

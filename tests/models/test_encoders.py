@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_checkpoints import Float32
+from small_checkpoints import Float32, assert_described
 from small_encoders import ENCODERS, write_encoder
 
 from tokenworks.kernels.backend import Backend, Limits, StepBatch
@@ -24,6 +24,7 @@ TEXTS = [IDS[:13], IDS[13:14], IDS[14:]]
 
 def encode(folder: Path, backend: Backend, texts: list[Any], second_from: list[int] | None = None) -> Float32:
     checkpoint = open_checkpoint(folder)
+    assert_described(checkpoint.tensors)
     lengths = [len(text) for text in texts]
     places = [np.arange(n, dtype=np.int32) for n in lengths]
     axes = None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from small_checkpoints import assert_described
 
 from tokenworks.config import EngineSettings
 from tokenworks.engine.encoder import EncoderEngine
@@ -20,6 +21,7 @@ IDS = tuple(tuple(range(1000 + n, 1100 + 7 * n)) for n in range(4))
 def test_matrices_are_rounded_as_torch_rounds_them_and_vectors_stay(minilm: Path) -> None:
     plain = open_checkpoint(minilm).tensors
     rounded = in_bfloat16(open_checkpoint(minilm)).tensors
+    assert_described(rounded)
     assert list(rounded) == list(plain)
     kinds = set()
     for name, tensor in plain.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_checkpoints import assert_described
 from speech_checkpoints import (
     BINS,
     FRAMES,
@@ -113,6 +114,7 @@ def test_a_bad_file_is_refused_with_the_cause(content: bytes, complaint: str, tm
 
 def test_a_program_that_would_read_what_is_not_there_is_stopped(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
+    assert_described(checkpoint.tensors)
     model = CpuBackend().compile(checkpoint.program(), checkpoint.tensors, Limits(8, 1, 8, 2, 4, "float32", 1))
     batch = _batch(IDS[:3], 0, np.zeros((1, 2), np.int32))
     with pytest.raises(ValueError, match="before what it reads"):

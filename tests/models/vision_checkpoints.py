@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from small_checkpoints import Float32, randomise
+from small_checkpoints import Float32, assert_described, randomise
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma3Config,
@@ -258,6 +258,7 @@ def our_vision_logits(
 ) -> Float32:
     """[tokens, vocabulary] of a prompt with pictures, in steps that end at `chunks`."""
     checkpoint = open_checkpoint(path)
+    assert_described(checkpoint.tensors)
     vision = checkpoint.config.vision  # type: ignore[union-attr]
     assert vision is not None
     count, size = len(ids), 4

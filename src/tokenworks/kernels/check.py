@@ -20,7 +20,7 @@ from tokenworks.kernels.program import (
     ShortConvolution,
 )
 from tokenworks.kernels.program.recurrent import weights_of
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Description, Tensor, describe
 from tokenworks.protocol.errors import ModelError
 
 MOST_EXPERTS, MOST_CHOSEN = 1024, 64
@@ -95,9 +95,22 @@ def look_up(weights: Mapping[str, Tensor], name: str, wanted: Sequence[Wanted]) 
     missing or of another shape."""
     tensor = weights.get(name)
     if tensor is None:
-        raise ModelError(f"The checkpoint has no weight {name!r}, which its architecture needs.")
+        raise _missing(name)
     check_shape(name, tensor.shape, wanted)
     return tensor
+
+
+def describe_weight(weights: Mapping[str, Tensor], name: str, wanted: Sequence[Wanted]) -> Description:
+    """What looking it up will give, without making it where that can be said. Raises ModelError as `look_up` does."""
+    what = describe(weights, name)
+    if what is None:
+        raise _missing(name)
+    check_shape(name, what.shape, wanted)
+    return what
+
+
+def _missing(name: str) -> ModelError:
+    return ModelError(f"The checkpoint has no weight {name!r}, which its architecture needs.")
 
 
 def check_shape(name: str, shape: Shape, wanted: Sequence[Wanted]) -> None:

@@ -1,6 +1,9 @@
 """A weight as it lies in its file: bytes and a number format. Backends pack it; nobody blows it up."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,3 +35,30 @@ class Tensor:
             data=self.data[first * row_bytes : (first + count) * row_bytes],
             row_scales=None if scales is None else scales[first : first + count],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a weight is, without its bytes."""
+
+    format: str
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """Weights that are made when they are looked up, and say beforehand what they will be."""
+
+    @abstractmethod
+    def describe(self, name: str) -> Description:
+        """The format and shape of what looking it up gives. Raises KeyError."""
+
+
+def describe(weights: Mapping[str, Tensor], name: str) -> Description | None:
+    """None where there is no such weight."""
+    if name not in weights:
+        return None
+    if isinstance(weights, Describing):
+        return weights.describe(name)
+    tensor = weights[name]
+    return Description(tensor.format, tensor.shape)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.program import Program
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Description, Tensor
 from tokenworks.models import families
 from tokenworks.models.architectures import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from tokenworks.models.config import DecoderConfig, EncoderConfig, Layer, ModelConfig
@@ -261,6 +261,20 @@ class _Weights(Mapping[str, Tensor]):
             if offset or tensor.format != "F32":
                 return _float32(name, dequantise(tensor) + np.float32(offset))
         return replace(tensor, name=name)
+
+    def describe(self, name: str) -> Description:
+        """Of what `self[name]` would make."""
+        if name in self.computed:
+            return Description("F32", self.computed[name].shape)
+        place, shape = self.places[name], self.stored_shapes[name]
+        stored, names = self.found[place.name].format, self.names
+        if name in names.convolutions:
+            return Description("F32", (shape[0], math.prod(shape[1:])))
+        if place.name in names.transposed or names.form_of(name) or len(shape) == 1:
+            return Description("F32", shape)
+        if names.is_turned(name):
+            return Description(stored if stored in ("F32", "F16", "BF16") else "F16", shape[::-1])
+        return Description(stored, shape)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.places

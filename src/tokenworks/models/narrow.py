@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tokenworks.kernels.formats import bfloat16_bits, dequantise
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Description, Tensor, describe
 from tokenworks.models.checkpoint import Checkpoint
 
 
@@ -27,6 +27,14 @@ class _Rounded(Mapping[str, Tensor]):
         if len(tensor.shape) < 2 or tensor.format not in ("F32", "F16"):
             return tensor
         return replace(tensor, format="BF16", data=bfloat16_bits(dequantise(tensor)).ravel().view(np.uint8))
+
+    def describe(self, name: str) -> Description:
+        what = describe(self.tensors, name)
+        if what is None:
+            raise KeyError(name)
+        if len(what.shape) < 2 or what.format not in ("F32", "F16"):
+            return what
+        return Description("BF16", what.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

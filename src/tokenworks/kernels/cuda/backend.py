@@ -17,16 +17,17 @@ from tokenworks.kernels.backend import (
     StateBatch,
     StepBatch,
 )
-from tokenworks.kernels.check import check_operations, look_up, needs
+from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
 from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
 from tokenworks.kernels.cuda.launches import Binder, Bound
+from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, StateLayer, Value
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Description, Tensor
 from tokenworks.protocol.errors import ModelError
 
 CACHE_TYPES: dict[CacheType, torch.dtype] = {
@@ -70,12 +71,11 @@ class CudaExecutable:
         self._program, self._limits, self._device = program, limits, device
         wanted, shapes = needs(program), {}
 
-        def found(name: str) -> Tensor:
-            tensor = look_up(weights, name, wanted[name])
-            shapes[name] = tensor.shape
-            return tensor
+        def described(name: str) -> Description:
+            what = describe_weight(weights, name, wanted[name])
+            shapes[name] = what.shape
+            return what
 
-        self._weights = Weights(device, found)
         self._plan = make_plan(program, limits)
         self._caches = _caches(program, limits, device)
         self._states = {
@@ -84,15 +84,16 @@ class CudaExecutable:
             if isinstance(layer, StateLayer)
         }
         self._arena = torch.zeros(self._plan.arena_bytes, dtype=torch.uint8, device=device)
-        binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._states, self._arena)
         self._parts: list[list[Bound]] = [[]]
-        for launch in self._plan.launches:
-            if isinstance(launch.call, Pause):
-                self._parts.append([])
-            else:
-                self._parts[-1] += binder.bind(launch)
-        check_operations(program, shapes)
-        self._weights.done()
+        with Loading(device, limits.threads) as loading:
+            self._weights = Weights(loading, described, lambda name: look_up(weights, name, wanted[name]))
+            binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._states, self._arena)
+            for launch in self._plan.launches:
+                if isinstance(launch.call, Pause):
+                    self._parts.append([])
+                else:
+                    self._parts[-1] += binder.bind(launch)
+            check_operations(program, shapes)
         self._scratch = binder.scratch
         self._binder = binder
         self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))

@@ -1,7 +1,9 @@
-"""From the blocks of kernels/formats.py to the words of block_codings.py, on the device, by whole tensors."""
+"""From the blocks of kernels/formats.py to the words of block_codings.py, or to numbers, on the device, some rows at a
+time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from tokenworks.kernels.cuda.block_codings import (
     U8_ROW,
     Coding,
 )
-from tokenworks.kernels.formats import E4M3, FORMATS
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.cuda.loading import Loading, Slab, Source
+from tokenworks.kernels.formats import E2M1_DOUBLED, E4M3
+from tokenworks.kernels.tensor import Description
 
 LEAST_SCALE = 2.0**-100
 """Of a row's largest: smaller ones count as 0. What the kernels make of a scale must not fall out of the exponents."""
@@ -39,6 +42,12 @@ class Packed:
     scales: torch.Tensor | None
     row_scales: torch.Tensor
 
+    def rows(self, first: int, count: int) -> "Packed":
+        """Some of them: views."""
+        own = slice(first, first + count)
+        scales = None if self.scales is None else self.scales[own]
+        return replace(self, words=self.words[own], scales=scales, row_scales=self.row_scales[own])
+
     @property
     def nbytes(self) -> int:
         return self.words.nbytes + self.row_scales.nbytes + (0 if self.scales is None else self.scales.nbytes)
@@ -53,40 +62,80 @@ class _Levels:
     minima: torch.Tensor | None = None
 
 
-def coding_of(tensor: Tensor) -> Coding | None:
+def coding_of(what: Description) -> Coding | None:
     """None: of a format that has no coding."""
-    return _FORMATS[tensor.format][0] if tensor.format in _FORMATS else None
+    return _FORMATS[what.format][0] if what.format in _FORMATS else None
 
 
-def bytes_of(tensor: Tensor) -> int:
+def bytes_of(what: Description) -> int:
     """On the device, of one whose format has a coding."""
-    coding, (rows, columns) = _FORMATS[tensor.format][0], tensor.shape
+    coding, (rows, columns) = _FORMATS[what.format][0], what.shape
     runs = -(-columns // coding.weights)
     return rows * (runs * (2 * coding.run + 4 * coding.scaled) + 4)
 
 
-def packed(tensor: Tensor, device: torch.device) -> Packed:
-    """Of a format that has a coding."""
-    (coding, read), form, (rows, columns) = _FORMATS[tensor.format], FORMATS[tensor.format], tensor.shape
-    data = torch.from_numpy(np.array(tensor.data)).to(device)
-    levels = read(data.view(rows, columns // form.block_elements, form.block_bytes))
-    row_scales = torch.ones(rows, dtype=torch.float32, device=device)
-    if tensor.row_scales is not None:
-        row_scales *= torch.from_numpy(np.array(tensor.row_scales)).to(device)
-    return _pack(coding, levels, row_scales)
+def bring_packed(sources: Sequence[Source], loading: Loading) -> Packed | None:
+    """The rows of all, one after the other; None where a format has no coding, or not all have the same one."""
+    codings = {coding_of(source.what) for source in sources}
+    coding = codings.pop()
+    if codings or coding is None:
+        return None
+    out = _room(coding, sum(source.what.shape[0] for source in sources), sources[0].what.shape[1], loading.device)
+    at = 0
+    for source in sources:
+        loading.bring(source, partial(_write, out.rows(at, source.what.shape[0])))
+        at += source.what.shape[0]
+    return out
 
 
-def joined(parts: list[Packed]) -> Packed:
-    """The rows of all, one after the other; of one coding."""
-    first = parts[0]
-    scales = [part.scales for part in parts if part.scales is not None]
+def numbers(slab: Slab) -> torch.Tensor:
+    """[rows, columns] what the bytes of any format mean (formats.py), in a type that holds it exactly, as far as
+    float32 does."""
+    if slab.format in _WIDE:
+        values = slab.data.view(_WIDE[slab.format])
+    else:
+        coding, read = _FORMATS[slab.format]
+        levels = read(slab.blocks)
+        values = _values(coding, levels.codes)
+        if coding.scaled:
+            values = values.unflatten(1, (levels.scales.shape[1], -1)) * levels.scales[:, :, None]
+            if levels.minima is not None:
+                values += levels.minima[:, :, None]
+            values = values.flatten(1)
+    return values if slab.row_scales is None else values.float() * slab.row_scales[:, None]
+
+
+_WIDE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def _values(coding: Coding, codes: torch.Tensor) -> torch.Tensor:
+    """float32, before scales."""
+    if coding in (E2M1_16, E2M1_32):
+        return torch.from_numpy(E2M1_DOUBLED / 2).to(codes.device)[codes.long()]
+    if coding is E4M3_ROW:
+        return codes.view(torch.float8_e4m3fn).float()
+    return codes.float() - coding.zero
+
+
+def _room(coding: Coding, rows: int, columns: int, device: torch.device) -> Packed:
+    runs = -(-columns // coding.weights)
     return Packed(
-        first.coding,
-        first.columns,
-        torch.cat([part.words for part in parts]),
-        torch.cat(scales) if scales else None,
-        torch.cat([part.row_scales for part in parts]),
+        coding,
+        columns,
+        torch.empty((rows, runs * coding.run), dtype=torch.int16, device=device),
+        torch.empty((rows, runs), dtype=torch.int32, device=device) if coding.scaled else None,
+        torch.empty(rows, dtype=torch.float32, device=device),
     )
+
+
+def _write(out: Packed, slab: Slab) -> None:
+    coding, read = _FORMATS[slab.format]
+    levels, scales = read(slab.blocks), slab.row_scales
+    made = _pack(coding, levels, scales if scales is not None else torch.ones_like(out.row_scales[slab.rows]))
+    out.words[slab.rows].copy_(made.words)
+    out.row_scales[slab.rows].copy_(made.row_scales)
+    if out.scales is not None and made.scales is not None:
+        out.scales[slab.rows].copy_(made.scales)
 
 
 def _pack(coding: Coding, levels: _Levels, row_scales: torch.Tensor) -> Packed:

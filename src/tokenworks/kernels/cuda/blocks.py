@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
-from tokenworks.kernels.cuda.block_layout import Packed, coding_of, joined, packed
+from tokenworks.kernels.cuda.block_layout import Packed, bring_packed
 from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+from tokenworks.kernels.cuda.loading import Loading, Source
 from tokenworks.kernels.cuda.products import multiply_large
-from tokenworks.kernels.tensor import Tensor
 
 FUSED_ROWS = 256
 TILE = 128
@@ -40,12 +40,10 @@ SHARE_STEPS = 4
 """A share of the columns is so many steps at least: below, starting it costs more than its reading."""
 
 
-def pack_blocks(tensors: Sequence[Tensor], device: torch.device) -> "BlockMatrix | None":
+def pack_blocks(sources: Sequence[Source], loading: Loading) -> "BlockMatrix | None":
     """None where a format has no coding, or not all have the same one."""
-    codings = {coding_of(tensor) for tensor in tensors}
-    if len(codings) > 1 or None in codings:
-        return None
-    return BlockMatrix(joined([packed(tensor, device) for tensor in tensors]))
+    weights = bring_packed(sources, loading)
+    return None if weights is None else BlockMatrix(weights)
 
 
 def is_even(weights: Packed) -> bool:

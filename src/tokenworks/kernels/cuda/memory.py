@@ -10,7 +10,7 @@ from tokenworks.kernels.check import needs
 from tokenworks.kernels.cuda.plan import make_plan
 from tokenworks.kernels.cuda.weights import packed_bytes
 from tokenworks.kernels.program import Program
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Tensor, describe
 
 CACHE_SHARE = 0.9
 """Of what is free beside weights and activations: the rest is for graphs, libraries' workspaces, and other workers."""
@@ -22,8 +22,8 @@ def free_bytes(limits: Limits, models: Iterable[tuple[Program, Mapping[str, Tens
     """For caches, of what the current device has free now, beside these models; may be negative."""
     free, _ = torch.cuda.mem_get_info()
     for program, weights in models:
-        found = (weights.get(name) for name in needs(program))
-        free -= sum(packed_bytes(tensor) for tensor in found if tensor is not None)
+        found = (describe(weights, name) for name in needs(program))
+        free -= sum(packed_bytes(what) for what in found if what is not None)
         widest = max(program.buffer_widths)
         # Activations; a product in float32 on its way to them, its input in bfloat16; logits on their way to the host.
         free -= make_plan(program, limits).arena_bytes + limits.step_tokens * widest * 6

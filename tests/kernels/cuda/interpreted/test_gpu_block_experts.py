@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_gpu_blocks import CPU, random_tensor
+from bring import brought
+from test_gpu_blocks import random_tensor
 
 from tokenworks.kernels.cuda.block_experts import PackedStack
-from tokenworks.kernels.cuda.block_layout import joined, packed
+from tokenworks.kernels.cuda.block_layout import bring_packed
 from tokenworks.kernels.cuda.experts import ExpertWeights, experts
 from tokenworks.kernels.formats import dequantise
 
@@ -17,7 +18,7 @@ def stacked(name: str, rows: int, columns: int, seed: int) -> tuple[PackedStack,
     """Weights of all experts but the last, which is not here."""
     tensors = [random_tensor(name, rows, columns, seed + number) for number in range(EXPERTS - 1)]
     numbers = np.stack([dequantise(tensor) for tensor in tensors]).astype(np.float64)
-    return PackedStack(joined([packed(tensor, CPU) for tensor in tensors]), len(tensors)), numbers
+    return PackedStack(brought(tensors, bring_packed), len(tensors)), numbers
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("NVFP4", 3), ("MXFP4", 90)])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from bring import CPU, brought
 
 from tokenworks.kernels.cuda.block_layout import bytes_of
 from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
@@ -10,9 +11,7 @@ from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.stacked import StackedMatrix
 from tokenworks.kernels.cuda.weights import pack
 from tokenworks.kernels.formats import FORMATS, dequantise
-from tokenworks.kernels.tensor import Tensor
-
-CPU = torch.device("cpu")
+from tokenworks.kernels.tensor import Description, Tensor
 
 EXACT = {"NVFP4", "MXFP4", "I8", "F8_E4M3"}
 """Their numbers, but for the scale of a row, fit into bfloat16."""
@@ -61,9 +60,9 @@ def test_every_weight_is_what_the_format_says(name: str) -> None:
     """Through the kernel that writes them out; rows and columns that fill no tile."""
     tensor = random_tensor(name, 37, 512 if name.endswith("_K") else 320)
     wanted = dequantise(tensor).astype(np.float64)
-    matrix = pack_blocks([tensor], CPU)
+    matrix = brought([tensor], pack_blocks)
     got = written(matrix)
-    assert matrix.nbytes == bytes_of(tensor)
+    assert matrix.nbytes == bytes_of(Description(name, tensor.shape))
     bound = np.abs(wanted) * 2.0**-8 * (1.001 if name in EXACT else 2.01)
     if name in MINIMA:  # which are rounded as well, and may be the larger part of what is left
         bound += np.abs(wanted).reshape(37, -1, 32).max(2).repeat(32, axis=1) * 2.0**-7
@@ -78,7 +77,7 @@ def test_all_codes_and_scales_of_nvfp4() -> None:
     data[:, :4] = np.arange(256)[:, None]
     data[:, 4:] = np.tile(np.arange(32) * 8 + np.arange(32) % 8, (256, 1))
     tensor = Tensor("weight", "NVFP4", (256, 64), data.ravel())
-    got = written(pack_blocks([tensor], CPU))
+    got = written(brought([tensor], pack_blocks))
     np.testing.assert_array_equal(got.float().numpy(), dequantise(tensor))
 
 
@@ -90,7 +89,7 @@ def test_scales_of_mxfp4_far_apart() -> None:
     tensor = Tensor("weight", "MXFP4", (3, 128), data.ravel())
     wanted = dequantise(tensor).reshape(3, 4, 32).copy()
     wanted[2, 3] = 0
-    got = written(pack_blocks([tensor], CPU)).float().numpy().reshape(3, 4, 32)
+    got = written(brought([tensor], pack_blocks)).float().numpy().reshape(3, 4, 32)
     np.testing.assert_array_equal(got, wanted)
 
 
@@ -115,7 +114,7 @@ def test_products(name: str, tokens: int, rows: int, columns: int, x_type: torch
     tensor = random_tensor(name, rows, columns)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((tokens, columns)).astype(np.float32)).to(x_type)
     out = torch.full((tokens, rows), float("nan"), dtype=out_type)
-    matrix = pack_blocks([tensor], CPU)
+    matrix = brought([tensor], pack_blocks)
     matrix.multiply(x, Finish(out, Scratch(CPU)))
     weights = dequantise(tensor) if name in EXACT else written(matrix).float().numpy()
     wanted = x.to(torch.bfloat16).double().numpy() @ weights.astype(np.float64).T
@@ -126,7 +125,7 @@ def test_products(name: str, tokens: int, rows: int, columns: int, x_type: torch
 def test_stacked_weights_a_gate_a_bias_and_the_residual() -> None:
     """Two tensors' rows one after the other, the row scales of each its own; columns in several shares."""
     tensors = [random_tensor("NVFP4", 96, 1024, seed) for seed in (1, 2)]
-    matrix = pack_blocks(tensors, CPU)
+    matrix = brought(tensors, pack_blocks)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 1024))).to(torch.bfloat16)
     torch.manual_seed(4)
     bias, residual = torch.randn(192), torch.randn(3, 96)
@@ -147,7 +146,7 @@ def test_stacked_weights_a_gate_a_bias_and_the_residual() -> None:
 
 def test_shares_and_steps_do_not_depend_on_the_number_of_tokens() -> None:
     """So that up to 64 of them a token's sums are made in the same order."""
-    matrix = pack_blocks([random_tensor("NVFP4", 256, 1024)], CPU)
+    matrix = brought([random_tensor("NVFP4", 256, 1024)], pack_blocks)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((64, 1024))).to(torch.bfloat16)
     outs = []
     for rows in (1, 20, 64):
@@ -161,7 +160,7 @@ def test_many_rows_are_dequantised_first() -> None:
     tensor = random_tensor("NVFP4", 64, 128)
     x = torch.from_numpy(np.random.default_rng(5).standard_normal((FUSED_ROWS + 1, 128))).to(torch.bfloat16)
     out = torch.empty(FUSED_ROWS + 1, 64)
-    pack_blocks([tensor], CPU).multiply(x, Finish(out, Scratch(CPU)))
+    brought([tensor], pack_blocks).multiply(x, Finish(out, Scratch(CPU)))
     wanted = x.double().numpy() @ dequantise(tensor).astype(np.float64).T
     error = np.abs(out.double().numpy() - wanted)
     rounding = 2.0**-8 * (x.double().abs().numpy() @ np.abs(dequantise(tensor)).astype(np.float64).T)
@@ -175,7 +174,7 @@ def test_weights_of_different_formats_side_by_side(gate: Gated | None) -> None:
     tensors = [random_tensor(name, 32, 256) for name in ("Q4_K", "Q6_K", "NVFP4")]
     f16 = np.random.default_rng(3).standard_normal((32, 256)).astype(np.float16)
     tensors.append(Tensor("weight", "F16", (32, 256), f16.reshape(-1).view(np.uint8)))
-    matrix = pack(tensors, CPU)
+    matrix = brought(tensors, pack)
     assert isinstance(matrix, StackedMatrix)
     assert matrix.nbytes < 2 * 128 * 256
     torch.manual_seed(4)
@@ -185,7 +184,7 @@ def test_weights_of_different_formats_side_by_side(gate: Gated | None) -> None:
     finish = Finish(out, Scratch(CPU), residual=residual, bias=bias, gate=gate)
     matrix.reserve(finish)
     matrix.multiply(x, finish)
-    weights = [written(pack_blocks([tensor], CPU)) for tensor in tensors[:2]]
+    weights = [written(brought([tensor], pack_blocks)) for tensor in tensors[:2]]
     weights += [torch.from_numpy(dequantise(tensors[2])), torch.from_numpy(f16).bfloat16()]
     wanted = x.double().numpy() @ torch.cat([each.double() for each in weights]).numpy().T + bias.double().numpy()
     limit = 4e-6 * np.abs(wanted).max()
@@ -199,5 +198,5 @@ def test_weights_of_different_formats_side_by_side(gate: Gated | None) -> None:
 
 
 def test_what_has_no_coding_is_left_to_others() -> None:
-    assert pack_blocks([random_tensor("Q4_0", 32, 64), random_tensor("Q8_0", 32, 64)], CPU) is None
-    assert pack_blocks([Tensor("weight", "F16", (2, 32), np.zeros(128, np.uint8))], CPU) is None
+    assert brought([random_tensor("Q4_0", 32, 64), random_tensor("Q8_0", 32, 64)], pack_blocks) is None
+    assert brought([Tensor("weight", "F16", (2, 32), np.zeros(128, np.uint8))], pack_blocks) is None

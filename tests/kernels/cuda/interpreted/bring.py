@@ -1,0 +1,27 @@
+"""Weights brought to the device that tests have."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from tokenworks.kernels.cuda.loading import Loading, Source
+from tokenworks.kernels.tensor import Description, Tensor
+
+CPU = torch.device("cpu")
+Made = TypeVar("Made")
+
+
+def sources_of(tensors: Sequence[Tensor]) -> list[Source]:
+    return [Source(Description(each.format, each.shape), partial(_given, each)) for each in tensors]
+
+
+def brought(tensors: Sequence[Tensor], how: Callable[[Sequence[Source], Loading], Made]) -> Made:
+    """What `how` makes of them: pack_blocks, pack, ..."""
+    with Loading(CPU, 2) as loading:
+        return how(sources_of(tensors), loading)
+
+
+def _given(tensor: Tensor) -> Tensor:
+    return tensor
