@@ -14,7 +14,6 @@ from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.protocol.errors import ModelError
-from tokenworks.protocol.messages import Adapter
 
 
 def settings(**engine: object) -> WorkerSettings:
@@ -89,14 +88,6 @@ def test_a_model_that_the_gpu_does_not_run_goes_to_the_cpu(
     assert "does not run a model's own guesses yet" in capsys.readouterr().err
     with pytest.raises(ModelError, match="does not run a model's own guesses yet"):
         choose_backend(settings(device="gpu"), [guessing])
-
-
-def test_a_model_with_adapters_goes_to_the_cpu(
-    gpu: types.SimpleNamespace, program: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = WorkerSettings(path="", adapters=(Adapter("tuned", "folder"),))
-    assert isinstance(choose_backend(given, [program]), CpuBackend)
-    assert "does not run LoRA adapters yet" in capsys.readouterr().err
 
 
 def test_what_nobody_has_said_follows_the_device() -> None:

@@ -56,7 +56,7 @@ def choose_backend(settings: WorkerSettings, programs: Sequence[Program]) -> Bac
         return ReferenceBackend()
     wanted = settings.engine.device
     if wanted != "cpu":
-        trouble = gpu_trouble() or _refusal(settings, programs)
+        trouble = gpu_trouble() or _refusal(programs)
         if trouble is None:
             from tokenworks.kernels.cuda.backend import CudaBackend
 
@@ -91,9 +91,7 @@ def gpu_trouble() -> str | None:
     return None
 
 
-def _refusal(settings: WorkerSettings, programs: Sequence[Program]) -> str | None:
-    if settings.adapters:
-        return "the GPU backend does not run LoRA adapters yet"
+def _refusal(programs: Sequence[Program]) -> str | None:
     from tokenworks.kernels.cuda.plan import refusal
 
     return next((said for program in programs if (said := refusal(program)) is not None), None)

@@ -1,12 +1,13 @@
 """The GPU backend behind kernels/backend.py: memory, the step's numbers, and the launches of its plan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 import torch
 
-from tokenworks.kernels.adapter import Adaptation
+from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import (
     CacheType,
     Float32,
@@ -18,12 +19,14 @@ from tokenworks.kernels.backend import (
     StepBatch,
 )
 from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
+from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
 from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.plan import make_plan, refusal
+from tokenworks.kernels.cuda.products import SKINNY_ROWS
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, StateLayer, Value
@@ -69,7 +72,8 @@ class CudaExecutable:
         if (said := refusal(program)) is not None:
             raise ModelError(f"{said[0].upper()}{said[1:]}.")
         self._program, self._limits, self._device = program, limits, device
-        wanted, shapes = needs(program), {}
+        wanted = needs(program)
+        shapes = self._shapes = dict[str, tuple[int, ...]]()
 
         def described(name: str) -> Description:
             what = describe_weight(weights, name, wanted[name])
@@ -84,10 +88,12 @@ class CudaExecutable:
             if isinstance(layer, StateLayer)
         }
         self._arena = torch.zeros(self._plan.arena_bytes, dtype=torch.uint8, device=device)
+        self._adapters = Adapters(device, max(limits.step_tokens, limits.sequences, limits.logit_rows))
         self._parts: list[list[Bound]] = [[]]
         with Loading(device, limits.threads) as loading:
             self._weights = Weights(loading, described, lambda name: look_up(weights, name, wanted[name]))
-            binder = Binder(program, self._plan, limits, device, self._weights, self._caches, self._states, self._arena)
+            memory = (self._weights, self._caches, self._states, self._arena, self._adapters)
+            binder = Binder(program, self._plan, limits, device, *memory)
             for launch in self._plan.launches:
                 if isinstance(launch.call, Pause):
                     self._parts.append([])
@@ -97,7 +103,9 @@ class CudaExecutable:
         self._scratch = binder.scratch
         self._binder = binder
         self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
-        self._graphs = Graphs(device, limits, self._plan, self._scratch) if device.type == "cuda" else None
+        self._graphs = (
+            Graphs(device, limits, self._plan, self._scratch, self._adapters) if device.type == "cuda" else None
+        )
         self._rows: Mapping[RowKind, int] = {}
         self.parts = len(self._parts)
         self.from_packed_file = False
@@ -109,7 +117,7 @@ class CudaExecutable:
         self._parts[-1].append(self._watch())
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if self._graphs:
-            self._warm_up(self._graphs)
+            self._warm_up(self._graphs.sizes)
 
     def keep_packed(self) -> None:
         """It packs nothing that would be worth a file."""
@@ -143,7 +151,7 @@ class CudaExecutable:
         }
         if self._graphs and not self._inputs.fits(batch):
             self._graphs.drop()
-        step = self._inputs.load(batch, rows, singles_only=singles)
+        step = self._inputs.load(batch, rows, singles_only=singles, adapter_slots=self._adapters.slots)
         launches = [launch for each in (self._parts if part is None else [self._parts[part]]) for launch in each]
 
         def launch_all() -> None:
@@ -151,7 +159,7 @@ class CudaExecutable:
                 launch(step)
 
         if self._graphs and padded_rows is not None:
-            self._graphs.run(padded_rows, launch_all)
+            self._graphs.run(padded_rows, batch.adapters is not None, launch_all)
         else:
             launch_all()
         self._rows = rows if padded_rows is None else dict.fromkeys(rows, wanted)
@@ -165,13 +173,14 @@ class CudaExecutable:
 
         return watch
 
-    def _warm_up(self, graphs: Graphs) -> None:
-        """Compiles every kernel, has the memory of the largest step taken, and the graphs captured: sequences without
-        blocks, which keep nothing."""
+    def _warm_up(self, singles: Sequence[int], adapter: int | None = None) -> None:
+        """Compiles every kernel, has the memory of the largest step taken, and the graphs of `singles` captured:
+        sequences without blocks, which keep nothing, all with the adapter of a slot, or without."""
         sizes = [(self._limits.step_tokens, 1), (min(self._limits.step_tokens, 128), 1)]
-        sizes += [(size, size) for size in reversed(graphs.sizes)]
+        sizes += [(size, size) for size in reversed(singles)]
         for tokens, sequences in sizes if self._plan.merged == 1 and self.parts == 1 else []:
-            self._run(_empty_step(tokens, sequences), None)
+            adapters = None if adapter is None else np.full(sequences, adapter, np.int32)
+            self._run(replace(_empty_step(tokens, sequences), adapters=adapters), None)
 
     @property
     def hidden(self) -> Float32:
@@ -186,6 +195,9 @@ class CudaExecutable:
         most = (self._limits.step_tokens, self._limits.logit_rows, self._limits.sequences)
         if any(got > limit for got, limit in zip(rows, most, strict=True)):
             raise ValueError(f"A step of {rows} rows is larger than the limits it was compiled for: {self._limits}.")
+        for slot in set() if batch.adapters is None else set(batch.adapters.tolist()) - {-1}:
+            if slot not in self._adapters:
+                raise ValueError(f"There is no adapter in slot {slot}.")
 
     def _rows_kind(self, value: Value) -> RowKind:
         return self._plan.buffer_rows[value.buffer]
@@ -199,14 +211,18 @@ class CudaExecutable:
         return bool(torch.isfinite(self._sum).item())
 
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
-        raise ModelError("The GPU backend does not run LoRA adapters yet.")
+        check_adaptation(self._program, self._shapes, adaptation)
+        moves = self._adapters.moves
+        self._adapters.load(slot, adaptation)
+        if self._graphs and moves != self._adapters.moves:
+            self._warm_up([size for size in self._graphs.sizes if size in (1, SKINNY_ROWS)], slot)
 
     def drop_adapter(self, slot: int) -> None:
-        """There is none."""
+        self._adapters.drop(slot)
 
     @property
     def adapter_bytes(self) -> int:
-        return 0
+        return self._adapters.nbytes
 
     def expert_uses(self) -> list[list[int]]:
         return []

@@ -18,7 +18,15 @@ import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
 from tokenworks.kernels.cuda.block_layout import Packed, bring_packed
-from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+from tokenworks.kernels.cuda.finish import (
+    Finish,
+    Gated,
+    come_last,
+    keep_share,
+    sum_of_shares,
+    with_addend,
+    write_tile,
+)
 from tokenworks.kernels.cuda.loading import Loading, Source
 from tokenworks.kernels.cuda.products import multiply_large
 
@@ -101,13 +109,17 @@ class BlockMatrix:
         if splits > 1:
             partials = finish.scratch.partials(tiles * splits * TILE * tokens * (2 if finish.gate else 1))
             counters = finish.scratch.counters(tiles)
+        added, adapted = (None, None) if finish.addend is None else finish.addend.added()
+        # A gate's two tiles and what is added to them would not fit the registers of four.
+        warps = 8 if added is not None and tokens == max(STAGES) else 4
         _product[(triton.cdiv(width, TILE), splits, triton.cdiv(rows, tokens))](
             x, weights.words, weights.scales, weights.row_scales, out, residual, finish.bias, partials, counters,
-            rows, width, self.in_features, weights.words.shape[1],
-            x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0, gate.limit, gate.offset,
+            added, adapted, rows, width, self.in_features, weights.words.shape[1],
+            x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0,
+            added.stride(0) if added is not None else 0, gate.limit, gate.offset,
             GATE=finish.gate.activation if finish.gate else None,
             ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
-            M=tokens, N=TILE, KW=STEP, EVEN=is_even(weights), SPLITS=splits, num_warps=4, num_stages=STAGES[tokens],
+            M=tokens, N=TILE, KW=STEP, EVEN=is_even(weights), SPLITS=splits, num_warps=warps, num_stages=STAGES[tokens],
         )  # fmt: skip
 
 
@@ -168,8 +180,8 @@ def share_of_product(
 
 @triton.jit
 def _product(
-    x, words, scales, row_scales, out, residual, bias, partials, counters,
-    rows, width, depth, row_words, x_stride, out_stride, residual_stride, limit, offset,
+    x, words, scales, row_scales, out, residual, bias, partials, counters, added, adapted,
+    rows, width, depth, row_words, x_stride, out_stride, residual_stride, added_stride, limit, offset,
     GATE: tl.constexpr, ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -200,6 +212,10 @@ def _product(
             if GATE is not None:
                 up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
     if last:
+        if added is not None:
+            acc = with_addend(acc, n, m, rows, width, added, adapted, added_stride)
+            if GATE is not None:
+                up = with_addend(up, n, m, rows, width, added + width, adapted, added_stride)
         if GATE is not None:
             if bias is not None:
                 acc += tl.load(bias + inside)[:, None]

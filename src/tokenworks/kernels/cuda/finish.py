@@ -1,9 +1,10 @@
-"""What happens to a product before it is written: shares of the inner dimension are summed, a bias and the residual
-stream are added, a gate is applied. Kernels that hold a product in registers do it there (`keep_share`
-and what follows it); for the others `Finish.apply` does it in one pass.
+"""What happens to a product before it is written: shares of the inner dimension are summed, what adapters add,
+a bias and the residual stream come in, a gate is applied. Kernels that hold a product in registers do it there
+(`keep_share` and what follows it); for the others `Finish.apply` does it in one pass.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import triton
@@ -21,6 +22,16 @@ class Gated:
     activation: Activation
     limit: float
     offset: float
+
+
+class Addend(Protocol):
+    """What adapters add to a product, before anything else comes in (adapt.py). One of the two is asked for, once."""
+
+    def added(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[M, N] float32, and [M] int32: which rows of it count, as they have an adapter; others' are -1."""
+
+    def add_to(self, product: torch.Tensor) -> None:
+        """product: [M, N], columns contiguous, float32 or bfloat16."""
 
 
 @dataclass(slots=True)
@@ -92,9 +103,10 @@ class Finish:
     bias: torch.Tensor | None = None
     """[N] float32."""
     gate: Gated | None = None
+    addend: Addend | None = None
 
     def apply(self, product: torch.Tensor) -> None:
-        """Writes `product` [M, N], contiguous, to its place."""
+        """Writes `product` [M, N], contiguous, to its place; whatever the addend adds is in it."""
         rows, width = self.out.shape
         if not rows:
             return
@@ -137,6 +149,14 @@ def sum_of_shares(partials, tile, first, COUNT: tl.constexpr, SHARES: tl.constex
         of_share = partials + (tile.to(tl.int64) * SHARES + first + share) * (N * M)
         total += tl.load(of_share + at, cache_modifier=".cg")  # written by others: not from this multiprocessor's cache
     return total
+
+
+@triton.jit
+def with_addend(acc, n, m, rows, width, added, adapted, added_stride):
+    """acc [N, M] + added[m, n], for rows that have an adapter: not -1 in `adapted`."""
+    its = tl.load(adapted + m, mask=m < rows, other=-1) >= 0
+    of_added = added + m[None, :] * added_stride + n[:, None]
+    return acc + tl.load(of_added, mask=(n < width)[:, None] & its[None, :], other=0.0)
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""Decoding steps as CUDA graphs: one for each padded number of sequences, captured when it is first needed.
+"""Decoding steps as CUDA graphs: one for each padded number of sequences, captured when it is first needed; another one
+where sequences have adapters.
 
 A graph replays the same launches with the same addresses: whatever changes from step to step (tokens, positions, block
 tables, lengths) is read on the device. Outside of it are the copy of the step's numbers before, and of its result
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from tokenworks.kernels.backend import Limits, StepBatch
+from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.plan import Plan
 
@@ -21,15 +23,15 @@ PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
 class Graphs:
     """Of one executable."""
 
-    def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch) -> None:
+    def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters) -> None:
         most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
         self.sizes: list[int] = []
         if plan.merged == 1:
             self.sizes = sorted({min(size, most) for size in PADDED_ROWS})
-        self._captured: dict[int, torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
-        self._device, self._scratch = device, scratch
-        self._moves = scratch.moves
+        self._device, self._scratch, self._adapters = device, scratch, adapters
+        self._moves, self._adapter_moves = scratch.moves, adapters.moves
 
     def rows_for(self, batch: StepBatch) -> int | None:
         """How many rows the graph has that runs such a step; None: none does."""
@@ -38,15 +40,18 @@ class Graphs:
         rows = len(batch.tokens)
         return next((size for size in self.sizes if rows <= size), None)
 
-    def run(self, rows: int, launch_all: Callable[[], None]) -> None:
+    def run(self, rows: int, adapted: bool, launch_all: Callable[[], None]) -> None:
         """Replays the graph of so many rows, whose inputs are loaded; captures it first if there is none."""
         if self._moves != self._scratch.moves:
             self.drop()
-        graph = self._captured.get(rows)
+        if self._adapter_moves != self._adapters.moves:
+            self._captured = {key: graph for key, graph in self._captured.items() if not key[1]}
+            self._adapter_moves = self._adapters.moves
+        graph = self._captured.get((rows, adapted))
         if graph is None:
             graph = self._capture(launch_all)
             self._moves = self._scratch.moves
-            self._captured[rows] = graph
+            self._captured[rows, adapted] = graph
         graph.replay()
 
     def drop(self) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Int32, Limits, StateBatch, StepBatch
+from tokenworks.kernels.cuda.adapt import AdaptedRows
+from tokenworks.kernels.cuda.adapters import adapted_arrays, adapted_rows
 from tokenworks.kernels.cuda.attention import Seen, tiles_of
 from tokenworks.kernels.cuda.place import Places
 from tokenworks.kernels.cuda.recurrent import States
@@ -41,6 +43,9 @@ class Step:
         return Places(
             of[prefix + "positions"], of[prefix + "sequences"], self.tables, self.meta, of.get(prefix + "axes")
         )
+
+    def adapted(self, kind: RowKind) -> AdaptedRows | None:
+        return adapted_rows(self.arrays, "selected_" if kind == "selected" else "")
 
     def states(self, kept: torch.Tensor) -> States:
         """`kept`: a layer's."""
@@ -80,6 +85,7 @@ class Inputs:
     def __post_init__(self) -> None:
         rows = max(self.limits.step_tokens, self.limits.sequences, self.limits.logit_rows)
         count = rows * (16 + 2 * self.axes + 4 * len(self.tile_tokens)) + 8 * self.limits.sequences + 256
+        count += 5 * rows + 40 * self.limits.sequences  # of steps with adapters
         self._host = torch.empty(count, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self._numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
         self._tables = torch.full((FIRST_TABLE_NUMBERS,), -1, dtype=torch.int32, device=self.device)
@@ -89,8 +95,13 @@ class Inputs:
         """The block tables have room; what was captured before need not be captured anew."""
         return batch.block_tables.size <= len(self._tables)
 
-    def load(self, batch: StepBatch, rows: Mapping[RowKind, int], *, singles_only: bool) -> Step:
+    def load(
+        self, batch: StepBatch, rows: Mapping[RowKind, int], *, singles_only: bool, adapter_slots: int = 0
+    ) -> Step:
+        """adapter_slots: so many are ready, where the batch has adapters."""
         arrays = self._arrays(batch, singles_only)
+        if batch.adapters is not None:
+            arrays |= adapted_arrays(batch, arrays["sequences"], adapter_slots)
         views, at = {}, 4
         if self._sent is not None:
             self._sent.synchronize()
@@ -185,4 +196,5 @@ def padded(batch: StepBatch, rows: int) -> StepBatch:
         ends=np.concatenate([ends, zeros]),
         axes=None if batch.axes is None else np.pad(batch.axes, ((0, 0), (0, more))),
         states=None if batch.states is None else _padded_states(batch.states, every, more),
+        adapters=None if batch.adapters is None else np.pad(batch.adapters, (0, more), constant_values=-1),
     )

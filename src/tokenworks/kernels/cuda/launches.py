@@ -6,6 +6,7 @@ import torch
 
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cuda import plain
+from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.attention import Shape, attend, splits_for
 from tokenworks.kernels.cuda.experts import ExpertWeights, experts
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
@@ -68,9 +69,11 @@ class Binder:
         caches: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
         states: Mapping[int, torch.Tensor],
         arena: torch.Tensor,
+        adapters: Adapters,
     ) -> None:
         self._program, self._plan, self._limits, self._device = program, plan, limits, device
         self._weights, self._caches, self._states, self._arena = weights, caches, states, arena
+        self._adapters = adapters
         self.scratch = Scratch(device)
         shapes = [_shape_of(op) for op in program.instructions if isinstance(op, Attend)]
         self.tile_tokens = sorted({shape.tile_tokens for shape in shapes})
@@ -207,12 +210,13 @@ class Binder:
         bias = self._bias(call)
         gated = None if call.gate is None else Gated(call.gate.activation, call.gate.limit, call.gate.offset)
         matrix.reserve(Finish(out, self.scratch, residual, bias, gated))
+        adapted = self._adapters.product(linear.weights, self._weights.heights(linear.weights), matrix.in_features)
 
         def run(step: Step) -> None:
             n = step.rows[kind]
-            matrix.multiply(
-                x[:n], Finish(out[:n], self.scratch, None if residual is None else residual[:n], bias, gated)
-            )
+            addend = adapted.addend(x[:n], step.adapted(kind))
+            added_to = None if residual is None else residual[:n]
+            matrix.multiply(x[:n], Finish(out[:n], self.scratch, added_to, bias, gated, addend))
 
         return run
 

@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
-from tokenworks.kernels.cuda.finish import Finish, Gated, come_last, keep_share, sum_of_shares, write_tile
+from tokenworks.kernels.cuda.finish import (
+    Finish,
+    Gated,
+    come_last,
+    keep_share,
+    sum_of_shares,
+    with_addend,
+    write_tile,
+)
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 SKINNY_ROWS = 32
@@ -78,6 +86,8 @@ def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> No
     simple = finish.gate is None and finish.residual is None and finish.bias is None
     if simple and not wide:
         torch.mm(x, weights.t(), out=finish.out)
+        if finish.addend is not None:
+            finish.addend.add_to(finish.out)
         return
     product = finish.scratch.product(x.shape[0], weights.shape[0], torch.float32 if wide else torch.bfloat16)
     if not wide:
@@ -86,6 +96,8 @@ def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> No
         torch.mm(x, weights.t(), out_dtype=torch.float32, out=product)
     else:  # the CPU's mm has no wider output
         torch.mm(x.float(), weights.t().float(), out=product)
+    if finish.addend is not None:
+        finish.addend.add_to(product)
     finish.apply(product)
 
 
@@ -102,10 +114,11 @@ def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
     if splits > 1:
         numbers, counts = scratch_of(width, depth, gated)
         partials, counters = finish.scratch.partials(numbers), finish.scratch.counters(counts)
+    added, adapted = (None, None) if finish.addend is None else finish.addend.added()
     _skinny[(tiles, splits)](
-        x, weights, out, residual, finish.bias, partials, counters,
+        x, weights, out, residual, finish.bias, partials, counters, added, adapted,
         rows, width, depth, x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0,
-        gate.limit, gate.offset,
+        added.stride(0) if added is not None else 0, gate.limit, gate.offset,
         GATE=finish.gate.activation if finish.gate else None,
         M=block_m, N=block_n, K=block_k, SPLITS=splits, num_warps=4, num_stages=4,
     )  # fmt: skip
@@ -113,8 +126,8 @@ def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
 
 @triton.jit
 def _skinny(
-    x, weights, out, residual, bias, partials, counters,
-    rows, width, depth, x_stride, out_stride, residual_stride, limit, offset,
+    x, weights, out, residual, bias, partials, counters, added, adapted,
+    rows, width, depth, x_stride, out_stride, residual_stride, added_stride, limit, offset,
     GATE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -146,6 +159,10 @@ def _skinny(
             if GATE is not None:
                 up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
     if last:
+        if added is not None:
+            acc = with_addend(acc, n, m, rows, width, added, adapted, added_stride)
+            if GATE is not None:
+                up = with_addend(up, n, m, rows, width, added + width, adapted, added_stride)
         if GATE is not None:
             if bias is not None:
                 acc += tl.load(bias + n, mask=n < width, other=0.0)[:, None]

@@ -22,7 +22,8 @@ class Part(Protocol):
 
 
 class StackedMatrix:
-    """One product for each part, into its columns; a gate, which reads across them, comes after all."""
+    """One product for each part, into its columns; what adapters add, and a gate, which reads across them, come after
+    all."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
@@ -35,9 +36,11 @@ class StackedMatrix:
             part.reserve(its)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
-        own = finish if finish.gate is None else self._apart(len(x), finish)
+        own = replace(finish, addend=None) if finish.gate is None else self._apart(len(x), finish)
         for part, its in self._each(own):
             part.multiply(x, its)
+        if finish.addend is not None:
+            finish.addend.add_to(own.out)
         if finish.gate is not None:
             finish.apply(own.out)
 

@@ -7,13 +7,17 @@ import pytest
 import torch
 from small_checkpoints import DECODERS, write_decoder
 
+from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.engine import Engine
+from tokenworks.kernels.adapter import LowRank
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.cuda.logits import DeviceLogits
+from tokenworks.kernels.program import Linear
 from tokenworks.kernels.reference import ReferenceBackend
-from tokenworks.models.checkpoint import open_checkpoint
-from tokenworks.protocol.messages import Generate, TokenChunk
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
+from tokenworks.protocol.messages import Adapter, Generate, TokenChunk
 from tokenworks.protocol.sampling import Sampling
 
 PROMPT = [(7 * i * i + 3) % 100 for i in range(9)]
@@ -65,6 +69,53 @@ def test_as_the_reference_and_the_same_alone_as_together(folder: Path) -> None:
         assert mine.rank == right.rank == 1
         assert mine.logprob == pytest.approx(right.logprob, abs=0.05)
         assert [token for token, _ in mine.top] == [token for token, _ in right.top]
+
+
+def adaptation(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, LowRank]:
+    """Of every map of the model but its head."""
+    rng = np.random.default_rng(int(adapter.path))
+
+    def tensor(*shape: int) -> Tensor:
+        numbers = (rng.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
+        return Tensor("side", "F32", shape, numbers.reshape(-1).view(np.uint8))
+
+    found = {}
+    for op in checkpoint.program().instructions:
+        for name in op.weights if isinstance(op, Linear) and op.weights != ("head",) else ():
+            rows, columns = checkpoint.tensors[name].shape
+            found[name] = LowRank(tensor(4, columns), tensor(rows, 4), 1.5)
+    return found
+
+
+def adapted_replies(folder: Path, backend: Backend, names: list[str]) -> dict[str, list[int]]:
+    """Of greedy requests with the adapter of their name's number, and a base's one; they come one step after the
+    other, to two slots."""
+    checkpoint = open_checkpoint(folder)
+    limits = Limits(8, 4, 4, 32, 4, "bfloat16", 1)
+    executable = backend.compile(checkpoint.program(), checkpoint.tensors, limits)
+    how = {"eos_token_ids": frozenset(), "context_tokens": 64, "vocabulary": 101, "speculate": False}
+    slots = AdapterSlots(executable, 2, lambda adapter: adaptation(checkpoint, adapter))
+    engine = Engine(executable, limits, tokenizer_json=str, adapters=slots, **how)
+    waiting = [
+        Generate(name, tuple(PROMPT[:3]), Sampling(max_tokens=2, temperature=0.0, seed=1), adapter=adapter)
+        for name in names
+        for adapter in [Adapter(name, name) if name.isdigit() else None]
+    ]
+    found: dict[str, list[int]] = {name: [] for name in names}
+    while engine.busy or waiting:
+        if waiting:
+            engine.add(waiting.pop(0), 0.0)
+        for chunk in engine.step(0.0).chunks:
+            found[chunk.request_id] += chunk.token_ids
+    return found
+
+
+def test_adapters_come_and_go_while_others_run(folder: Path) -> None:
+    names = ["1", "base", "2", "3"]
+    together, oracle = (adapted_replies(folder, backend, names) for backend in (CudaBackend("cpu"), ReferenceBackend()))
+    assert together == oracle
+    assert len({tuple(tokens) for tokens in together.values()}) == 4
+    assert adapted_replies(folder, CudaBackend("cpu"), ["3"])["3"] == together["3"]
 
 
 def test_rows_of_a_device_behave_as_numpys() -> None:

@@ -62,7 +62,9 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def with_graphs(limits: Limits = LIMITS) -> Executable:
     executable = CudaBackend("cpu").compile(*model(), limits)
-    executable._graphs = Graphs(torch.device("cpu"), limits, executable._plan, executable._scratch)
+    executable._graphs = Graphs(
+        torch.device("cpu"), limits, executable._plan, executable._scratch, executable._adapters
+    )
     return executable
 
 
@@ -100,4 +102,4 @@ def test_prompts_and_larger_steps_run_without(captured: list[int]) -> None:
     ours.run(StepBatch(prompt.tokens, prompt.positions, starts, prompt.block_tables[:1], prompt.logit_rows))
     assert captured == []
     many = Limits(4096, 900, 900, 1, 16, "bfloat16", 1)
-    assert Graphs(torch.device("cpu"), many, ours._plan, ours._scratch).sizes == list(PADDED_ROWS)
+    assert Graphs(torch.device("cpu"), many, ours._plan, ours._scratch, ours._adapters).sizes == list(PADDED_ROWS)

@@ -1,0 +1,226 @@
+"""Low-rank adapters on the GPU backend: what they add against float64, whole steps against the reference, by graph, and
+under the engine while adapters come and go.
+
+Bounds: `down x` is rounded to bfloat16 once (2^-9 of it) beside what products round anyway.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from kernel_support import limits, program_of, step
+
+from tokenworks.kernels.adapter import LowRank
+from tokenworks.kernels.backend import Backend, Executable, StepBatch
+from tokenworks.kernels.cuda import blocks, products
+from tokenworks.kernels.cuda.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
+from tokenworks.kernels.cuda.backend import CudaBackend
+from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.program import ProgramBuilder, Value
+from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.errors import ModelError
+
+CPU = torch.device("cpu")
+WIDTH, INNER, TOKENS = 64, 96, 40
+SHAPES = {"a": (32, WIDTH), "b": (WIDTH, WIDTH), "gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
+SHAPES |= {"head": (TOKENS, WIDTH)}
+FORMS = {
+    "bf16": dict.fromkeys(SHAPES, "BF16"),
+    "packed": dict.fromkeys(SHAPES, "Q8_0"),
+    "mixed": {"a": "Q8_0", "b": "Q4_0", "gate": "Q8_0", "up": "Q4_0", "down": "Q8_0", "head": "BF16"},
+}
+RANKS = {0: 3, 1: 40, 3: 16}
+"""Of the adapters, by slot."""
+MIXED = [([1, 2, 3], 1), ([4], -1), ([5, 6, 7, 8, 9], 3), ([12], 0), ([13, 14], 1), ([15], -1)]
+"""Sequences: tokens, and the slot."""
+
+
+def body(b: ProgramBuilder, x: Value) -> Value:
+    stacked = b.linear(x, ["a", "b"], 32 + WIDTH)
+    x = b.add(x, b.gate(stacked.columns(32, WIDTH), stacked.columns(0, WIDTH), "none"))
+    both = b.linear(x, ["gate", "up"], 2 * INNER)
+    x = b.add(x, b.linear(b.gate(both.columns(0, INNER), both.columns(INNER, INNER), "silu"), ["down"], WIDTH))
+    return b.linear(b.select_rows(x), ["head"], TOKENS)
+
+
+def numbers(name: str, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng([ord(letter) for letter in name])
+    return (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
+
+
+def tensor(name: str, form: str, array: np.ndarray) -> Tensor:
+    if form == "F32":
+        return Tensor(name, form, array.shape, array.reshape(-1).view(np.uint8))
+    data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[form])
+    return Tensor(name, form, array.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+
+
+def adaptation(slot: int, names: Sequence[str] = tuple(SHAPES)) -> dict[str, LowRank]:
+    return {
+        name: LowRank(
+            tensor("A", "BF16", numbers(f"{name}A{slot}", RANKS[slot], SHAPES[name][1])),
+            tensor("B", "BF16", numbers(f"{name}B{slot}", SHAPES[name][0], RANKS[slot])),
+            0.7,
+        )
+        for name in names
+    }
+
+
+def model(backend: Backend, forms: str, slots: Sequence[int] = tuple(RANKS)) -> Executable:
+    weights = {name: tensor(name, FORMS[forms][name], numbers(name, *shape)) for name, shape in SHAPES.items()}
+    weights["x"] = tensor("x", "F32", 8 * numbers("x", TOKENS, WIDTH))
+    sizes = limits(step_tokens=20, logit_rows=20, sequences=8, blocks=1, cache_dtype="bfloat16")
+    made = backend.compile(program_of(WIDTH, body), weights, sizes)
+    for slot in slots:
+        made.load_adapter(slot, adaptation(slot, ["a", "gate", "down"] if slot == 3 else tuple(SHAPES)))
+    return made
+
+
+def batch_of(parts: Sequence[tuple[Sequence[int], int]]) -> StepBatch:
+    """Of each sequence the last row is wanted, and every second."""
+    batch = step([(tokens, 0) for tokens, _ in parts])
+    rows = sorted({*range(0, len(batch.tokens), 2), *(batch.row_starts[1:] - 1).tolist()})
+    slots = np.array([slot for _, slot in parts], np.int32)
+    return replace(batch, adapters=None if (slots < 0).all() else slots, logit_rows=np.array(rows, np.int32))
+
+
+def run(executable: Executable, parts: Sequence[tuple[Sequence[int], int]]) -> np.ndarray:
+    return np.asarray(executable.run(batch_of(parts))).copy()
+
+
+def test_what_is_added_is_that_of_each_rows_own_adapter() -> None:
+    heights, width, ranks = (37, 150), 600, {0: (3, 0), 2: (16, 100), 3: (70, 5)}
+    table, rng = Table(4, 100, heights, width, CPU), np.random.default_rng(1)
+    slots = np.array([2, -1, 3, 3, 2, 0, -1, *[3] * 17], np.int32)
+    x = torch.from_numpy(rng.standard_normal((len(slots), width)).astype(np.float32)).to(torch.bfloat16)
+    right = np.zeros((len(slots), sum(heights)))
+    for slot, of_slot in ranks.items():
+        for segment, rank in enumerate(of_slot):
+            down, up = (
+                torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(torch.bfloat16)
+                for shape in ((rank, width), (heights[segment], rank))
+            )
+            table.put(slot, segment, down, up, 0.5 + slot)
+            columns, whose = slice(37 * segment, 37 + 150 * segment), slots == slot
+            made = x[whose].double().numpy() @ down.double().numpy().T @ up.double().numpy().T
+            right[whose, columns] = (0.5 + slot) * made
+    room = Room(CPU)
+    room.reserve(*table.numbers(len(slots)))
+    room.added(len(slots), sum(heights))[:] = torch.nan
+    blocks, owners = blocks_of(slots, 4)
+    rows = AdaptedRows(*(torch.from_numpy(each) for each in (slots, blocks, owners)))
+    addend = LowRankAddend(table, rows, x, room)
+    added, whose = addend.added()
+    has = slots >= 0
+    np.testing.assert_array_equal(whose.numpy(), slots)
+    error = np.abs(added.numpy()[has] - right[has]).max(axis=1)
+    assert (error < 2**-8 * np.abs(right[has]).max(axis=1)).all()
+    product = torch.full((len(slots), 200), 7.0)[:, : sum(heights)]
+    addend.add_to(product)
+    np.testing.assert_allclose(product.numpy()[has] - 7, added.numpy()[has], atol=1e-3)
+    assert (product.numpy()[~has] == 7).all()
+
+
+@pytest.mark.parametrize("rows", ["few", "many"])
+@pytest.mark.parametrize("forms", FORMS)
+def test_steps_of_many_adapters_equal_the_reference(forms: str, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rows == "many":  # what larger steps run
+        monkeypatch.setattr(products, "SKINNY_ROWS", 0)
+        monkeypatch.setattr(blocks, "FUSED_ROWS", 0)
+    ours, theirs = model(CudaBackend("cpu"), forms), model(ReferenceBackend(), forms)
+    made, right = run(ours, MIXED), run(theirs, MIXED)
+    np.testing.assert_allclose(made, right, rtol=0, atol=0.012 * np.ptp(right))
+    without = run(theirs, [(tokens, -1) for tokens, _ in MIXED])
+    assert (np.abs(without - right).max(axis=1) > 0.05 * np.ptp(right)).sum() == 8, "adapters make a difference"
+
+
+@pytest.mark.parametrize("forms", ["bf16", "packed"])
+def test_alone_is_as_among_others(forms: str) -> None:
+    ours = model(CudaBackend("cpu"), forms)
+    together = run(ours, MIXED)
+    wanted = batch_of(MIXED).logit_rows.tolist()
+    each = [([token], slot) for tokens, slot in MIXED for token in tokens]
+    for at in (wanted.index(row) for row in (0, 8)):
+        np.testing.assert_array_equal(run(ours, [each[wanted[at]]])[0], together[at])
+
+
+def test_slots_are_filled_again_and_emptied() -> None:
+    ours = model(CudaBackend("cpu"), "packed", slots=[0])
+    first, second, plain = ([([1], slot)] for slot in (0, 1, -1))
+    of_first, of_nobody, least = run(ours, first), run(ours, plain), ours.adapter_bytes
+    with pytest.raises(ValueError, match="no adapter in slot 1"):
+        run(ours, second)
+    ours.load_adapter(1, adaptation(1, ["down"]))
+    np.testing.assert_array_equal(run(ours, first), of_first)
+    of_second = run(ours, second)
+    ours.load_adapter(0, adaptation(1, ["down"]))
+    np.testing.assert_array_equal(run(ours, first), of_second)
+    ours.load_adapter(0, adaptation(0))
+    np.testing.assert_array_equal(run(ours, first), of_first)
+    ours.drop_adapter(1)
+    ours.drop_adapter(1)
+    np.testing.assert_array_equal(run(ours, first), of_first)
+    assert ours.adapter_bytes > least > 0
+    ours.drop_adapter(0)
+    assert ours.adapter_bytes == 0
+    np.testing.assert_array_equal(run(ours, plain), of_nobody)
+    with pytest.raises(ModelError, match="'x', which is no linear map"):
+        ours.load_adapter(0, {"x": adaptation(0, ["a"])["a"]})
+
+
+def test_no_room_for_another_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = model(CudaBackend("cpu"), "bf16", slots=[0])
+    of_first, put = run(ours, [([1, 2, 3], 0)]), Table.put
+
+    def lacking(self: Table, slot: int, segment: int, *given: object) -> None:
+        if self.width == INNER:
+            raise torch.OutOfMemoryError("none left")
+        put(self, slot, segment, *given)
+
+    monkeypatch.setattr(Table, "put", lacking)
+    with pytest.raises(ModelError, match=r"no room for another adapter \(adapter_slots, cache_mb\): none left"):
+        ours.load_adapter(1, adaptation(1))
+    monkeypatch.setattr(Table, "put", put)
+    np.testing.assert_array_equal(run(ours, [([1, 2, 3], 0)]), of_first)
+    with pytest.raises(ValueError, match="no adapter in slot 1"):
+        run(ours, [([1, 2, 3], 1)])
+
+
+def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = (model(backend, "bf16", slots=[0, 1]) for backend in (CudaBackend("cpu"), ReferenceBackend()))
+    captured: list[bool] = []
+
+    def capture(self: Graphs, launch_all: Callable[[], None]) -> SimpleNamespace:
+        captured.append(True)
+        return SimpleNamespace(replay=launch_all)
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    ours._graphs = Graphs(CPU, ours._limits, ours._plan, ours._scratch, ours._adapters)
+    ours._warm_up([])
+
+    def decodes(*slots: int) -> None:
+        parts = [([5 + 2 * at], slot) for at, slot in enumerate(slots)]
+        right = run(theirs, parts)
+        np.testing.assert_allclose(run(ours, parts), right, rtol=0, atol=0.012 * np.ptp(right))
+
+    decodes(0, -1, 1)
+    decodes(1, 1, 0, -1)
+    assert len(captured) == 1, "whatever the mix"
+    decodes(-1, -1, -1)
+    assert len(captured) == 2, "without adapters there is another"
+    for each in (ours, theirs):
+        each.load_adapter(1, adaptation(3) | adaptation(1, ["a"]))
+    decodes(0, 1, 1)
+    assert len(captured) == 2, "the table has room"
+    for each in (ours, theirs):
+        each.load_adapter(2, adaptation(0) | adaptation(1, ["a"]))
+    assert len(captured) == 3, "it has moved, and one graph is warmed up"
+    decodes(0, 2, 1)
+    assert len(captured) == 4
+    decodes(-1, -1, -1)
+    assert len(captured) == 4, "those without do not read it"
