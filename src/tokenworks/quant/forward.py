@@ -17,7 +17,10 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import (
     Activate,
     Add,
+    AllGather,
+    AllReduce,
     Attend,
+    Broadcast,
     DeltaRule,
     Embed,
     Expert,
@@ -128,6 +131,8 @@ class Forward:
                 return self._pool(instruction)
             case Input() | Merge() | Pause() | Keep():
                 raise AssertionError("only programs of models that see or hear have these")
+            case AllReduce() | AllGather() | Broadcast():
+                raise AssertionError("only programs of several ranks have these")
             case (
                 RmsNorm()
                 | LayerNorm()

@@ -7,7 +7,10 @@ from tokenworks.kernels.cpu.plan import Call, Plan, PlannedCall, Prepare, Prepar
 from tokenworks.kernels.program import (
     Activate,
     Add,
+    AllGather,
+    AllReduce,
     Attend,
+    Broadcast,
     DeltaRule,
     Embed,
     Experts,
@@ -158,6 +161,8 @@ class Writer:
                 to.pool(at(out), at(call.x), out.width, call.how == "mean", call.normalise)
             case Linear() | Keep():
                 raise AssertionError("the plan turns every Linear into a Product, every Keep into a Store")
+            case AllReduce() | AllGather() | Broadcast():
+                raise AssertionError("several ranks are GPUs")
 
     def _input_forms(self, weights: Sequence[str]) -> int:
         forms = 0

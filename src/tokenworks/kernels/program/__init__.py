@@ -8,6 +8,7 @@ it for every step, whatever the batch. The numpy reference, the C++ backend and 
 
 from tokenworks.kernels.program.attention import Attend, Keep, Rope
 from tokenworks.kernels.program.builder import ProgramBuilder
+from tokenworks.kernels.program.collective import AllGather, AllReduce, Broadcast
 from tokenworks.kernels.program.elementwise import (
     Activate,
     Add,
@@ -31,7 +32,10 @@ __all__ = [
     "Activate",
     "Activation",
     "Add",
+    "AllGather",
+    "AllReduce",
     "Attend",
+    "Broadcast",
     "CacheLayer",
     "DeltaRule",
     "Embed",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tokenworks.kernels.program.attention import Attend, Keep, Rope
+from tokenworks.kernels.program.collective import AllGather, AllReduce, Broadcast
 from tokenworks.kernels.program.elementwise import (
     Activate,
     Add,
@@ -49,6 +50,9 @@ Instruction = (
     | Softcap
     | SelectRows
     | Pool
+    | AllReduce
+    | AllGather
+    | Broadcast
 )
 
 

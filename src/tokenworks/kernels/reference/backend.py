@@ -9,10 +9,14 @@ from tokenworks.kernels.adapter import Adaptation, check_adaptation
 from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.group import Group
 from tokenworks.kernels.program import (
     Activate,
     Add,
+    AllGather,
+    AllReduce,
     Attend,
+    Broadcast,
     DeltaRule,
     Embed,
     Experts,
@@ -45,6 +49,7 @@ from tokenworks.kernels.program import (
     Value,
 )
 from tokenworks.kernels.reference import attention, elementwise, experts, linear, recurrent, rows, streams
+from tokenworks.kernels.reference.collective import collective
 from tokenworks.kernels.reference.sampling import log_probabilities, sample_row
 from tokenworks.kernels.reference.step import Adapter, Float64, Step, columns
 from tokenworks.kernels.tensor import Tensor
@@ -82,24 +87,30 @@ COMPUTE: dict[type, Callable[..., Float64]] = {
 
 
 class ReferenceBackend:
-    """Runs any program, in numpy."""
+    """Runs any program, in numpy; one of several ranks' with `group`."""
 
     name = "reference"
+
+    def __init__(self, group: Group[Float32] | None = None) -> None:
+        self._group = group
 
     def compile(
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
     ) -> "ReferenceExecutable":
         numbers = {name: dequantise(look_up(weights, name, wanted)) for name, wanted in needs(program).items()}
         check_operations(program, {name: array.shape for name, array in numbers.items()})
-        return ReferenceExecutable(program, numbers, limits)
+        return ReferenceExecutable(program, numbers, limits, self._group)
 
 
 class ReferenceExecutable:
     """A model and its cache: K and V of a layer are [blocks, block_tokens, kv_heads, head_size], states
     [state_slots, floats]; by number of the cache layer."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Float32], limits: Limits) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Float32], limits: Limits, group: Group[Float32] | None = None
+    ) -> None:
         self._program = program
+        self._group = group
         self._weights = weights
         self._caches: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
         self._states: dict[int, Float32] = {}
@@ -165,6 +176,9 @@ class ReferenceExecutable:
                 self._uses[instruction] += np.bincount(chosen.ravel(), minlength=instruction.count)
             if isinstance(instruction, Keep):
                 attention.keep(step, instruction)
+            elif isinstance(instruction, AllReduce | AllGather | Broadcast):
+                assert self._group is not None, "this program is one of several ranks'"
+                step.store(instruction.output, collective(step, instruction, self._group))
             elif not isinstance(instruction, Pause):
                 compute = COMPUTE[type(instruction)]
                 step.store(instruction.output, compute(step, instruction))
