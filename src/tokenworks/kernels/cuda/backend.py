@@ -21,7 +21,7 @@ from tokenworks.kernels.backend import (
 from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
 from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.graphs import Graphs
-from tokenworks.kernels.cuda.inputs import Inputs, Step, padded
+from tokenworks.kernels.cuda.inputs import Inputs, Step, by_rows
 from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
@@ -138,17 +138,12 @@ class CudaExecutable:
         return cast(Float32, DeviceLogits(values) if logits else values.float().cpu().numpy())
 
     def _run(self, batch: StepBatch, part: int | None) -> None:
-        sequences, wanted = len(batch.row_starts) - 1, len(batch.logit_rows)
-        singles = len(batch.tokens) == sequences == wanted
-        padded_rows = self._graphs.rows_for(batch) if self._graphs and singles and part is None else None
-        if padded_rows is not None:
-            batch = padded(batch, padded_rows)
-        rows: dict[RowKind, int] = {
-            "tokens": len(batch.tokens),
-            "selected": len(batch.logit_rows),
-            "sequences": len(batch.row_starts) - 1,
-            "merged": len(batch.tokens) // self._plan.merged,
-        }
+        self._rows = self._row_counts(batch)
+        graph_rows = self._graphs.rows_for(batch) if self._graphs and part is None else None
+        if graph_rows is not None:
+            batch = by_rows(batch, graph_rows)
+        rows = self._row_counts(batch)
+        singles = rows["tokens"] == rows["sequences"] == rows["selected"]
         if self._graphs and not self._inputs.fits(batch):
             self._graphs.drop()
         step = self._inputs.load(batch, rows, singles_only=singles, adapter_slots=self._adapters.slots)
@@ -158,11 +153,18 @@ class CudaExecutable:
             for launch in launches:
                 launch(step)
 
-        if self._graphs and padded_rows is not None:
-            self._graphs.run(padded_rows, batch.adapters is not None, launch_all)
+        if self._graphs and graph_rows is not None:
+            self._graphs.run(graph_rows, batch.adapters is not None, launch_all)
         else:
             launch_all()
-        self._rows = rows if padded_rows is None else dict.fromkeys(rows, wanted)
+
+    def _row_counts(self, batch: StepBatch) -> dict[RowKind, int]:
+        return {
+            "tokens": len(batch.tokens),
+            "selected": len(batch.logit_rows),
+            "sequences": len(batch.row_starts) - 1,
+            "merged": len(batch.tokens) // self._plan.merged,
+        }
 
     def _watch(self) -> Bound:
         """Sums the result, which is not finite if a number of it is not."""

@@ -1,5 +1,8 @@
-"""Decoding steps as CUDA graphs: one for each padded number of sequences, captured when it is first needed; another one
+"""Decoding steps as CUDA graphs: one for each padded number of rows, captured when it is first needed; another one
 where sequences have adapters.
+
+A sequence that has a few rows, as guesses follow its last token, is as many sequences of one row to a graph: each layer
+writes all rows' K and V before any row looks at them. So steps with guesses run by the same graphs.
 
 A graph replays the same launches with the same addresses: whatever changes from step to step (tokens, positions, block
 tables, lengths) is read on the device. Outside of it are the copy of the step's numbers before, and of its result
@@ -9,15 +12,19 @@ behind.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.finish import Scratch
-from tokenworks.kernels.cuda.plan import Plan
+from tokenworks.kernels.cuda.plan import Call, Plan
+from tokenworks.kernels.program import Attend, Pool
 
 PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
-"""Steps of fewer sequences run as one of the next of these."""
+"""Steps of fewer run as one of the next of these."""
+MOST_ROWS = 24
+"""Of a sequence; with more its rows had better look at K and V together."""
 
 
 class Graphs:
@@ -26,7 +33,7 @@ class Graphs:
     def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters) -> None:
         most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
         self.sizes: list[int] = []
-        if plan.merged == 1:
+        if plan.merged == 1 and not any(_sees_rows(launch.call) for launch in plan.launches):
             self.sizes = sorted({min(size, most) for size in PADDED_ROWS})
         self._captured: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
@@ -37,7 +44,9 @@ class Graphs:
         """How many rows the graph has that runs such a step; None: none does."""
         if batch.features is not None or batch.inputs is not None:
             return None
-        rows = len(batch.tokens)
+        rows, most = len(batch.tokens), int(np.diff(batch.row_starts).max())
+        if most > MOST_ROWS or (batch.states is not None and most > 1):  # states go from a row to the next one
+            return None
         return next((size for size in self.sizes if rows <= size), None)
 
     def run(self, rows: int, adapted: bool, launch_all: Callable[[], None]) -> None:
@@ -69,3 +78,8 @@ class Graphs:
             launch_all()
         self._pool = self._pool or graph.pool()
         return graph
+
+
+def _sees_rows(call: Call) -> bool:
+    """It looks at a sequence's rows in the step itself, not at what is kept of them."""
+    return isinstance(call, Pool) or (isinstance(call, Attend) and call.cache_layer is None)

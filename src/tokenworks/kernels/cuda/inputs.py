@@ -175,16 +175,19 @@ def _padded_states(states: StateBatch, rows: Int32, more: int) -> StateBatch:
     return StateBatch(np.concatenate([states.begin, nowhere]), rows, np.concatenate([states.slots, nowhere]))
 
 
-def padded(batch: StepBatch, rows: int) -> StepBatch:
-    """A step in which each sequence has one row, with more such sequences, `rows` in all: they have no blocks, see
-    nothing and keep nothing."""
-    more = rows - len(batch.tokens)
-    if not more:
+def by_rows(batch: StepBatch, rows: int) -> StepBatch:
+    """The same step as one of `rows` sequences with a row each; those behind its own have no blocks, see nothing and
+    keep nothing. Logits are wanted of as many rows, first of those that the step itself wants."""
+    more, wanted = rows - len(batch.tokens), len(batch.logit_rows)
+    counts = np.diff(batch.row_starts)
+    if not more and len(counts) == wanted == rows:
         return batch
     tables = np.full((rows, batch.block_tables.shape[1]), -1, np.int32)
-    tables[: len(batch.block_tables)] = batch.block_tables
+    tables[: len(batch.tokens)] = np.repeat(batch.block_tables, counts, axis=0)
     every = np.arange(rows, dtype=np.int32)
-    zeros = np.zeros(more, np.int32)
+    zeros, adapters = np.zeros(more, np.int32), batch.adapters
+    if adapters is not None:
+        adapters = np.pad(np.repeat(adapters, counts), (0, more), constant_values=-1)
     ends = batch.positions + np.int32(1) if batch.ends is None else batch.ends
     return replace(
         batch,
@@ -192,9 +195,9 @@ def padded(batch: StepBatch, rows: int) -> StepBatch:
         positions=np.concatenate([batch.positions, zeros]),
         row_starts=np.arange(rows + 1, dtype=np.int32),
         block_tables=tables,
-        logit_rows=every,
+        logit_rows=np.concatenate([batch.logit_rows, np.zeros(rows - wanted, np.int32)]),
         ends=np.concatenate([ends, zeros]),
         axes=None if batch.axes is None else np.pad(batch.axes, ((0, 0), (0, more))),
         states=None if batch.states is None else _padded_states(batch.states, every, more),
-        adapters=None if batch.adapters is None else np.pad(batch.adapters, (0, more), constant_values=-1),
+        adapters=adapters,
     )

@@ -203,8 +203,8 @@ def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     ours._graphs = Graphs(CPU, ours._limits, ours._plan, ours._scratch, ours._adapters)
     ours._warm_up([])
 
-    def decodes(*slots: int) -> None:
-        parts = [([5 + 2 * at], slot) for at, slot in enumerate(slots)]
+    def decodes(*slots: int, rows: int = 1) -> None:
+        parts = [(range(5 + 2 * at, 5 + 2 * at + rows), slot) for at, slot in enumerate(slots)]
         right = run(theirs, parts)
         np.testing.assert_allclose(run(ours, parts), right, rtol=0, atol=0.012 * np.ptp(right))
 
@@ -212,6 +212,7 @@ def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     decodes(1, 1, 0, -1)
     assert len(captured) == 1, "whatever the mix"
     decodes(-1, -1, -1)
+    decodes(0, -1, rows=3)
     assert len(captured) == 2, "without adapters there is another"
     for each in (ours, theirs):
         each.load_adapter(1, adaptation(3) | adaptation(1, ["a"]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenworks.kernels.backend import CacheType, Executable, Limits, StepBatch
-from tokenworks.kernels.cuda import inputs
+from tokenworks.kernels.cuda import graphs, inputs
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.cuda.graphs import PADDED_ROWS, Graphs
 from tokenworks.kernels.program import Program, ProgramBuilder
@@ -95,11 +95,35 @@ def test_what_moves_is_captured_anew(captured: list[int], monkeypatch: pytest.Mo
     assert len(captured) == 4
 
 
-def test_prompts_and_larger_steps_run_without(captured: list[int]) -> None:
+def several(*sequences: tuple[int, int, int], wanted: list[int]) -> StepBatch:
+    """(sequence, from, to)"""
+    rows = decodes(*((sequence, position) for sequence, first, end in sequences for position in range(first, end)))
+    starts = np.cumsum([0, *(end - first for _, first, end in sequences)], dtype=np.int32)
+    tables = np.stack([rows.block_tables[start] for start in starts[:-1]])
+    return StepBatch(rows.tokens, rows.positions, starts, tables, np.array(wanted, np.int32))
+
+
+def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[int]) -> None:
+    limits = replace(LIMITS, cache_dtype="bfloat16", sequences=8, logit_rows=8)
+    ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
+    for step in (
+        several((3, 0, 3), (0, 0, 2), (2, 0, 1), wanted=[2, 4, 5]),
+        several((0, 2, 5), (3, 3, 4), (2, 1, 4), wanted=[0, 1, 2, 3, 5, 6]),  # the last chunk's first has no use
+        decodes(*((sequence, 5) for sequence in (0, 2, 3))),
+        several((3, 6, 12), wanted=[]),
+        several((3, 12, 14), wanted=[1]),
+    ):
+        made, right = np.asarray(ours.run(step)), theirs.run(step)
+        assert made.shape == right.shape
+        np.testing.assert_allclose(made, right, atol=0.03 * np.ptp(right) if right.size else 0)
+    assert len(captured) == 3, "of eight rows, of four, of two"
+
+
+def test_long_prompts_and_larger_steps_run_without(captured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     ours = with_graphs()
-    prompt = decodes((0, 0), (0, 1))
-    starts = np.array([0, 2], np.int32)
-    ours.run(StepBatch(prompt.tokens, prompt.positions, starts, prompt.block_tables[:1], prompt.logit_rows))
+    monkeypatch.setattr(graphs, "MOST_ROWS", 2)
+    ours.run(several((0, 0, 3), wanted=[2]))
+    ours.run(several((0, 3, 6), (1, 0, 3), wanted=[2, 5]))
     assert captured == []
     many = Limits(4096, 900, 900, 1, 16, "bfloat16", 1)
     assert Graphs(torch.device("cpu"), many, ours._plan, ours._scratch, ours._adapters).sizes == list(PADDED_ROWS)
