@@ -212,7 +212,7 @@ def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     decodes(1, 1, 0, -1)
     assert len(captured) == 1, "whatever the mix"
     decodes(-1, -1, -1)
-    decodes(0, -1, rows=3)
+    decodes(0, -1, rows=2)
     assert len(captured) == 2, "without adapters there is another"
     for each in (ours, theirs):
         each.load_adapter(1, adaptation(3) | adaptation(1, ["a"]))
