@@ -11,6 +11,7 @@ import torch
 
 from tokenworks.kernels.backend import Int32
 from tokenworks.kernels.cuda.attend import attend_tile
+from tokenworks.kernels.cuda.device import shared_bytes
 from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.products import PROGRAMS
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
@@ -122,6 +123,8 @@ def attend(
     b = 0 if a >= shape.head_size else max(16, power_of_2(shape.head_size - a))
     v = max(16, power_of_2(shape.value_size))
     n = 64 if max(a, v) < 256 else 32
+    # Two steps' K beside q: of latent heads too much for the smallest chips.
+    stages = 2 if (m + 2 * n) * (a + b) * q.element_size() <= shared_bytes(q.device) else 1
     programs = shape.kv_heads * cdiv(shape.group, shape.together)
     partials = counters = None
     if splits > 1:
@@ -135,5 +138,5 @@ def attend(
         KV_HEADS=shape.kv_heads, GROUP=shape.group, HEADS=shape.together, HEAD=shape.head_size, VALUE=shape.value_size,
         VALUE_AT=shape.value_at, BLOCK_TOKENS=keys.shape[2] if paged else 1, PAGED=paged, CHUNKED=op.chunked,
         SOFTCAP=op.softcap != 0.0, M=m, N=n, A=a, B=b, V=v, SPLITS=splits, num_warps=4 if m * v <= 4096 else 8,
-        num_stages=2,
+        num_stages=stages,
     )  # fmt: skip

@@ -1,11 +1,13 @@
 """What the GPU is, and how fast its memory."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 COPIED_BYTES = 1 << 30
 REPEATS = 10
+HOPPER_SHARED_BYTES = 227 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,16 @@ def facts() -> Facts:
         total,
         free,
         copy_bytes_per_s(min(COPIED_BYTES, free // 4)),
+    )
+
+
+@cache
+def shared_bytes(device: torch.device) -> int:
+    """Of shared memory, that one program may have; Hopper's where the device is no GPU."""
+    return (
+        int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+        if device.type == "cuda"
+        else HOPPER_SHARED_BYTES
     )
 
 

@@ -45,29 +45,60 @@ class Launch:
 class Machine:
     """A kernel's machine code."""
 
-    sass: str
-    registers: int
-    stack_bytes: int
+    ptx: str
+    cubin: bytes
     shared_bytes: int
 
     @cached_property
+    def registers(self) -> int:
+        return self._used("REG")
+
+    @cached_property
+    def stack_bytes(self) -> int:
+        return self._used("STACK")
+
+    @cached_property
+    def _usage(self) -> str:
+        return _dump("-res-usage", self.cubin)
+
+    def _used(self, what: str) -> int:
+        found = re.search(rf"{what}:(\d+)", self._usage)
+        assert found is not None, self._usage
+        return int(found[1])
+
+    @cached_property
     def instructions(self) -> list[tuple[int, str, str]]:
-        """Address, name with its modifiers, and operands of each."""
-        return [(int(at, 16), name, rest.strip()) for at, name, rest in INSTRUCTION.findall(self.sass)]
+        """Address, name with its modifiers, and operands of each. Takes as long as compiling does."""
+        return [(int(at, 16), name, rest.strip()) for at, name, rest in INSTRUCTION.findall(_dump("-sass", self.cubin))]
 
     def count(self, name: str) -> int:
         """Instructions of that name, whatever their modifiers."""
         return sum(each.split(".")[0] == name for _, each, _ in self.instructions)
 
     @property
+    def wide_products(self) -> int:
+        """Of a whole warp group, HGMMA and QGMMA in the machine code."""
+        return self.ptx.count("wgmma.mma_async")
+
+    @property
+    def narrow_products(self) -> int:
+        """Of one warp, HMMA in the machine code."""
+        return self.ptx.count("mma.sync.aligned.m16n8")
+
+    @property
+    def async_copies(self) -> int:
+        """To shared memory, past the registers: LDGSTS in the machine code."""
+        return len(re.findall(r"cp\.async\.c[ag]\.", self.ptx))
+
+    @property
     def spills(self) -> int:
-        """Reads and writes of local memory: registers that did not suffice."""
-        return self.count("LDL") + self.count("STL")
+        """Reads and writes of local memory, which lies on the stack: registers that did not suffice."""
+        return self.count("LDL") + self.count("STL") if self.stack_bytes else 0
 
     @property
     def traps(self) -> bool:
         """The compiler gave up without saying so: the code does nothing but trap (seen on sm_100)."""
-        return self.count("EXIT") == 0
+        return "ret;" not in self.ptx
 
     def loop(self, holding: str) -> list[str]:
         """Names of the instructions of the smallest loop that holds one of that name; empty if there is none."""
@@ -113,17 +144,18 @@ def compiled(launch: Launch, chip: int) -> Machine:
     options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialised, given)
     source = ASTSource(kernel, signature, constants, attributes)
     made = triton.compile(source, target=target, options=options.__dict__)
+    return Machine(made.asm["ptx"], made.asm["cubin"], made.metadata.shared)
+
+
+def _dump(what: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
+        file.write(cubin)
         file.flush()
-        tool = knobs.nvidia.cuobjdump.path
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return Machine(sass, registers, stack, made.metadata.shared)
+        command = [knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def assert_compiles(launch: Launch, chips: Sequence[int] = CHIPS) -> Machine:
+def assert_compiles(launch: Launch, chips: Sequence[int] = (90,)) -> Machine:
     """Compiles for all `chips`; on Hopper nothing may spill. Gives the first one's code."""
     first, *_ = (_passing(launch, chip) for chip in chips)
     return first

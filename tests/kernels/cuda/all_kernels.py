@@ -1,0 +1,23 @@
+"""Which kernels there are: both gates, of what they compute and of how they are compiled, must know them all."""
+
+import pkgutil
+from importlib import import_module
+
+from triton.runtime.jit import JITCallable, JITFunction
+
+import tokenworks.kernels.cuda
+
+
+def name_of(kernel: JITCallable) -> str:
+    return f"{kernel.fn.__module__.removeprefix('tokenworks.kernels.cuda.')}.{kernel.fn.__name__}"
+
+
+def entry_kernels() -> set[str]:
+    """Names of those that are launched: no other kernel calls them."""
+    package = tokenworks.kernels.cuda
+    modules = [import_module(f"{package.__name__}.{each.name}") for each in pkgutil.iter_modules(package.__path__)]
+    kernels = {id(each): each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)}
+    called = {
+        id(kernel.fn.__globals__.get(name)) for kernel in kernels.values() for name in kernel.fn.__code__.co_names
+    }
+    return {name_of(kernel) for key, kernel in kernels.items() if key not in called}

@@ -1,0 +1,160 @@
+"""Every kernel of the backend, launched as a model of 8B launches it, or one that needs it: on meta tensors, so that
+sizes are those of the model. A new kernel belongs here: test_every_kernel.py compiles all for every chip."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from tokenworks.kernels.cuda import block_codings
+from tokenworks.kernels.cuda.attention import Seen, Shape, attend
+from tokenworks.kernels.cuda.block_codings import Coding
+from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
+from tokenworks.kernels.cuda.block_layout import Packed
+from tokenworks.kernels.cuda.blocks import BlockMatrix
+from tokenworks.kernels.cuda.experts import ExpertWeights, _launch
+from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.gate import gate
+from tokenworks.kernels.cuda.logprobs import logprobs
+from tokenworks.kernels.cuda.norm import Groups, norm
+from tokenworks.kernels.cuda.pairs import Blocks
+from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
+from tokenworks.kernels.cuda.products import skinny
+from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.rows import gather
+from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.program import Attend, Value
+
+META = torch.device("meta")
+WIDTH, INNER, QKV, VOCABULARY = 4096, 14336, 6144, 262144
+NOWHERE = Value(0, 0, 1, 1)
+SILU = Gated("silu", 0.0, 0.0)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device=META)
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return empty(*shape, dtype=torch.float32)
+
+
+def whole(*shape: int) -> torch.Tensor:
+    return empty(*shape, dtype=torch.int32)
+
+
+def gate_up(rows: int) -> None:
+    skinny(empty(rows, WIDTH), empty(2 * INNER, WIDTH), Finish(empty(rows, INNER), Scratch(META), gate=SILU))
+
+
+def down(rows: int) -> None:
+    out = numbers(rows, WIDTH)
+    skinny(empty(rows, INNER), empty(WIDTH, INNER), Finish(out, Scratch(META), residual=out))
+
+
+def attention(
+    head: int,
+    group: int,
+    splits: int,
+    *,
+    cache: torch.dtype = torch.bfloat16,
+    latent: int = 0,
+    prompt: bool = False,
+) -> None:
+    kv_heads = 1 if latent else 8
+    heads = kv_heads * group
+    op = Attend(NOWHERE, NOWHERE, NOWHERE, NOWHERE, 0, heads, kv_heads, head, 0.1, 0, 0.0, latent=latent)
+    shape = Shape(heads, kv_heads, head, op.value_size, head - latent if latent else 0)
+    seen = Seen(whole(8), whole(8), whole(8), None, None, whole(65536), whole(4))
+    keys = empty(100, kv_heads, 16, head, dtype=cache)
+    given = (shape, seen, empty(8, heads * head), empty(8, heads * op.value_size), keys, keys, None)
+    tiles, tokens = (whole(9, 2), shape.tile_tokens) if prompt else (None, 1)
+    attend(*given, tiles, Scratch(META), op, tile_tokens=tokens, splits=splits)
+
+
+def heads_to_their_places() -> None:
+    places = Places(whole(8), whole(8), whole(65536), whole(4), None)
+    qkv, keys, weight = empty(8, QKV), empty(100, 8, 16, 128), numbers(128)
+    q, k = (HeadPart(qkv[:, at : at + width], weight, 1e-5, True, True) for at, width in ((0, 4096), (4096, 1024)))
+    v, rotation = HeadPart(qkv[:, 5120:]), Rotation(numbers(64), 1.0, None)
+    place(128, places, rotation, q, qkv[:, :4096], k, v, keys, keys)
+
+
+def experts(height: int) -> None:
+    blocks = Blocks(height, whole(16 * height), whole(16))
+    weights = ExpertWeights(whole(64), empty(64, 2 * 1408, 2048), empty(64, 2048, 1408), None, None, True)
+    _launch(empty(8, 2048), weights.up, None, empty(48, 1408), blocks, None, 6, 1408, ("gate", "silu", 0.0, 0.0))
+
+
+def matrix(coding: Coding, rows: int = WIDTH, columns: int = WIDTH) -> BlockMatrix:
+    runs = -(-columns // coding.weights)
+    words = empty(rows, runs * coding.run, dtype=torch.int16)
+    return BlockMatrix(Packed(coding, columns, words, whole(rows, runs) if coding.scaled else None, numbers(rows)))
+
+
+def packed_product(coding: Coding, tokens: int, gate: Gated | None = None) -> None:
+    out = empty(tokens, WIDTH // 2 if gate else WIDTH)
+    matrix(coding).multiply(empty(tokens, WIDTH), Finish(out, Scratch(META), gate=gate))
+
+
+def packed_experts() -> None:
+    """Of gpt-oss-20b: MXFP4, 32 experts; rows that are no whole steps."""
+    height = 16
+    stack = PackedStack(matrix(block_codings.E2M1_32, 32 * 5760, 2880).weights, 32)
+    blocks = Blocks(height, whole(16 * height), whole(16))
+    how = ("gate", "silu", 7.0, 1.0)
+    launch_packed(empty(64, 2880), stack, None, empty(64, 2880), blocks, None, 4, 2880, how)
+
+
+def states(size: int) -> States:
+    return States(numbers(64, size), whole(9), whole(8), whole(9), whole(8), whole(8))
+
+
+def convolution() -> None:
+    x = numbers(8, 8192)
+    short_convolution(states(3 * 8192), x, x, numbers(8192, 4), None, activated=True)
+
+
+def delta() -> None:
+    x, qk, narrow, heads = numbers(8, 32 * 128), numbers(8, 16 * 128), numbers(8, 32), numbers(32)
+    how = {"key_heads": 16, "alternating": False}
+    delta_rule(states(32 * 128 * 128), x, qk, qk, x, narrow, narrow, heads, heads, **how)
+
+
+def scan() -> None:
+    x, heads, narrow, bc = numbers(8, 64 * 64), numbers(64), numbers(8, 64), numbers(8, 8 * 128)
+    how = {"groups": 8, "step_range": (0.0, 9.0)}
+    selective_scan(states(64 * 128 * 64), x, x, bc, bc, narrow, heads, heads, heads, **how)
+
+
+def draw() -> None:
+    sample(numbers(64, VOCABULARY), numbers(64), whole(64), numbers(64), numbers(64), numbers(64), whole(64))
+
+
+def measure() -> None:
+    logprobs(numbers(64, VOCABULARY), whole(64), numbers(64), whole(64), whole(64, 20), numbers(64, 20))
+
+
+LAUNCHES: dict[str, Callable[[], object]] = {
+    "product, gate and up": partial(gate_up, 32),
+    "product, down": partial(down, 32),
+    "large product's end": lambda: Finish(empty(64, INNER), Scratch(META), gate=SILU).apply(empty(64, 2 * INNER)),
+    "attention, decode": partial(attention, 128, 4, 8),
+    "attention, prompt": partial(attention, 128, 4, 1, prompt=True),
+    "attention, heads of 256": partial(attention, 256, 4, 8),
+    "attention, latent": partial(attention, 576, 128, 8, latent=512),
+    "norm": lambda: norm(numbers(8, WIDTH), empty(8, WIDTH), numbers(WIDTH), None, Groups(WIDTH, False, 1e-5)),
+    "rows of a table": lambda: gather(empty(128256, WIDTH), whole(8), numbers(8, WIDTH)),
+    "heads to their places": heads_to_their_places,
+    "gate": lambda: gate(numbers(8, INNER), numbers(8, INNER), empty(8, INNER), "gelu_tanh", 0.0, 0.0),
+    "experts, few pairs": partial(experts, 16),
+    "experts, many pairs": partial(experts, 64),
+    "NVFP4 product": partial(packed_product, block_codings.E2M1_16, 64),
+    "NVFP4 written out": lambda: matrix(block_codings.E2M1_16).dequantise(empty(WIDTH, WIDTH)),
+    "MXFP4 experts": packed_experts,
+    "short convolution": convolution,
+    "delta rule": delta,
+    "selective scan": scan,
+    "sampling": draw,
+    "log-probabilities": measure,
+}
