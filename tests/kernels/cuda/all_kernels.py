@@ -3,12 +3,15 @@
 import pkgutil
 from importlib import import_module
 
-from triton.runtime.jit import JITCallable, JITFunction
+from triton.runtime.jit import JITFunction, KernelInterface
 
 import tokenworks.kernels.cuda
 
+LAUNCHED = "launched under the interpreter:"
+"""Begins a line of names of kernels in what interpreted/ prints."""
 
-def name_of(kernel: JITCallable) -> str:
+
+def name_of(kernel: KernelInterface) -> str:
     return f"{kernel.fn.__module__.removeprefix('tokenworks.kernels.cuda.')}.{kernel.fn.__name__}"
 
 

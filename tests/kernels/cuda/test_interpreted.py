@@ -1,4 +1,4 @@
-"""Runs the folder interpreted/ in a process whose Triton interprets."""
+"""Runs the folder interpreted/ in a process whose Triton interprets. No kernel may be left out."""
 
 import os
 import subprocess
@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from all_kernels import LAUNCHED, entry_kernels
+
 
 def test_kernels_under_the_interpreter() -> None:
     folder = Path(__file__).parent / "interpreted"
@@ -18,3 +20,5 @@ def test_kernels_under_the_interpreter() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     assert done.returncode == 0
+    (names,) = (line.removeprefix(LAUNCHED).split() for line in done.stdout.splitlines() if line.startswith(LAUNCHED))
+    assert entry_kernels() <= set(names)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from tokenworks.kernels.cuda import block_codings
+from tokenworks.kernels.cuda.adapt import BLOCK_ROWS, AdaptedRows, LowRankAddend, Room, Table
 from tokenworks.kernels.cuda.attention import Seen, Shape, attend
 from tokenworks.kernels.cuda.block_codings import Coding
 from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
@@ -127,6 +128,13 @@ def scan() -> None:
     selective_scan(states(64 * 128 * 64), x, x, bc, bc, narrow, heads, heads, heads, **how)
 
 
+def addend(x: torch.Tensor) -> LowRankAddend:
+    """Of 16 adapters of rank 64 to gate and up."""
+    table, room, blocks = Table(16, 64, (INNER, INNER), WIDTH, META), Room(META), len(x) // BLOCK_ROWS + 16
+    room.reserve(*table.numbers(len(x)))
+    return LowRankAddend(table, AdaptedRows(whole(len(x)), whole(blocks, BLOCK_ROWS), whole(blocks)), x, room)
+
+
 def draw() -> None:
     sample(numbers(64, VOCABULARY), numbers(64), whole(64), numbers(64), numbers(64), numbers(64), whole(64))
 
@@ -143,6 +151,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, prompt": partial(attention, 128, 4, 1, prompt=True),
     "attention, heads of 256": partial(attention, 256, 4, 8),
     "attention, latent": partial(attention, 576, 128, 8, latent=512),
+    "adapters": lambda: addend(empty(32, WIDTH)).added(),
     "norm": lambda: norm(numbers(8, WIDTH), empty(8, WIDTH), numbers(WIDTH), None, Groups(WIDTH, False, 1e-5)),
     "rows of a table": lambda: gather(empty(128256, WIDTH), whole(8), numbers(8, WIDTH)),
     "heads to their places": heads_to_their_places,

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 from compile_gate import Launch, assert_compiles, launches_of
-from kernel_launches import LAUNCHES, packed_product
+from kernel_launches import LAUNCHES, SILU, packed_product
 
 from tokenworks.kernels.cuda import block_codings
 from tokenworks.kernels.cuda.block_codings import Coding
@@ -37,5 +37,5 @@ def test_decoding_leaves_the_memory_at_work(coding: Coding, most: float) -> None
 
 def test_many_tokens_and_experts_use_the_wide_tensor_cores() -> None:
     (of_experts,) = launches_of(LAUNCHES["MXFP4 experts"])
-    for launch in (product(block_codings.E2M1_16, FUSED_ROWS, Gated("silu", 0.0, 0.0)), of_experts):
+    for launch in (product(block_codings.E2M1_16, FUSED_ROWS, SILU), of_experts):
         assert assert_compiles(launch).wide_products > 0

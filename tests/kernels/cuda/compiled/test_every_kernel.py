@@ -1,4 +1,4 @@
-"""Every kernel is compiled for every chip: none becomes a trap or takes too much shared memory; none spills on sm_90."""
+"""Every kernel is compiled for every chip: none becomes a trap or takes too much shared memory, or spills on sm_90."""
 
 import pytest
 

@@ -1,6 +1,7 @@
 """Every test here runs kernels under the interpreter with its bfloat16 and FP8 put right."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -8,9 +9,25 @@ pytest.importorskip("triton")
 
 import interpreter_shim
 import interpreter_speed
+from all_kernels import LAUNCHED, name_of
+from triton.runtime.interpreter import InterpretedFunction
+
+launched: set[str] = set()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def shim() -> Iterator[None]:
-    with interpreter_shim.installed(), interpreter_speed.installed():
+    run = InterpretedFunction.run
+
+    def noted(self: Any, *args: Any, **options: Any) -> None:
+        launched.add(name_of(self))
+        run(self, *args, **options)
+
+    with interpreter_shim.installed(), interpreter_speed.installed(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "run", noted)
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """For test_interpreted.py, which knows all kernels."""
+    terminalreporter.write_line(f"{LAUNCHED} {' '.join(sorted(launched))}")
