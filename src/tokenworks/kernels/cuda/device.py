@@ -39,11 +39,10 @@ def facts() -> Facts:
 @cache
 def shared_bytes(device: torch.device) -> int:
     """Of shared memory, that one program may have; Hopper's where the device is no GPU."""
-    return (
-        int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
-        if device.type == "cuda"
-        else HOPPER_SHARED_BYTES
-    )
+    if device.type != "cuda":
+        return HOPPER_SHARED_BYTES
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # its stubs lack it
 
 
 def copy_bytes_per_s(count: int) -> float:
