@@ -1,9 +1,13 @@
 """A stand-in for a model that remembers what was written to each cache slot, and checks it whenever it is read."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from tokenworks.kernels.backend import Float32, Int32, Limits, SampleBatch, StepBatch
+from tokenworks.kernels.backend import Float32, Int32, Limits, RowChange, SampleBatch, StepBatch
+from tokenworks.kernels.changes import apply_changes
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -40,6 +44,7 @@ class RememberingExecutable:
     """KV content of a slot: the token written there, and the hash of everything up to it."""
 
     weight_bytes = cache_bytes = 0
+    runs_ahead = False
     finite = False
     """Not said, so that who runs it looks."""
 
@@ -132,8 +137,36 @@ class RememberingExecutable:
         del how
         return logits.argmax(axis=1).astype(np.int32)
 
+    def adjust(self, logits: Float32, changes: Sequence[RowChange]) -> list[int]:
+        return apply_changes(logits, changes)
+
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         """Not log-probabilities, but the rows they are of: which token this row's logits point to."""
         best = logits.argmax(axis=1).astype(np.int32)
         zeros = np.zeros(len(chosen), np.float32)
         return zeros, best, np.zeros((len(chosen), top), np.int32), np.zeros((len(chosen), top), np.float32)
+
+
+class Ahead(RememberingExecutable):
+    """Begins steps whose tokens nobody has seen."""
+
+    runs_ahead = True
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.drawn = np.zeros(0, np.int32)
+        self.unseen = 0
+        """Tokens that steps had before anybody could see them."""
+
+    def run(self, batch: StepBatch) -> Float32:
+        late = batch.tokens < 0
+        if not late.any():
+            return super().run(batch)
+        self.unseen += int(late.sum())
+        tokens = batch.tokens.copy()
+        tokens[late] = self.drawn[-1 - tokens[late]]
+        return super().run(replace(batch, tokens=tokens))
+
+    def sample(self, logits: Float32, how: SampleBatch) -> Int32:
+        self.drawn = super().sample(logits, how)
+        return self.drawn.copy()

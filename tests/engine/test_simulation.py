@@ -5,7 +5,7 @@ Only the model is a stand-in (worlds.py). The seed is the test's parameter; a se
 
 import numpy as np
 import pytest
-from remembering import VOCABULARY, continuation
+from remembering import VOCABULARY, Ahead, continuation
 from small_model import ask
 from worlds import World, check_accounts, engine_for
 
@@ -43,6 +43,36 @@ def test_the_worlds_know_every_trouble() -> None:
     assert cancelled > 10
     assert accepted > 500
     assert drafted > accepted + 100
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_worlds_that_run_ahead(seed: int) -> None:
+    """Steps begin before anybody has seen the tokens of the last: the same replies, and the same accounts."""
+    world = World(seed, kind=Ahead, speculate=seed % 2 == 0)
+    print(world.limits, world.context_tokens)
+    world.run(arrivals=100)
+    for request in world.requests.values():
+        world.check_reply(request)
+    stats = world.engine._scheduler.stats()
+    assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
+
+
+def test_worlds_do_run_ahead() -> None:
+    """Most tokens of a roomy world are run before they are seen, some of one where memory runs out; guesses go on."""
+    unseen, made, drafted, preempted = [0, 0], [0, 0], 0, 0
+    for seed in (8, 9, 13, 23):
+        for speculates in (False, True):
+            world = World(seed, kind=Ahead, speculate=speculates)
+            world.run(arrivals=100)
+            unseen[speculates] += world.model.unseen
+            stats = world.engine._scheduler.stats()
+            made[speculates] += stats.output_tokens_total
+            drafted += stats.draft_tokens_accepted_total
+            preempted += world.preempted
+    assert unseen[False] > made[False] / 2, (unseen, made)
+    assert unseen[True] > 100, (unseen, made)
+    assert drafted > 300
+    assert preempted > 5
 
 
 def sizes(**changes: int) -> Limits:
@@ -190,7 +220,7 @@ def test_a_cancellation_during_the_step_takes_effect_with_its_end() -> None:
     engine.add(ask("a", [1] * 8), 0.0)
     plan = scheduler.plan()
     engine.cancel("a")
-    [chunk] = scheduler.commit(plan, engine._runner.run(plan))
+    [chunk] = scheduler.commit(plan, engine._runner.look(engine._runner.begin(plan)))
     assert (chunk.finish, chunk.token_ids) == (Finish.CANCELLED, ())
     assert not scheduler.busy
 

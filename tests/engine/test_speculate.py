@@ -15,7 +15,7 @@ from tokenworks.engine.engine import Engine
 from tokenworks.engine.payoff import StepCost
 from tokenworks.engine.sequence import Sequence
 from tokenworks.engine.speculate import Speculator
-from tokenworks.kernels.backend import Backend, Float32, StepBatch
+from tokenworks.kernels.backend import Backend, Float32, RowChange, StepBatch
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.protocol.errors import EngineError
@@ -183,11 +183,14 @@ def test_numbers_that_are_not_finite_behind_a_wrong_guess_harm_nobody() -> None:
 
 
 def test_what_fails_after_right_guesses_fails_after_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def apply(adjustment: Adjustment, row: Float32, output_tokens: int) -> None:
+    change = Adjustment.change
+
+    def failing(adjustment: Adjustment, row: int, output_tokens: int) -> RowChange:
         if output_tokens == 40:
             raise EngineError("no token is left")
+        return change(adjustment, row, output_tokens)
 
-    monkeypatch.setattr(Adjustment, "apply", apply)
+    monkeypatch.setattr(Adjustment, "change", failing)
     engine, _ = remembering()
     prompt = [3, 1, 4, 1, 5] * 4
     replies = run(engine, *(ask(f"{i}", prompt[i:], max_tokens=80, ignore_eos=True, min_tokens=1) for i in range(8)))
@@ -208,9 +211,9 @@ def test_a_cancellation_while_drafts_run() -> None:
         plan = engine._plan()
         if plan.pieces[0].draft:
             engine.cancel("a")
-            chunks = scheduler.commit(plan, engine._runner.run(plan))
+            chunks = scheduler.commit(plan, engine._runner.look(engine._runner.begin(plan)))
             break
-        scheduler.commit(plan, engine._runner.run(plan))
+        scheduler.commit(plan, engine._runner.look(engine._runner.begin(plan)))
     assert [(chunk.finish, chunk.token_ids) for chunk in chunks] == [(Finish.CANCELLED, ())]
     assert scheduler.stats().kv_blocks_used == 0
 

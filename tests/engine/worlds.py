@@ -7,7 +7,7 @@ known without any engine. A seed replays exactly.
 import random
 from collections.abc import Sequence
 
-from remembering import EOS, VOCABULARY, RememberingExecutable, continuation
+from remembering import EOS, VOCABULARY, Ahead, RememberingExecutable, continuation
 from small_model import ask, no_tokenizer
 
 from tokenworks.engine.draft import DraftModel
@@ -20,12 +20,16 @@ from tokenworks.protocol.messages import Finish, Generate, TokenChunk
 
 
 def engine_for(
-    limits: Limits, context_tokens: int, draft: DraftModel | None = None
+    limits: Limits,
+    context_tokens: int,
+    draft: DraftModel | None = None,
+    kind: type[RememberingExecutable] = RememberingExecutable,
+    speculate: bool = True,
 ) -> tuple[Engine, RememberingExecutable]:
-    model = RememberingExecutable(limits)
+    model = kind(limits)
     engine = Engine(
         model, limits, eos_token_ids=frozenset({EOS}), context_tokens=context_tokens, vocabulary=VOCABULARY,
-        tokenizer_json=no_tokenizer, draft=draft,
+        tokenizer_json=no_tokenizer, draft=draft, speculate=speculate,
     )  # fmt: skip
     return engine, model
 
@@ -68,7 +72,7 @@ def check_accounts(engine: Engine, limits: Limits) -> None:
     for sequence in scheduler._running:
         if sequence.state is State.DECODE:
             assert sequence.computed == len(sequence.tokens) - 1
-            assert sequence.blocks == -(-sequence.computed // limits.block_tokens), "a draft's block was kept"
+            assert sequence.blocks == -(-sequence.reach // limits.block_tokens), "a draft's block was kept"
     assert all(owner.state is State.PREFILL for owner in space._filling.values())
     for queue in (scheduler._running, scheduler._waiting):
         assert [s.rank for s in queue] == sorted(s.rank for s in queue)
@@ -80,7 +84,13 @@ def check_accounts(engine: Engine, limits: Limits) -> None:
 class World:
     """Random arrivals and cancellations; every ending is written down."""
 
-    def __init__(self, seed: int, state_slots: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self,
+        seed: int,
+        state_slots: Sequence[int] = (0,),
+        kind: type[RememberingExecutable] = RememberingExecutable,
+        speculate: bool = True,
+    ) -> None:
         """`state_slots`: one of these numbers it has."""
         draw = self.draw = random.Random(seed)
         size = draw.choice([1, 2, 4, 16])
@@ -95,7 +105,7 @@ class World:
             state_slots=random.Random(seed).choice(state_slots),
         )
         self.context_tokens = draw.choice([60, 200, 1000])
-        self.engine, self.model = engine_for(self.limits, self.context_tokens)
+        self.engine, self.model = engine_for(self.limits, self.context_tokens, kind=kind, speculate=speculate)
         self.room = min(self.context_tokens, self.limits.blocks * size)
         self.systems = [[draw.randrange(VOCABULARY) for _ in range(draw.choice([0, 5, 16, 30]))] for _ in range(3)]
         self.arrivals_per_step = draw.choice([0.1, 0.5, 3.0])
@@ -131,15 +141,18 @@ class World:
         scheduler = self.engine._scheduler
         decoding = {s.request.request_id: s.rank for s in scheduler._running if s.state is State.DECODE}
         preemptions = scheduler.stats().preemptions_total
-        written = self.model.written
+        written, before = self.model.written, self.engine._under_way
         step = self.engine.step(self.now_s)
         losers = [s.rank for s in scheduler._waiting if s.request.request_id in decoding]
         self.now_s += self.step_s + self.token_s * (self.model.written - written)
         told = {chunk.request_id for chunk in step.chunks}
         if losers:
-            assert all(decoding[r] < min(losers) for r in decoding.keys() & told), "not the last one gave up its blocks"
+            stayed = told if before is None else {s.request.request_id for s in scheduler._running}
+            assert all(decoding[r] < min(losers) for r in decoding.keys() & stayed), (
+                "not the last one gave up its blocks"
+            )
             self.preempted += 1
-        if step.stats.preemptions_total == preemptions:
+        if step.stats.preemptions_total == preemptions and (before or not self.engine._under_way):
             assert decoding.keys() <= told, "a decoding sequence was held up"
         for chunk in step.chunks:
             self.replies[chunk.request_id].append(chunk)

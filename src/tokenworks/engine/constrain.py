@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from tokenworks.engine.grammar import open_grammar, reason
+from tokenworks.kernels.backend import Int32
 from tokenworks.protocol.errors import EngineError, InvalidRequest
 from tokenworks.protocol.sampling import Grammar
 
@@ -33,19 +33,16 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, mask_tokens: int, vocabulary: int) -> None:
         self._matcher = matcher
         self._mask = np.zeros((mask_tokens + 31) // 32, np.int32)
-        self._forbidden = np.ones(vocabulary, np.bool_)
-        self._known = min(mask_tokens, vocabulary)
+        self._words = (vocabulary + 31) // 32
 
-    def forbidden(self) -> npt.NDArray[np.bool_]:
-        """[vocabulary] true for each token that cannot come next; valid until the next call.
+    def allowed(self) -> Int32:
+        """A bit for each token that can come next, as RowChange has them; valid until the next call.
 
         Raises EngineError when the grammar is too much for the library's limits: it would offer only the end then.
         """
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
-        allowed = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        np.equal(allowed[: self._known], 0, out=self._forbidden[: self._known])
-        return self._forbidden
+        return self._mask[: self._words]
 
     def take(self, token: int) -> bool:
         """The next output token; true when nothing more can follow. Raises EngineError if it does not fit."""

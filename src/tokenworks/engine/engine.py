@@ -10,8 +10,8 @@ from tokenworks.engine.constrain import GrammarCompiler, Matcher
 from tokenworks.engine.draft import DraftModel
 from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.multi_token import MultiToken
-from tokenworks.engine.plan import StepPlan
-from tokenworks.engine.runner import Runner
+from tokenworks.engine.plan import StepPlan, StepResult
+from tokenworks.engine.runner import Runner, Step
 from tokenworks.engine.sampler import Sampler
 from tokenworks.engine.scheduler import Scheduler
 from tokenworks.engine.sequence import AdapterUse
@@ -26,6 +26,9 @@ GRAMMAR_WAIT_S = 0.01
 
 class Engine:
     """`add` requests, call `step` while `busy`; every request ends once, in a chunk with `finish`.
+
+    Where the executable runs ahead, `step` begins the next step and then tells what the last one made: stops,
+    cancellations and arrivals take effect one step later, and the device never waits for what is decided here.
 
     What is wrong with one request ends that one with FAILED; an exception from `step` means that the worker is broken.
     """
@@ -52,6 +55,7 @@ class Engine:
         self._executable = executable
         self._vocabulary = vocabulary
         self._step_tokens = limits.step_tokens
+        self._draft_room = min(limits.step_tokens, limits.logit_rows)
         self._speculator = Speculator(limits.step_tokens, draft) if speculate else None
         self._multi_token = draft if isinstance(draft, MultiToken) else None
         self._scheduler = Scheduler(
@@ -74,13 +78,18 @@ class Engine:
         """Requests that wait for a slot for their adapter, in order of arrival, with the time they came."""
         self._chunks: list[TokenChunk] = []
         """Endings that the scheduler has no part in, for the next step."""
+        self._under_way: Step | None = None
+        """Begun, and nobody has looked at its tokens."""
+        # A model's guesses need the tokens, and states and media are placed by what the last step made.
+        self._runs_ahead = executable.runs_ahead and draft is None and encoder is None and not limits.state_slots
         self._timed: tuple[int, float] | None = None
         """Tokens of the last step and when it began, where the time from there to the next one's beginning counts."""
 
     @property
     def busy(self) -> bool:
         """`step` has something to do or to tell."""
-        return bool(self._compiling or self._without_slot or self._chunks) or self._scheduler.busy
+        waiting = self._compiling or self._without_slot or self._chunks or self._under_way
+        return bool(waiting) or self._scheduler.busy
 
     def add(self, request: Generate, now_s: float) -> None:
         """Takes a request, or ends it with FAILED at the next step. An id in use is ignored: the first runs on."""
@@ -130,7 +139,7 @@ class Engine:
             self._scheduler.cancel(request_id)
 
     def step(self, now_s: float) -> StepDone:
-        """Runs one step, if there is anything to run, and tells everything that has happened since the last one.
+        """Runs a step, or begins it, if there is anything to run, and tells what has happened since the last one.
 
         While the engine is busy, steps should follow each other: it learns from their times what a step costs.
         """
@@ -141,20 +150,25 @@ class Engine:
             self._speculator.begin()
         self._find_slots()
         self._take_compiled()
-        plan = self._plan()
+        before, chunks = self._under_way, self._chunks
+        self._under_way, self._chunks = None, []
+        plan = self._plan(before)
+        if plan is None:
+            chunks += self._finish(before)
+            before, plan = None, self._plan(None)
+            assert plan is not None, "what was under way is committed"
         if plan.admitted:
             self.on_begin(tuple(sequence.request.request_id for sequence in plan.admitted))
-        result = self._runner.run(plan)
+        step = self._runner.begin(plan, before)
         if self._multi_token is not None:
             self._multi_token.ran(plan)
-        chunks = self._scheduler.commit(plan, result)
-        for chunk in chunks:
-            if chunk.finish is not None:
-                self._sampler.close(chunk.request_id)
-                self._let_go(chunk.request_id)
-        if self._chunks:
-            chunks += self._chunks
-            self._chunks = []
+        chunks += self._finish(before)
+        if self._can_wait(plan):
+            self._runner.draw(step)
+            self._under_way = step
+            chunks += self._close(self._scheduler.endings())
+        else:
+            chunks += self._commit(plan, self._runner.look(step))
         self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy and not plan.missing else None
         if self._encoder is not None and plan.missing:
             self._encoder.work(plan.missing)
@@ -172,9 +186,14 @@ class Engine:
             expert_bytes_kept=self._executable.kept_expert_bytes,
         )
 
-    def _plan(self) -> StepPlan:
-        """The next step, with the guesses that are worth running."""
+    def _plan(self, before: Step | None) -> StepPlan | None:
+        """The next step, with the guesses that are worth running. None: nothing can be said while `before` is under
+        way, or it is better not said."""
+        if before is not None and self._tempted(before.plan):
+            return None
         plan = self._scheduler.plan()
+        if plan is None or before is not None:
+            return plan
         room = self._scheduler.room_for_drafts(plan)
         if self._multi_token is not None:
             self._multi_token.catch_up()
@@ -182,6 +201,36 @@ class Engine:
             return plan
         drafts = self._speculator.choose([piece.sequence for piece in plan.pieces], room)
         return self._scheduler.with_drafts(plan, drafts) if drafts else plan
+
+    def _tempted(self, plan: StepPlan) -> bool:
+        """Guesses may be worth more than beginning before the plan's tokens are known."""
+        if self._speculator is None or not plan.decodes_only:
+            return False
+        sequences = [piece.sequence for piece in plan.pieces]
+        return self._speculator.tempted(sequences, self._draft_room - len(sequences))
+
+    def _can_wait(self, plan: StepPlan) -> bool:
+        """The next step can begin before anybody has looked at what this one makes."""
+        return (
+            self._runs_ahead
+            and bool(plan.pieces)
+            and not any(piece.draft or piece.sequence.prompt_logprobs_due for piece in plan.pieces)
+        )
+
+    def _finish(self, step: Step | None) -> list[TokenChunk]:
+        """Of a step that was under way."""
+        return [] if step is None else self._commit(step.plan, self._runner.finish(step))
+
+    def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
+        return self._close(self._scheduler.commit(plan, result))
+
+    def _close(self, chunks: list[TokenChunk]) -> list[TokenChunk]:
+        """Lets go of the requests that end."""
+        for chunk in chunks:
+            if chunk.finish is not None:
+                self._sampler.close(chunk.request_id)
+                self._let_go(chunk.request_id)
+        return chunks
 
     def _objection(self, request: Generate) -> str | None:
         """What makes a request impossible, whatever else is going on."""

@@ -11,10 +11,16 @@ import numpy.typing as npt
 
 from tokenworks.engine.adjust import Adjustment
 from tokenworks.engine.constrain import Matcher
-from tokenworks.engine.sequence import Sequence
-from tokenworks.kernels.backend import Executable, Float32, SampleBatch
+from tokenworks.engine.sequence import Sequence, State
+from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW, Executable, Float32, Int32, RowChange, SampleBatch
 from tokenworks.protocol.errors import EngineError
 from tokenworks.protocol.messages import Generate, TokenLogprobs
+
+NOT_FINITE = "the model gave numbers that are not finite"
+_MESSAGES = {
+    UNFIT_ROW: NOT_FINITE,
+    EMPTY_ROW: "grammar, rules and logit bias leave no token to choose",
+}
 
 UInt64 = npt.NDArray[np.uint64]
 
@@ -40,7 +46,7 @@ def stream_of(seed: int) -> np.uint64:
 
 
 class Sampler:
-    """`open` a request, `load` it when it gets a slot, `sample` its rows, `close` it."""
+    """`open` a request, `load` it when it gets a slot, `draw` from its rows, `close` it."""
 
     def __init__(self, executable: Executable, slots: int, eos_token_ids: frozenset[int]) -> None:
         self._executable = executable
@@ -86,34 +92,18 @@ class Sampler:
         """A row of this sequence can only be sampled, or is better sampled, when the token before it is known."""
         return sequence.request.request_id in self._adjustments or sequence.request.sampling.logprobs is not None
 
-    def sample(
-        self, logits: Float32, sequences: SequenceOf[Sequence], ahead: SequenceOf[int]
-    ) -> tuple[list[int], dict[int, TokenLogprobs], set[int], dict[int, str]]:
+    def draw(self, logits: Float32, sequences: SequenceOf[Sequence], ahead: SequenceOf[int]) -> "Drawn":
         """Draws a token from each row; row i of `logits` [R, vocabulary] is of `sequences[i]`, and may be overwritten.
+        Rows of sequences that have ended give anything.
 
         `ahead[i]` tokens that this sequence does not have yet come before the row's. Only one row of a sequence that
-        `goes_by_steps` may be here, and those tokens must have been sampled before.
-
-        Returns the tokens, and by row: log-probabilities where asked for, whose grammar is complete, who failed why.
+        `goes_by_steps` may be here, and those tokens must have been taken before.
         """
         asked = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.logprobs is not None]
         raw = logits[asked] if asked else None
-        failed: dict[int, str] = {}
-        adjusted: list[tuple[int, Adjustment]] = []
+        drawn = Drawn(self._executable)
         if self._adjustments:
-            for row, sequence in enumerate(sequences):
-                adjustment = self._adjustments.get(sequence.request.request_id)
-                if adjustment is None:
-                    continue
-                try:
-                    changed = logits[row]
-                    adjustment.apply(changed, sequence.output_tokens + ahead[row])
-                    if not isinstance(logits, np.ndarray):  # a row of a device is a copy
-                        logits[row] = changed
-                    adjusted.append((row, adjustment))
-                except EngineError as error:
-                    failed[row] = error.message
-                    logits[row] = 0  # harmless for the others
+            self._adjust(logits, sequences, ahead, drawn)
         slots = np.array([sequence.slot for sequence in sequences])
         temperature = self._temperature[slots]
         how = SampleBatch(
@@ -123,21 +113,28 @@ class Sampler:
             min_p=self._min_p[slots],
             uniform=self._uniforms(slots, sequences, ahead) if temperature.any() else temperature,
         )
-        chosen = self._executable.sample(logits, how)
-        tokens: list[int] = chosen.tolist()
-        complete: set[int] = set()
-        for row, adjustment in adjusted:
+        drawn.begin(self._executable.sample(logits, how), raw, asked, sequences)
+        return drawn
+
+    def _adjust(self, logits: Float32, sequences: SequenceOf[Sequence], ahead: SequenceOf[int], drawn: "Drawn") -> None:
+        changes: list[RowChange] = []
+        for row, sequence in enumerate(sequences):
+            adjustment = self._adjustments.get(sequence.request.request_id)
+            if adjustment is None or sequence.state is State.ENDED:
+                continue
+            if adjustment.speech is not None:
+                numbers = logits[row]
+                adjustment.speech.apply(numbers)
+                logits[row] = numbers
             try:
-                adjustment.take(tokens[row])
+                changes.append(adjustment.change(row, sequence.output_tokens + ahead[row]))
+                drawn.adjusted.append((row, adjustment))
             except EngineError as error:
-                failed[row] = error.message
-            if adjustment.complete:
-                complete.add(row)
-        logprobs: dict[int, TokenLogprobs] = {}
-        if raw is not None:
-            tops = [sequences[row].request.sampling.logprobs or 0 for row in asked]
-            logprobs = dict(zip(asked, self.logprobs(raw, chosen[asked], tops), strict=True))
-        return tokens, logprobs, complete, failed
+                drawn.failed[row] = error.message
+                logits[row] = 0  # harmless for the others
+        for row in self._executable.adjust(logits, changes) if changes else ():
+            drawn.failed[row] = _MESSAGES[EMPTY_ROW]
+            logits[row] = 0
 
     def _uniforms(
         self, slots: npt.NDArray[np.int64], sequences: SequenceOf[Sequence], ahead: SequenceOf[int]
@@ -145,18 +142,57 @@ class Sampler:
         outputs = np.array([len(sequence.tokens) - sequence.prompt_tokens for sequence in sequences])
         return uniforms(self._streams[slots], outputs + np.array(ahead))
 
-    def logprobs(self, logits: Float32, chosen: npt.NDArray[np.int32], tops: list[int]) -> list[TokenLogprobs]:
-        """Of each row's chosen token, with the `tops[row]` likeliest ones; of the model's own distribution."""
-        values, ranks, top_ids, top_values = self._executable.logprobs(logits, chosen, max(tops))
+
+class Drawn:
+    """Tokens drawn from rows of a step, and what goes with them: on their way until `take`."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        self.adjusted: list[tuple[int, Adjustment]] = []
+        """By row, who is told its token."""
+        self.failed: dict[int, str] = {}
+        """By row, why nothing can be drawn from it."""
+
+    def begin(self, chosen: Int32, raw: Float32 | None, asked: list[int], sequences: SequenceOf[Sequence]) -> None:
+        """`raw`: the rows `asked` for their log-probabilities, as the model gave them."""
+        self._chosen = chosen
+        self._asked = dict(zip(asked, [sequences[row].request.sampling.logprobs or 0 for row in asked], strict=True))
+        if raw is not None:
+            tops = list(self._asked.values())
+            self._logprobs = Logprobs(self._executable, raw, chosen[asked], tops)
+
+    def take(self) -> tuple[list[int], dict[int, TokenLogprobs], set[int], dict[int, str]]:
+        """The tokens, and by row: log-probabilities where asked for, whose grammar is complete, who failed why. Once
+        only: requests' options are told the tokens."""
+        tokens: list[int] = self._chosen.tolist()
+        for row, token in enumerate(tokens):
+            if token < 0:
+                self.failed.setdefault(row, _MESSAGES[token])
+        complete: set[int] = set()
+        for row, adjustment in self.adjusted:
+            if row in self.failed:
+                continue
+            try:
+                adjustment.take(tokens[row])
+            except EngineError as error:
+                self.failed[row] = error.message
+            if adjustment.complete:
+                complete.add(row)
+        logprobs = dict(zip(self._asked, self._logprobs.take(), strict=True)) if self._asked else {}
+        return tokens, logprobs, complete, self.failed
+
+
+class Logprobs:
+    """Of each row's chosen token, with the `tops[row]` likeliest ones; of the model's own distribution. On their way
+    until `take`."""
+
+    def __init__(self, executable: Executable, logits: Float32, chosen: Int32, tops: list[int]) -> None:
+        self._tops = tops
+        self._arrays = (chosen, *executable.logprobs(logits, chosen, max(tops)))
+
+    def take(self) -> list[TokenLogprobs]:
+        numbers = [array.tolist() for array in self._arrays]
         return [
             TokenLogprobs(token, value, rank, tuple(zip(ids[:top], likeliest[:top], strict=True)))
-            for token, value, rank, ids, likeliest, top in zip(
-                chosen.tolist(),
-                values.tolist(),
-                ranks.tolist(),
-                top_ids.tolist(),
-                top_values.tolist(),
-                tops,
-                strict=True,
-            )
+            for token, value, rank, ids, likeliest, top in zip(*numbers, self._tops, strict=True)
         ]

@@ -11,7 +11,10 @@ The rules, in the order in which `plan` applies them:
 3. Waiting sequences are admitted by rank while there is budget, a slot, and room for all their tokens. One that does
    not fit holds up those after it, so large requests are not starved by small ones. One whose next block is just being
    computed by another sequence waits for that block, and lets others pass.
-4. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
+4. A step may be planned while the last one runs and nobody has seen its tokens: who may go on runs the token that is
+   due, and if that ended its text, what was run behind it counts for nothing. What would take blocks from others waits
+   until the last step is committed (`plan` gives None).
+5. A step without prefills may run guesses of the decoding sequences' next tokens (engine/speculate.py) in the tokens,
    rows of logits and blocks that are left: `with_drafts`. What of it proves wrong is taken back: nobody is worse off.
 
 A prompt runs up to its first picture or sound that is not encoded yet, and waits there (engine/pictures.py, sounds.py).
@@ -32,7 +35,7 @@ from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import AdapterUse, Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
-from tokenworks.engine.states import States
+from tokenworks.engine.states import States, Writings
 from tokenworks.kernels.backend import Limits
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, Medium, TokenChunk
 
@@ -71,7 +74,9 @@ class Scheduler:
         self._running: list[Sequence] = []
         """Both in order of rank."""
         self._events: list[TokenChunk] = []
-        """Endings that no step made, to be told with the next commit."""
+        """Endings that no step made, to be told."""
+        self._under_way = 0
+        """Plans that are not committed yet."""
         self._arrivals = 0
         self._prompt_tokens = self._hit_tokens = self._output_tokens = self._preemptions = self._steps = 0
 
@@ -101,17 +106,21 @@ class Scheduler:
             insort(self._waiting, sequence, key=_rank)
 
     def cancel(self, request_id: str) -> None:
-        """Ends a request: now, or if it is in the step under way, when that is committed. Unknown ones have ended."""
+        """Ends a request: now, or if it is in a step under way, when that is committed. Unknown ones have ended."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return
-        if sequence.in_step:
+        if sequence.in_steps:
             sequence.cancelled = True
         else:
             self._end(sequence, Finish.CANCELLED)
 
-    def plan(self) -> StepPlan:
-        """The next step. It must be committed before the next call."""
+    def plan(self) -> StepPlan | None:
+        """The next step. At most one other may be under way, without drafts: it is committed first. None: that has to
+        be done before anything can be planned, since blocks are short."""
+        ahead = self._under_way
+        if ahead and self._space.available < len(self._running):
+            return None
         self._missing = []
         pieces: list[Piece] = []
         prefills: list[Sequence] = []
@@ -119,16 +128,17 @@ class Scheduler:
         preempted: list[Sequence] = []
         size, states = self._limits.block_tokens, self._states
         for sequence in tuple(self._running):
-            if sequence.state is State.PREFILL:
-                prefills.append(sequence)
-            elif sequence.state is State.DECODE:
-                start = sequence.computed
+            if sequence.state is State.DECODE or sequence.due:
+                if sequence.due and len(sequence.tokens) + 1 >= sequence.longest:
+                    continue
+                start = sequence.reach
                 if start == sequence.blocks * size and not self._make_room(sequence, start + 1, preempted):
                     continue
-                sequence.in_step = True
                 writings = states.writings(sequence, start + 1) if states is not None else ()
-                pieces.append(Piece(sequence, start, start + 1, start, True, (), writings))
-        tokens = len(pieces)
+                pieces.append(_piece(sequence, start, start + 1, start, True, writings))
+            elif sequence.state is State.PREFILL:
+                prefills.append(sequence)
+        tokens = decoding = len(pieces)
         rows = self._limits.logit_rows - tokens
         for sequence in prefills:
             if sequence.state is State.PREFILL and tokens < self._limits.step_tokens:
@@ -136,11 +146,11 @@ class Scheduler:
         while tokens < self._limits.step_tokens and (newcomer := self._admit()) is not None:
             admitted.append(newcomer)
             tokens, rows = self._prefill(newcomer, tokens, rows, pieces, preempted)
-        decodes_only = bool(pieces) and pieces[-1].sequence.state is State.DECODE  # prefills come last
+        self._under_way += 1
         return StepPlan(
             tuple(pieces),
             tokens,
-            decodes_only,
+            len(pieces) == decoding > 0,
             tuple(admitted),
             tuple(preempted),
             self._space.tables,
@@ -172,13 +182,17 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenChunk]:
         """Takes in what the step made; returns what to tell the callers, in no particular order between requests."""
-        events, self._events = self._events, []
+        events = self.endings()
+        self._under_way -= 1
         size, states = self._limits.block_tokens, self._states
         tokens = iter(result.tokens)
         for index, piece in enumerate(plan.pieces):
             sequence, _, end, _, samples, draft, writings = piece
-            sequence.in_step = False
             made = next(tokens) if samples else []
+            if sequence.state is State.ENDED:  # in the step before, when this one was under way
+                continue
+            sequence.in_steps -= 1
+            sequence.due -= samples
             if states is not None and (sequence.cancelled or index in result.failed):
                 states.discard(sequence, writings)
             if sequence.cancelled:
@@ -209,8 +223,11 @@ class Scheduler:
                 if chunk.finish is not None:
                     self._forget(sequence)
         self._steps += bool(plan.pieces)
-        events += self._events
-        self._events = []
+        return events + self.endings()
+
+    def endings(self) -> list[TokenChunk]:
+        """Those that no step made, and that have not been told."""
+        events, self._events = self._events, []
         return events
 
     def stats(self) -> EngineStats:
@@ -278,7 +295,7 @@ class Scheduler:
         self, sequence: Sequence, tokens: int, rows: int, pieces: list[Piece], preempted: list[Sequence]
     ) -> tuple[int, int]:
         """Plans the next chunk of a prompt; returns the step's tokens so far, and the rows of logits left."""
-        start, length = sequence.computed, len(sequence.tokens)
+        start, length = sequence.reach, len(sequence.tokens)
         end = min(length, start + self._limits.step_tokens - tokens)
         if sequence.prompt_logprobs_due:
             end = min(end, start + rows)
@@ -291,15 +308,14 @@ class Scheduler:
         if self._encoder is not None and self._encoder.sees_ahead:
             least = max([least, *(medium.end for medium in sequence.request.media if medium.at <= start)])
         room = self._space.grow(sequence, end)
-        if room < least and not self._make_room(sequence, least, preempted):
+        if room < least and (self._under_way or not self._make_room(sequence, least, preempted)):
             return tokens, rows
         end = self._runnable(sequence, start, min(end, sequence.blocks * self._limits.block_tokens))
         samples = end == length
         logits_from = start if sequence.prompt_logprobs_due else end - samples
-        sequence.in_step = True
         states = self._states
         writings = states.writings(sequence, end) if states is not None else ()
-        pieces.append(Piece(sequence, start, end, logits_from, samples, (), writings))
+        pieces.append(_piece(sequence, start, end, logits_from, samples, writings))
         return tokens + end - start, rows - (end - logits_from)
 
     def _runnable(self, sequence: Sequence, start: int, end: int) -> int:
@@ -313,11 +329,12 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
         """Gets a running sequence blocks for `tokens` tokens, from those of later rank that are not in the step yet.
+        While a step is under way there are enough.
 
         False: there is none, so it has given up its own: the earlier ones go on, and it comes back when there is room.
         """
         while self._space.grow(sequence, tokens) < tokens:
-            victim = next(other for other in reversed(self._running) if not other.in_step)
+            victim = next(other for other in reversed(self._running) if not other.in_steps)
             self._running.remove(victim)
             self._leave(victim)
             victim.become(State.WAITING)
@@ -388,3 +405,11 @@ class Scheduler:
         if self._states is not None:
             self._states.release(sequence)
         self._space.release(sequence)
+
+
+def _piece(sequence: Sequence, start: int, end: int, logits_from: int, samples: bool, writings: Writings) -> Piece:
+    """Notes in the sequence that it runs."""
+    sequence.in_steps += 1
+    sequence.due += samples
+    sequence.planned = end
+    return Piece(sequence, start, end, logits_from, samples, (), writings)

@@ -79,14 +79,16 @@ class Sequence(Tenant):
         "axes",
         "cached_tokens",
         "cancelled",
+        "due",
         "ends",
         "first_chunk_due",
         "fork",
-        "in_step",
+        "in_steps",
         "last_snapshot",
         "longest",
         "lookup",
         "min_tokens",
+        "planned",
         "prompt_logprobs",
         "prompt_logprobs_due",
         "prompt_tokens",
@@ -134,8 +136,12 @@ class Sequence(Tenant):
         """So many of its tokens begin like something in the tree."""
         self.last_snapshot: Node | None = None
         """Of its output: replaced by the next one."""
-        self.in_step = False
-        """It is in a plan that is not committed yet."""
+        self.in_steps = 0
+        """In so many plans that are not committed yet."""
+        self.due = 0
+        """So many of them make its next tokens, which nobody has seen."""
+        self.planned = 0
+        """So many of its tokens, seen or not, are in the cache once these have run."""
         self.cancelled = False
         self.lookup: PromptLookup | None = None
         """Where its next tokens may be found, from the first time that somebody looked."""
@@ -144,6 +150,11 @@ class Sequence(Tenant):
         self.first_chunk_due = not request.output_ids
         self.prompt_logprobs_due = sampling.prompt_logprobs is not None and not request.output_ids
         self.prompt_logprobs: list[TokenLogprobs] = []
+
+    @property
+    def reach(self) -> int:
+        """The position that its next piece begins at."""
+        return self.planned if self.in_steps else self.computed
 
     @property
     def output_tokens(self) -> int:

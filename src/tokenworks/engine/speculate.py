@@ -71,13 +71,7 @@ class Speculator:
     def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
         """Guesses for the decoding `sequences`, at most `room` tokens in all, as (index, the tokens to draft)."""
         self._whose.clear()
-        decoding = len(sequences)
-        plain = self._cost.of(decoding)
-        if room <= 0 or not plain:
-            return []
-        worth = plain / decoding  # seconds that a token costs now: a draft row must not cost more
-        ahead = min(room, 8)
-        least_chance = max(0.05, (self._cost.of(decoding + ahead) - plain) / ahead / worth)
+        worth, least_chance = self._bounds(len(sequences), room)
         if least_chance >= 1:
             return []
         most = [min(room, MOST_GUESSES, each.longest - len(each.tokens) - 1) for each in sequences]
@@ -99,6 +93,24 @@ class Speculator:
             drafts += zip(chosen, guesses, strict=True)
             self._whose.update((sequences[index].request.request_id, proposer) for index in chosen)
         return drafts
+
+    def tempted(self, sequences: SequenceOf[Sequence], room: int) -> bool:
+        """`choose` would find something in the texts of decoding `sequences`, if the tokens that are due are as
+        guessed: it is worth waiting for them."""
+        worth, least_chance = self._bounds(len(sequences), room)
+        if least_chance >= 1:
+            return False
+        texts = [(self._text, self._text.chances(each, min(room, MOST_GUESSES))) for each in sequences]
+        return bool(self._select(texts, room, least_chance, worth * _GAIN)[1])
+
+    def _bounds(self, decoding: int, room: int) -> tuple[float, float]:
+        """Seconds that a token costs now, and the least chance that a draft row is worth running for; 1: none is."""
+        plain = self._cost.of(decoding) if decoding else 0.0
+        if room <= 0 or not plain:
+            return 0.0, 1.0
+        worth = plain / decoding
+        ahead = min(room, 8)
+        return worth, max(0.05, (self._cost.of(decoding + ahead) - plain) / ahead / worth)
 
     def made(self, sequence: Sequence, drafted: int, made: int) -> None:
         """A sequence has got `made` tokens, of which all but one were drafted."""

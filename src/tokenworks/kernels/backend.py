@@ -1,6 +1,6 @@
 """What a chip must offer to run the factory: compile a Program, run steps, sample."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 CacheType = Literal["int8", "float16", "bfloat16", "float32", "fp8"]
 """How K and V are kept. int8: codes, each position and KV head with scales of its own (kernels/cpu/attend).
 fp8: E4M3 (OCP "8-bit Floating Point"), saturating, without scales. No backend keeps all of them."""
+
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -72,7 +73,7 @@ class StepBatch:
     """
 
     tokens: Int32
-    """[T]"""
+    """[T]; where the executable runs ahead, -1 - i is the token that the last `sample` drew from row i."""
     positions: Int32
     """[T] position of each token in its sequence."""
     row_starts: Int32
@@ -118,6 +119,30 @@ class SampleBatch:
     """[R] in [0, 1)."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """What a request's options do to one row of logits before a token is drawn.
+
+    Of some tokens the value v becomes v / penalty + offset, or v * penalty + offset where v is not positive (Keskar et
+    al. 2019, arXiv 1909.05858); then what is not allowed becomes -inf.
+    """
+
+    row: int
+    ids: Int32
+    """[N] tokens, all different."""
+    penalties: Float32
+    """[N]"""
+    offsets: Float32
+    """[N]; -inf forbids."""
+    allowed: Int32 | None
+    """A bit for each token, the lowest bit of a word first: 0 forbids, as does a word that is not there. None: all
+    are allowed."""
+
+
+UNFIT_ROW, EMPTY_ROW = -1, -2
+"""Drawn instead of a token."""
+
+
 class PackedPlace(Protocol):
     """Where a checkpoint's packed weights may be kept between one start and the next."""
 
@@ -146,6 +171,9 @@ class Executable(Protocol):
     cache_bytes: int
     parts: int
     """In how many a step can be run: the program's pauses, and one."""
+    runs_ahead: bool
+    """What is called here only begins, behind what began before; what it gives is waited for where it is looked at
+    (`tolist`, np.asarray). So the next step may begin before anybody has looked at the tokens of the last one."""
     from_packed_file: bool
     """Weights were packed before, and kept in a file."""
 
@@ -193,7 +221,12 @@ class Executable(Protocol):
         """Of such experts: memory that those used most take now, where a backend keeps them in memory of its own."""
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
-        """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten."""
+        """[R] token ids, one per row of `logits` [R, vocabulary]; `logits` may be overwritten. Where the executable
+        runs ahead: UNFIT_ROW for a row with NaN or infinity, EMPTY_ROW for one whose tokens are all forbidden."""
+
+    def adjust(self, logits: Float32, changes: Sequence[RowChange]) -> list[int]:
+        """Changes rows of `logits` in place. Returns the rows that have no token left; an executable that runs ahead
+        tells that in what it draws."""
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         """Of log_softmax(logits): the chosen tokens' values [R] and ranks [R] (1 is best), the `top` likeliest token

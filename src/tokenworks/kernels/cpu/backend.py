@@ -1,10 +1,11 @@
 """The C++ backend behind kernels/backend.py: hands plan, weights and each step to the executor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenworks.kernels.adapter import Adaptation, check_adaptation
-from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
+from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, RowChange, SampleBatch, StepBatch
+from tokenworks.kernels.changes import apply_changes
 from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.keeper import ExpertKeeper
 from tokenworks.kernels.cpu.plan import Plan, make_plan
@@ -91,6 +92,7 @@ class CpuExecutable:
         self.weight_bytes = self._executor.weight_bytes
         self.cache_bytes = self._executor.cache_bytes
         self.from_packed_file = self._loader.from_file
+        self.runs_ahead = False
 
     @property
     def finite(self) -> bool:
@@ -186,6 +188,9 @@ class CpuExecutable:
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
         return self._executor.sample(logits, how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
+
+    def adjust(self, logits: Float32, changes: Sequence[RowChange]) -> list[int]:
+        return apply_changes(logits, changes)
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         return self._executor.logprobs(logits, chosen, top)

@@ -14,19 +14,22 @@ from tokenworks.kernels.backend import (
     Int32,
     Limits,
     PackedPlace,
+    RowChange,
     SampleBatch,
     StateBatch,
     StepBatch,
 )
 from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
 from tokenworks.kernels.cuda.adapters import Adapters
+from tokenworks.kernels.cuda.change import change_rows
 from tokenworks.kernels.cuda.graphs import Graphs
-from tokenworks.kernels.cuda.inputs import Inputs, Step, by_rows
+from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.products import SKINNY_ROWS
+from tokenworks.kernels.cuda.rows import take_drawn
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, StateLayer, Value
@@ -107,14 +110,15 @@ class CudaExecutable:
             Graphs(device, limits, self._plan, self._scratch, self._adapters) if device.type == "cuda" else None
         )
         self._rows: Mapping[RowKind, int] = {}
+        self._drawn = torch.zeros(limits.logit_rows, dtype=torch.int32, device=device)
+        """By the last `sample`; the next step may name them."""
+        self.runs_ahead = True
         self.parts = len(self._parts)
         self.from_packed_file = False
         self.weight_bytes = self._weights.nbytes
         self.cache_bytes = sum(
             keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values()
         )
-        self._sum = torch.zeros((), dtype=torch.float32, device=device)
-        self._parts[-1].append(self._watch())
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if self._graphs:
             self._warm_up(self._graphs.sizes)
@@ -147,6 +151,8 @@ class CudaExecutable:
         if self._graphs and not self._inputs.fits(batch):
             self._graphs.drop()
         step = self._inputs.load(batch, rows, singles_only=singles, adapter_slots=self._adapters.slots)
+        if batch.tokens.size and batch.tokens.min() < 0:
+            take_drawn(step.arrays["tokens"], self._drawn)
         launches = [launch for each in (self._parts if part is None else [self._parts[part]]) for launch in each]
 
         def launch_all() -> None:
@@ -165,15 +171,6 @@ class CudaExecutable:
             "sequences": len(batch.row_starts) - 1,
             "merged": len(batch.tokens) // self._plan.merged,
         }
-
-    def _watch(self) -> Bound:
-        """Sums the result, which is not finite if a number of it is not."""
-        result, kind = self._binder.view(self._program.result), self._rows_kind(self._program.result)
-
-        def watch(step: Step) -> None:
-            self._sum.copy_(result[: step.rows[kind]].sum(dtype=torch.float32))
-
-        return watch
 
     def _warm_up(self, singles: Sequence[int], adapter: int | None = None) -> None:
         """Compiles every kernel, has the memory of the largest step taken, and the graphs of `singles` captured:
@@ -210,7 +207,7 @@ class CudaExecutable:
 
     @property
     def finite(self) -> bool:
-        return bool(torch.isfinite(self._sum).item())
+        return bool(torch.isfinite(self._values(self._program.result)).all().item())
 
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         check_adaptation(self._program, self._shapes, adaptation)
@@ -237,7 +234,11 @@ class CudaExecutable:
         return 0
 
     def sample(self, logits: Float32, how: SampleBatch) -> Int32:
-        return draw(on_device(logits, self._device), how)
+        return draw(on_device(logits, self._device), how, self._drawn[: len(logits)])
+
+    def adjust(self, logits: Float32, changes: Sequence[RowChange]) -> list[int]:
+        change_rows(on_device(logits, self._device), changes)
+        return []
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         return log_probabilities(on_device(logits, self._device), chosen, top)

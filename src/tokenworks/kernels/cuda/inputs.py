@@ -77,6 +77,7 @@ class Inputs:
     _host: torch.Tensor = field(init=False)
     _numbers: torch.Tensor = field(init=False)
     _tables: torch.Tensor = field(init=False)
+    _host_tables: torch.Tensor = field(init=False)
     _sent: torch.cuda.Event | None = field(default=None, init=False)
     """When the last step's numbers have left the CPU's memory."""
     meta: torch.Tensor = field(init=False)
@@ -88,8 +89,12 @@ class Inputs:
         count += 5 * rows + 40 * self.limits.sequences  # of steps with adapters
         self._host = torch.empty(count, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self._numbers = torch.zeros(count, dtype=torch.int32, device=self.device)
-        self._tables = torch.full((FIRST_TABLE_NUMBERS,), -1, dtype=torch.int32, device=self.device)
+        self._make_tables(FIRST_TABLE_NUMBERS)
         self.meta = torch.zeros(4, dtype=torch.int32, device=self.device)
+
+    def _make_tables(self, numbers: int) -> None:
+        self._tables = torch.full((numbers,), -1, dtype=torch.int32, device=self.device)
+        self._host_tables = torch.empty(numbers, dtype=torch.int32, pin_memory=self.device.type == "cuda")
 
     def fits(self, batch: StepBatch) -> bool:
         """The block tables have room; what was captured before need not be captured anew."""
@@ -105,21 +110,21 @@ class Inputs:
         views, at = {}, 4
         if self._sent is not None:
             self._sent.synchronize()
+        if not self.fits(batch):
+            self._make_tables(2 * batch.block_tables.size)
         host = self._host.numpy()
         host[0] = batch.block_tables.shape[1]
         for name, array in arrays.items():
             host[at : at + array.size] = array.reshape(-1)
             views[name] = self._numbers[at : at + array.size].view(array.shape)
             at += -(-array.size // 4) * 4
+        self._host_tables.numpy()[: batch.block_tables.size] = batch.block_tables.reshape(-1)
         self._numbers[:at].copy_(self._host[:at], non_blocking=True)
+        self._tables[: batch.block_tables.size].copy_(self._host_tables[: batch.block_tables.size], non_blocking=True)
         if self.device.type == "cuda":
             self._sent = torch.cuda.Event()
             self._sent.record()
         self.meta = self._numbers[:4]
-        if not self.fits(batch):
-            self._tables = torch.full((2 * batch.block_tables.size,), -1, dtype=torch.int32, device=self.device)
-        if batch.block_tables.size:
-            self._tables[: batch.block_tables.size].copy_(torch.from_numpy(batch.block_tables.reshape(-1)))
         features = None if batch.features is None else torch.from_numpy(batch.features).to(self.device)
         inputs = None if batch.inputs is None else torch.from_numpy(batch.inputs).to(self.device)
         return Step(rows, views, self._tables, self.meta, self.tile_tokens, features, inputs, singles_only)

@@ -8,6 +8,7 @@ import torch
 from tokenworks.kernels.backend import Float32, Int32, SampleBatch
 from tokenworks.kernels.cuda.logprobs import logprobs
 from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.cuda.transfer import Arriving, send
 
 
 class DeviceLogits:
@@ -36,7 +37,7 @@ class DeviceLogits:
     def __setitem__(self, index: Any, values: Any) -> None:
         if not isinstance(index, int | np.integer | slice):
             index = self._on_device(index)
-        self.rows[index] = torch.from_numpy(values).to(self.rows.device) if isinstance(values, np.ndarray) else values
+        self.rows[index] = send(values, self.rows.device) if isinstance(values, np.ndarray) else values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float32:
         return self.copy() if dtype is None else self.copy().astype(dtype)
@@ -46,7 +47,7 @@ class DeviceLogits:
 
     def _on_device(self, index: Any) -> torch.Tensor:
         """Numbers of rows, or a truth for each row."""
-        return torch.from_numpy(np.asarray(index)).to(self.rows.device)
+        return send(np.asarray(index), self.rows.device)
 
 
 def on_device(logits: Float32 | DeviceLogits, device: torch.device) -> torch.Tensor:
@@ -56,18 +57,17 @@ def on_device(logits: Float32 | DeviceLogits, device: torch.device) -> torch.Ten
     return torch.from_numpy(np.ascontiguousarray(logits, np.float32)).to(device)
 
 
-def draw(rows: torch.Tensor, how: SampleBatch) -> Int32:
-    """Executable.sample."""
+def draw(rows: torch.Tensor, how: SampleBatch, out: torch.Tensor) -> Int32:
+    """Executable.sample; the tokens stay in `out` [rows] int32, on the device."""
     options = (how.temperature, how.top_k, how.top_p, how.min_p, how.uniform)
     numbers = np.stack([np.ascontiguousarray(each).view(np.int32) for each in options])
-    given = torch.from_numpy(numbers).to(rows.device, non_blocking=True)
+    given = send(numbers, rows.device)
     floats = given.view(torch.float32)
-    out = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
     sample(rows, floats[0], given[1], floats[2], floats[3], floats[4], out)
-    return cast(Int32, out.cpu().numpy())
+    return cast(Int32, Arriving(out))
 
 
-def log_probabilities(rows: torch.Tensor, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
+def log_probabilities(rows: torch.Tensor, chosen: Int32 | Arriving, top: int) -> tuple[Float32, Int32, Int32, Float32]:
     """Executable.logprobs."""
     count, device = len(rows), rows.device
     top = min(top, rows.shape[1])
@@ -75,6 +75,7 @@ def log_probabilities(rows: torch.Tensor, chosen: Int32, top: int) -> tuple[Floa
     ranks = torch.empty(count, dtype=torch.int32, device=device)
     top_ids = torch.empty((count, top), dtype=torch.int32, device=device)
     top_values = torch.empty((count, top), dtype=torch.float32, device=device)
-    logprobs(rows, torch.from_numpy(chosen).to(device), values, ranks, top_ids, top_values)
+    tokens = chosen.tensor if isinstance(chosen, Arriving) else send(chosen, device)
+    logprobs(rows, tokens, values, ranks, top_ids, top_values)
     found = (values, ranks, top_ids, top_values)
-    return cast("tuple[Float32, Int32, Int32, Float32]", tuple(each.cpu().numpy() for each in found))
+    return cast("tuple[Float32, Int32, Int32, Float32]", tuple(Arriving(each) for each in found))

@@ -9,15 +9,18 @@ CHUNK = 4096
 LOWEST: tl.constexpr = tl.constexpr(0x807FFFFF - (1 << 32))
 """The key of -inf."""
 
+INFINITE: tl.constexpr = tl.constexpr(0x7F800000)
+"""The key of infinity: NaN's is higher."""
+
 LEAST: tl.constexpr = tl.constexpr(-(1 << 63))
 """Behind all places."""
 
 
 @triton.jit
 def key_of(logits):
-    """float32 to int32 in the same order; -0 is 0."""
+    """float32 to int32 in the same order; -0 is 0, and NaN comes first."""
     bits = tl.where(logits == 0.0, 0.0, logits).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return tl.where(logits != logits, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Rows of a table, of embeddings or of another buffer."""
+"""Rows of a table, of embeddings or of another buffer; and tokens that only the device knows."""
 
 import torch
 import triton
@@ -15,6 +15,20 @@ def gather(table: torch.Tensor, index: torch.Tensor | None, out: torch.Tensor, *
     _gather[(cdiv(rows, tall), cdiv(width, block))](
         table, index, out, rows, table.shape[0], width, table.stride(0), out.stride(0), scale, TALL=tall, BLOCK=block
     )
+
+
+def take_drawn(tokens: torch.Tensor, drawn: torch.Tensor) -> None:
+    """tokens [T] int32: -1 - i becomes drawn[i], or 0 where no token was drawn; the others stay."""
+    _take_drawn[(cdiv(len(tokens), 1024),)](tokens, drawn, len(tokens), BLOCK=1024)
+
+
+@triton.jit
+def _take_drawn(tokens, drawn, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.load(tokens + at, mask=at < count, other=0)
+    late = token < 0
+    found = tl.load(drawn - 1 - token, mask=late, other=0)
+    tl.store(tokens + at, tl.maximum(found, 0), mask=late & (at < count))
 
 
 @triton.jit

@@ -10,8 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW
 from tokenworks.kernels.cuda.ranking import (
     CHUNK,
+    INFINITE,
     LEAST,
     LOWEST,
     id_of_place,
@@ -23,6 +25,9 @@ from tokenworks.kernels.cuda.ranking import (
     store_best,
 )
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+
+UNFIT: tl.constexpr = tl.constexpr(UNFIT_ROW)
+EMPTY: tl.constexpr = tl.constexpr(EMPTY_ROW)
 
 SEARCH_CHUNK = 8192
 """Logits that a searching program handles at a time: 16 for each of its threads."""
@@ -37,7 +42,8 @@ def sample(
     uniform: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    """logits [R, vocabulary] float32, columns contiguous; out [R] int32; the others [R], as SampleBatch has them."""
+    """logits [R, vocabulary] float32, columns contiguous; out [R] int32, UNFIT_ROW and
+    EMPTY_ROW where there is no token; the others [R], as SampleBatch has them."""
     rows, vocabulary = logits.shape
     chunks = cdiv(vocabulary, CHUNK)
     places = torch.empty((rows, chunks), dtype=torch.int64, device=logits.device)
@@ -141,7 +147,11 @@ def _choose(
     chunk = tl.arange(0, CHUNKS)
     best = tl.max(tl.load(places + row.to(tl.int64) * chunks + chunk, mask=chunk < chunks, other=LEAST), 0)
     token, heat = id_of_place(best), tl.load(temperature + row)
-    if heat > 0.0:
+    if key_of_place(best) >= INFINITE:
+        token = UNFIT
+    elif key_of_place(best) <= LOWEST:
+        token = EMPTY
+    elif heat > 0.0:
         logits += row.to(tl.int64) * stride
         first = key_of_place(best)
         highest, warmth = logit_of(first), 1.0 / heat

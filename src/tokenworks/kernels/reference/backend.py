@@ -1,12 +1,13 @@
 """The backend itself: weights, caches, and the table of what computes each instruction."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenworks.kernels.adapter import Adaptation, check_adaptation
-from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, SampleBatch, StepBatch
+from tokenworks.kernels.backend import Float32, Int32, Limits, PackedPlace, RowChange, SampleBatch, StepBatch
+from tokenworks.kernels.changes import apply_changes
 from tokenworks.kernels.check import check_operations, look_up, needs
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.group import Group
@@ -132,6 +133,7 @@ class ReferenceExecutable:
         self._buffers: dict[int, Float32] = {}
         self._adapters: dict[int, Adapter] = {}
         self.parts = len(self._parts)
+        self.runs_ahead = False
         self.from_packed_file = False
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
         self.cache_bytes = sum(
@@ -219,6 +221,9 @@ class ReferenceExecutable:
             for r, row in enumerate(logits)
         ]  # fmt: skip
         return np.array(chosen, np.int32)
+
+    def adjust(self, logits: Float32, changes: Sequence[RowChange]) -> list[int]:
+        return apply_changes(logits, changes)
 
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         return log_probabilities(logits, chosen, top)
