@@ -7,7 +7,7 @@ known without any engine. A seed replays exactly.
 import random
 from collections.abc import Sequence
 
-from remembering import EOS, VOCABULARY, Ahead, RememberingExecutable, continuation
+from remembering import EOS, VOCABULARY, RememberingExecutable, continuation
 from small_model import ask, no_tokenizer
 
 from tokenworks.engine.draft import DraftModel

@@ -10,8 +10,8 @@ from small_checkpoints import DECODERS, write_decoder
 from tokenworks.engine.adapters import AdapterSlots
 from tokenworks.engine.engine import Engine
 from tokenworks.kernels.adapter import LowRank
-from tokenworks.kernels.backend import Backend, Limits
-from tokenworks.kernels.cuda.backend import CudaBackend
+from tokenworks.kernels.backend import Backend, Float32, Limits, StepBatch
+from tokenworks.kernels.cuda.backend import CudaBackend, CudaExecutable
 from tokenworks.kernels.cuda.logits import DeviceLogits
 from tokenworks.kernels.program import Linear
 from tokenworks.kernels.reference import ReferenceBackend
@@ -116,6 +116,21 @@ def test_adapters_come_and_go_while_others_run(folder: Path) -> None:
     assert together == oracle
     assert len({tuple(tokens) for tokens in together.values()}) == 4
     assert adapted_replies(folder, CudaBackend("cpu"), ["3"])["3"] == together["3"]
+
+
+def test_steps_begin_before_tokens_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of greedy, sampled and adjusted sequences alike."""
+    unseen: list[int] = []
+    run = CudaExecutable.run
+
+    def watched(self: CudaExecutable, batch: StepBatch, part: int | None = None) -> Float32:
+        unseen.append(int((batch.tokens < 0).sum()))
+        return run(self, batch, part)
+
+    monkeypatch.setattr(CudaExecutable, "run", watched)
+    replies(folder, CudaBackend("cpu"), [name for name, *_ in REQUESTS])
+    assert max(unseen) == 3
+    assert sum(unseen) == 6, "all but the first token of each"
 
 
 def test_rows_of_a_device_behave_as_numpys() -> None:

@@ -5,7 +5,11 @@ import pytest
 import torch
 from kernel_support import distribution, may_choose
 
+from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW, RowChange
+from tokenworks.kernels.changes import apply_changes
+from tokenworks.kernels.cuda.change import change_rows
 from tokenworks.kernels.cuda.logprobs import logprobs
+from tokenworks.kernels.cuda.rows import take_drawn
 from tokenworks.kernels.cuda.sample import sample
 from tokenworks.kernels.reference.sampling import log_probabilities
 
@@ -77,3 +81,45 @@ def test_log_probabilities(size: int, top: int) -> None:
     np.testing.assert_array_equal(top_ids.numpy(), wanted[2])
     np.testing.assert_allclose(values.numpy(), wanted[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(top_values.numpy(), wanted[3], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_no_token_can_be_drawn_from() -> None:
+    logits = np.zeros((5, 5000), np.float32)
+    logits[0, 4500] = np.nan
+    logits[1, 7] = -np.nan
+    logits[2, 4999] = np.inf
+    logits[3] = -np.inf
+    logits[4, 0] = -np.inf
+    for heat in (0.0, 0.7):
+        *bad, good = draw(logits, [(heat, 0, 0.9, 0.0)] * 5, [0.5] * 5)
+        assert bad == [UNFIT_ROW, UNFIT_ROW, UNFIT_ROW, EMPTY_ROW]
+        assert 0 < good < 5000
+
+
+def test_changes_are_numpys() -> None:
+    """A row without any, rows with some tokens changed, masks shorter than the vocabulary, and both."""
+    rng = np.random.default_rng(2)
+    vocabulary = 5003
+
+    def some(row: int, count: int, words: int | None) -> RowChange:
+        ids = rng.choice(vocabulary, count, replace=False).astype(np.int32)
+        offsets = rng.standard_normal(count).astype(np.float32)
+        offsets[: count // 5] = -np.inf
+        penalties = rng.choice([1.0, 1.3, 0.5], count).astype(np.float32)
+        mask = None if words is None else rng.integers(-(2**31), 2**31, words).astype(np.int32)
+        return RowChange(row, ids, penalties, offsets, mask)
+
+    changes = [some(3, 700, None), some(0, 0, 157), some(4, 5, 40), some(1, 1, None)]
+    logits = rng.standard_normal((6, vocabulary)).astype(np.float32)
+    ours, theirs = torch.from_numpy(logits.copy()), logits.copy()
+    for some_changes in (changes, changes[:1], changes[1:2]):
+        change_rows(ours, some_changes)
+        assert apply_changes(theirs, some_changes) == []
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6)
+
+
+def test_tokens_that_only_the_device_knows() -> None:
+    drawn = torch.tensor([40, 41, UNFIT_ROW, 43], dtype=torch.int32)
+    tokens = torch.tensor([7, -1, -4, 9, -3, 0, -2], dtype=torch.int32)
+    take_drawn(tokens, drawn)
+    assert tokens.tolist() == [7, 40, 43, 9, 0, 0, 41]
