@@ -208,7 +208,7 @@ def test_a_cancellation_while_drafts_run() -> None:
     chunks: list[TokenChunk] = []
     for step in range(50):
         engine.step(step * 0.01)
-        plan = engine._plan()
+        plan = engine._plan(None)
         if plan.pieces[0].draft:
             engine.cancel("a")
             chunks = scheduler.commit(plan, engine._runner.look(engine._runner.begin(plan)))
