@@ -4,8 +4,10 @@ sizes are those of the model. A new kernel belongs here: test_every_kernel.py co
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 
+from tokenworks.kernels.backend import RowChange
 from tokenworks.kernels.cuda import block_codings
 from tokenworks.kernels.cuda.adapt import BLOCK_ROWS, AdaptedRows, LowRankAddend, Room, Table
 from tokenworks.kernels.cuda.attention import Seen, Shape, attend
@@ -13,6 +15,7 @@ from tokenworks.kernels.cuda.block_codings import Coding
 from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
 from tokenworks.kernels.cuda.block_layout import Packed
 from tokenworks.kernels.cuda.blocks import BlockMatrix
+from tokenworks.kernels.cuda.change import change_rows
 from tokenworks.kernels.cuda.experts import ExpertWeights, _launch
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.gate import gate
@@ -22,7 +25,7 @@ from tokenworks.kernels.cuda.pairs import Blocks
 from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
 from tokenworks.kernels.cuda.products import skinny
 from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan, short_convolution
-from tokenworks.kernels.cuda.rows import gather
+from tokenworks.kernels.cuda.rows import gather, take_drawn
 from tokenworks.kernels.cuda.sample import sample
 from tokenworks.kernels.program import Attend, Value
 
@@ -143,6 +146,11 @@ def measure() -> None:
     logprobs(numbers(64, VOCABULARY), whole(64), numbers(64), whole(64), whole(64, 20), numbers(64, 20))
 
 
+def changed_logits() -> None:
+    some = np.ones(5, np.float32)
+    change_rows(numbers(64, VOCABULARY), [RowChange(3, np.arange(5, dtype=np.int32), some, some, np.ones(9, np.int32))])
+
+
 LAUNCHES: dict[str, Callable[[], object]] = {
     "product, gate and up": partial(gate_up, 32),
     "product, down": partial(down, 32),
@@ -153,6 +161,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "attention, latent": partial(attention, 576, 128, 8, latent=512),
     "adapters": lambda: addend(empty(32, WIDTH)).added(),
     "norm": lambda: norm(numbers(8, WIDTH), empty(8, WIDTH), numbers(WIDTH), None, Groups(WIDTH, False, 1e-5)),
+    "changed logits": changed_logits,
+    "unseen tokens": lambda: take_drawn(whole(64), whole(64)),
     "rows of a table": lambda: gather(empty(128256, WIDTH), whole(8), numbers(8, WIDTH)),
     "heads to their places": heads_to_their_places,
     "gate": lambda: gate(numbers(8, INNER), numbers(8, INNER), empty(8, INNER), "gelu_tanh", 0.0, 0.0),
