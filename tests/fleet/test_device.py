@@ -1,5 +1,6 @@
 """A worker's chip: chosen by itself, forced, refused; and what it takes on."""
 
+import os
 import sys
 import types
 from dataclasses import replace
@@ -51,6 +52,7 @@ def gpu(driver: None, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     )
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(device, "compiler_trouble", lambda: None)
     return cuda
 
 
@@ -79,6 +81,50 @@ def test_a_gpu_that_cannot_do_it(gpu: types.SimpleNamespace) -> None:
     assert "no bfloat16 (compute capability 7.5" in str(gpu_trouble())
     gpu.is_available = lambda: False
     assert "PyTorch sees no CUDA device" in str(gpu_trouble())
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Of a service: no home, no folder for kernels; a folder for data."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # so that what the test leaves is undone
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.setenv("TOKENWORKS_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_kernels_are_kept_beside_the_models(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.keep_kernels()
+    assert os.environ["TRITON_CACHE_DIR"] == str(environment / "kernels")
+    assert list((environment / "kernels").iterdir()) == []
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    device.keep_kernels()
+    assert os.environ["TRITON_CACHE_DIR"] == "mine"
+
+
+def test_where_nothing_can_be_kept_kernels_are_compiled_anew(
+    environment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    environment.write_text("a file, where the folder should be")
+    monkeypatch.setattr(device.tempfile, "tempdir", str(tmp_path))
+    device.keep_kernels()
+    made = Path(os.environ["TRITON_CACHE_DIR"])
+    assert made.is_dir() and made.parent == tmp_path
+    assert "Compiled kernels are not kept" in capsys.readouterr().err
+
+
+def test_a_compiler_that_is_missing_is_told_before_any_kernel_needs_it(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> None:
+        raise RuntimeError("no C compiler")
+
+    active = types.SimpleNamespace(get_current_target=build)
+    driver = types.SimpleNamespace(driver=types.SimpleNamespace(active=active))
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(runtime=driver))
+    monkeypatch.setitem(sys.modules, "triton.runtime", driver)
+    assert "needs gcc or clang and Python's headers (python3-dev): no C compiler" in str(device.compiler_trouble())
+    active.get_current_target = lambda: None
+    assert device.compiler_trouble() is None
 
 
 def test_a_model_that_the_gpu_does_not_run_goes_to_the_cpu(

@@ -1,13 +1,15 @@
 """Which chip a worker runs on, and what it takes of it where nobody has said."""
 
 import importlib.util
+import os
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenworks.config import EngineSettings
+from tokenworks.config import EngineSettings, data_directory
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, CacheType, Limits
 from tokenworks.kernels.program import Program
@@ -88,7 +90,35 @@ def gpu_trouble() -> str | None:
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return f"{torch.cuda.get_device_name()} has no bfloat16 (compute capability {major}.{minor}; 8.0 is needed)"
+    return compiler_trouble()
+
+
+def compiler_trouble() -> str | None:
+    """Why kernels cannot be compiled for the current device; None if they can."""
+    keep_kernels()
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()  # builds, once, what asks the driver
+    except Exception as error:  # whatever a C compiler, a linker or a loader may say
+        return f"Triton cannot build for it; it needs gcc or clang and Python's headers (python3-dev): {error}"
     return None
+
+
+def keep_kernels() -> None:
+    """Compiled kernels are kept where all else is, unless Triton is told another place: a service's user may have no
+    home. Several processes may write there at once: files take their places whole."""
+    if "TRITON_CACHE_DIR" in os.environ:
+        return
+    folder = data_directory() / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        sys.stderr.write(f"Compiled kernels are not kept: {error}.\n")
+        folder = Path(tempfile.mkdtemp(prefix="tokenworks-kernels-"))
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
 def _refusal(programs: Sequence[Program]) -> str | None:

@@ -38,8 +38,8 @@ def load(
 ) -> tuple[Engine | EncoderEngine, Ready, list[Callable[[], None]]]:
     """A model ready to run, and what is left to do when it runs: keeping packed weights for the next start, slow.
 
-    Adds the phases open, pack (map, when an earlier start has packed), draft (if there is one) and engine to
-    `phases_s`. Raises ModelError.
+    Adds the phases open, pack (map, when an earlier start has packed; on a GPU bind, kernels, weights, graphs), draft
+    (if there is one) and engine to `phases_s`. Raises ModelError.
     """
     mark_s = now_s()
 
@@ -65,6 +65,9 @@ def load(
     keep = [executable.keep_packed]
     encoder_bytes = 0
     phase("map" if executable.from_packed_file else "pack")
+    if executable.phases_s:
+        del phases_s["pack"]
+        phases_s |= executable.phases_s
     draft: DraftModel | MultiToken | None = None
     draft_executable = None
     if program.sequel is not None:

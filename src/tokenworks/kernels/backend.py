@@ -176,6 +176,8 @@ class Executable(Protocol):
     (`tolist`, np.asarray). So the next step may begin before anybody has looked at the tokens of the last one."""
     from_packed_file: bool
     """Weights were packed before, and kept in a file."""
+    phases_s: Mapping[str, float]
+    """Where `compile` spent its time, in order; empty where there is but one thing to say."""
 
     def keep_packed(self) -> None:
         """Writes the packed weights to the place given to `compile`, where they are not there yet and are large enough

@@ -93,6 +93,7 @@ class CpuExecutable:
         self.cache_bytes = self._executor.cache_bytes
         self.from_packed_file = self._loader.from_file
         self.runs_ahead = False
+        self.phases_s: Mapping[str, float] = {}
 
     @property
     def finite(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -16,13 +17,13 @@ from tokenworks.kernels.backend import (
     PackedPlace,
     RowChange,
     SampleBatch,
-    StateBatch,
     StepBatch,
 )
 from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
 from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.change import change_rows
-from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.cuda.compiling import compiling
+from tokenworks.kernels.cuda.graphs import Graphs, decode_sizes
 from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.loading import Loading
@@ -30,10 +31,12 @@ from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities
 from tokenworks.kernels.cuda.plan import make_plan, refusal
 from tokenworks.kernels.cuda.products import SKINNY_ROWS
 from tokenworks.kernels.cuda.rows import take_drawn
+from tokenworks.kernels.cuda.warming import empty_step, kinds_of_steps, warm_sampling
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
-from tokenworks.kernels.program import Attend, KvLayer, Pause, Program, Rope, StateLayer, Value
+from tokenworks.kernels.program import Attend, Input, KvLayer, Pause, Program, Rope, StateLayer, Value
 from tokenworks.kernels.tensor import Description, Tensor
+from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
 
 CACHE_TYPES: dict[CacheType, torch.dtype] = {
@@ -42,6 +45,11 @@ CACHE_TYPES: dict[CacheType, torch.dtype] = {
     "fp8": torch.float8_e4m3fn,
     "float32": torch.float32,
 }
+
+
+PHASES = ("bind", "kernels", "weights", "graphs")
+"""Of the start: memory is taken, and weights begin to come; kernels are compiled; the rest of the weights; one step of
+each size that has a graph. Without kernels to compile weights take all their time in the third."""
 
 
 class CudaBackend:
@@ -75,7 +83,7 @@ class CudaExecutable:
         if (said := refusal(program)) is not None:
             raise ModelError(f"{said[0].upper()}{said[1:]}.")
         self._program, self._limits, self._device = program, limits, device
-        wanted = needs(program)
+        wanted, marks_s = needs(program), [now_s()]
         shapes = self._shapes = dict[str, tuple[int, ...]]()
 
         def described(name: str) -> Description:
@@ -103,25 +111,32 @@ class CudaExecutable:
                 else:
                     self._parts[-1] += binder.bind(launch)
             check_operations(program, shapes)
-        self._scratch = binder.scratch
-        self._binder = binder
-        self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
-        self._graphs = (
-            Graphs(device, limits, self._plan, self._scratch, self._adapters) if device.type == "cuda" else None
-        )
-        self._rows: Mapping[RowKind, int] = {}
-        self._drawn = torch.zeros(limits.logit_rows, dtype=torch.int32, device=device)
-        """By the last `sample`; the next step may name them."""
-        self.runs_ahead = True
-        self.parts = len(self._parts)
+            self._scratch = binder.scratch
+            self._binder = binder
+            self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
+            self._graphs: Graphs | None = None
+            self._rows: Mapping[RowKind, int] = {}
+            self._drawn = torch.zeros(limits.logit_rows, dtype=torch.int32, device=device)
+            """By the last `sample`; the next step may name them."""
+            self.runs_ahead = True
+            self.parts = len(self._parts)
+            marks_s.append(now_s())
+            if device.type == "cuda":
+                self._compile_kernels()
+            marks_s.append(now_s())
+        marks_s.append(now_s())
         self.from_packed_file = False
         self.weight_bytes = self._weights.nbytes
         self.cache_bytes = sum(
             keys.nbytes + values.nbytes * (values is not keys) for keys, values in self._caches.values()
         )
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
-        if self._graphs:
+        if device.type == "cuda":
+            self._graphs = Graphs(device, limits, self._plan, self._scratch, self._adapters)
             self._warm_up(self._graphs.sizes)
+        marks_s.append(now_s())
+        spent_s = (after - before for before, after in pairwise(marks_s))
+        self.phases_s: Mapping[str, float] = dict(zip(PHASES, spent_s, strict=True))
 
     def keep_packed(self) -> None:
         """It packs nothing that would be worth a file."""
@@ -172,14 +187,28 @@ class CudaExecutable:
             "merged": len(batch.tokens) // self._plan.merged,
         }
 
+    def _compile_kernels(self) -> None:
+        """All that any step needs, but adapters', which few have."""
+        with compiling(self._limits.threads):
+            for lengths in self._kinds_of_steps():
+                self._run(empty_step(lengths), None)
+            if self._rows_kind(self._program.result) == "selected":
+                warm_sampling(self._program.result.width, self._drawn)
+
     def _warm_up(self, singles: Sequence[int], adapter: int | None = None) -> None:
-        """Compiles every kernel, has the memory of the largest step taken, and the graphs of `singles` captured:
-        sequences without blocks, which keep nothing, all with the adapter of a slot, or without."""
-        sizes = [(self._limits.step_tokens, 1), (min(self._limits.step_tokens, 128), 1)]
-        sizes += [(size, size) for size in reversed(singles)]
-        for tokens, sequences in sizes if self._plan.merged == 1 and self.parts == 1 else []:
-            adapters = None if adapter is None else np.full(sequences, adapter, np.int32)
-            self._run(replace(_empty_step(tokens, sequences), adapters=adapters), None)
+        """Has the memory of the largest step taken, libraries make ready, and the graphs of `singles` captured: all
+        sequences with the adapter of a slot, or without."""
+        kinds = self._kinds_of_steps()
+        for lengths in [*kinds[:1], *([1] * size for size in reversed(singles) if kinds)]:
+            adapters = None if adapter is None else np.full(len(lengths), adapter, np.int32)
+            self._run(replace(empty_step(lengths), adapters=adapters), None)
+
+    def _kinds_of_steps(self) -> list[list[int]]:
+        """None where a step is more than tokens."""
+        takes_inputs = any(isinstance(each, Input) for each in self._program.instructions)
+        if takes_inputs or self._plan.merged > 1 or self.parts > 1:
+            return []
+        return kinds_of_steps(self._limits, decode_sizes(self._limits, self._plan))
 
     @property
     def hidden(self) -> Float32:
@@ -255,16 +284,6 @@ def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int,
         keys = torch.zeros(shape, dtype=dtype, device=device)
         caches[number] = (keys, keys if layer.latent else torch.zeros(shape, dtype=dtype, device=device))
     return caches
-
-
-def _empty_step(tokens: int, sequences: int) -> StepBatch:
-    """Rows of no sequence's: they have no blocks."""
-    starts = np.linspace(0, tokens, sequences + 1).astype(np.int32)
-    positions = np.concatenate([np.arange(count, dtype=np.int32) for count in np.diff(starts)])
-    tables = np.full((sequences, 1 + int(positions.max())), -1, np.int32)
-    zeros = np.zeros(tokens, np.int32)
-    last, nowhere = starts[1:] - np.int32(1), np.full(sequences, -1, np.int32)
-    return StepBatch(zeros, positions, starts, tables, last, states=StateBatch(nowhere, last, nowhere))
 
 
 def _axes(program: Program) -> int:

@@ -178,7 +178,7 @@ def share_of_product(
     return acc * tl.load(row_scales + n)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x, words, scales, row_scales, out, residual, bias, partials, counters, added, adapted,
     rows, width, depth, row_words, x_stride, out_stride, residual_stride, added_stride, limit, offset,

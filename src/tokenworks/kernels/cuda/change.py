@@ -44,7 +44,7 @@ def change_rows(logits: torch.Tensor, changes: Sequence[RowChange]) -> None:
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["ids", "penalties", "offsets"])
 def _offset(logits, rows, ids, penalties, offsets, count, stride, BLOCK: tl.constexpr):
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < count

@@ -170,7 +170,7 @@ def write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_strid
     tl.store(out + m[None, :] * out_stride + n[:, None], acc.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _finish(
     product, out, residual, bias, rows, width, product_stride, out_stride, residual_stride, limit, offset,
     GATE: tl.constexpr, TALL: tl.constexpr, BLOCK: tl.constexpr,

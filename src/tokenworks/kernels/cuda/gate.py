@@ -22,7 +22,7 @@ def gate(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gate(
     x, up, out, rows, width, x_stride, up_stride, out_stride, limit, offset,
     KIND: tl.constexpr, TALL: tl.constexpr, BLOCK: tl.constexpr,

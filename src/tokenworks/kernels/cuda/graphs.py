@@ -27,14 +27,19 @@ MOST_ROWS = 24
 """Of a sequence; with more its rows had better look at K and V together."""
 
 
+def decode_sizes(limits: Limits, plan: Plan) -> list[int]:
+    """Sequences of the steps that have a graph."""
+    most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
+    if plan.merged > 1 or any(_sees_rows(launch.call) for launch in plan.launches):
+        return []
+    return sorted({min(size, most) for size in PADDED_ROWS})
+
+
 class Graphs:
     """Of one executable."""
 
     def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters) -> None:
-        most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
-        self.sizes: list[int] = []
-        if plan.merged == 1 and not any(_sees_rows(launch.call) for launch in plan.launches):
-            self.sizes = sorted({min(size, most) for size in PADDED_ROWS})
+        self.sizes = decode_sizes(limits, plan)
         self._captured: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
         self._device, self._scratch, self._adapters = device, scratch, adapters

@@ -43,7 +43,7 @@ def logprobs(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "top"])
 def _measure(logits, chosen, sums, places, rows, vocabulary, stride, top, CHUNK: tl.constexpr):
     """Of each chunk: its highest logit, the sum of exp(logit - highest), how many tokens rank before the chosen one;
     and its first places in rank."""
@@ -65,7 +65,7 @@ def _measure(logits, chosen, sums, places, rows, vocabulary, stride, top, CHUNK:
         tl.store(places + (row * chunks + chunk).to(tl.int64) * top + i, LEAST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "top"])
 def _finish(
     logits, chosen, sums, places, values, ranks, top_ids, top_values, rows, stride, top, chunks,
     CHUNKS: tl.constexpr, PLACES: tl.constexpr,

@@ -42,7 +42,7 @@ def norm(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(
     x, out, weight, bias, rows, x_stride, out_stride, group, epsilon,
     WIDE: tl.constexpr, CENTRED: tl.constexpr, TALL: tl.constexpr, BLOCK: tl.constexpr,

@@ -152,7 +152,7 @@ def _head(
         tl.store(to + j, rest.to(kind), mask=stored & other)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _place(
     q, k, v, out, keys, values, q_weight, k_weight, v_weight, frequencies, axes, places,
     positions, sequences, tables, meta,

@@ -124,7 +124,7 @@ def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _skinny(
     x, weights, out, residual, bias, partials, counters, added, adapted,
     rows, width, depth, x_stride, out_stride, residual_stride, added_stride, limit, offset,

@@ -22,7 +22,7 @@ def take_drawn(tokens: torch.Tensor, drawn: torch.Tensor) -> None:
     _take_drawn[(cdiv(len(tokens), 1024),)](tokens, drawn, len(tokens), BLOCK=1024)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _take_drawn(tokens, drawn, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = tl.load(tokens + at, mask=at < count, other=0)
@@ -31,7 +31,7 @@ def _take_drawn(tokens, drawn, count, BLOCK: tl.constexpr):
     tl.store(tokens + at, tl.maximum(found, 0), mask=late & (at < count))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gather(
     table, index, out, rows, known, width, table_stride, out_stride, scale, TALL: tl.constexpr, BLOCK: tl.constexpr
 ):

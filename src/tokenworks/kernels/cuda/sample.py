@@ -138,7 +138,7 @@ def _equal_at(logits, vocabulary, key, number, CHUNK: tl.constexpr):
     return tl.where(found < 0, last, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperature", "top_k", "top_p", "min_p", "uniform"])
 def _choose(
     logits, places, temperature, top_k, top_p, min_p, uniform, out, vocabulary, stride, chunks,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr,

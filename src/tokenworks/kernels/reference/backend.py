@@ -135,6 +135,7 @@ class ReferenceExecutable:
         self.parts = len(self._parts)
         self.runs_ahead = False
         self.from_packed_file = False
+        self.phases_s: Mapping[str, float] = {}
         self.weight_bytes = sum(weight.nbytes for weight in weights.values())
         self.cache_bytes = sum(
             keys.nbytes + (values.nbytes if values.base is None else 0) for keys, values in self._caches.values()
