@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from ahead import run_ahead
 from small_model import Reply, ask, run
 from transformers import AutoModelForImageTextToText
 from vision_checkpoints import FAMILIES, drawing, prompt_of, reference_inputs, write_vision_model
@@ -65,6 +66,16 @@ def test_the_same_tokens_however_they_are_run(model: Path) -> None:
     assert in_chunks["two"].tokens == alone["two"]
     halfway = msgspec.structs.replace(two, output_ids=tuple(alone["two"][:5]))  # as after a worker's death
     assert run(engine_of(model), halfway)["two"].tokens == alone["two"][5:]
+
+
+def test_steps_begin_before_tokens_are_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [question(model, "one", [1]), question(model, "two", [2, 1]), ask("text", TEXT, ignore_eos=True)]
+    alone = {each.request_id: run(engine_of(model), each)[each.request_id].tokens for each in requests}
+    unseen = run_ahead(monkeypatch)
+    for settings in ({}, {"step_tokens": 23, "sequences": 3}):
+        together = run(engine_of(model, speculation=False, **settings), *requests)
+        assert {name: reply.tokens for name, reply in together.items()} == alone
+    assert sum(unseen) > 50, "most tokens but each one's first"
 
 
 def test_equal_pictures_hit_the_prefix_cache_and_others_miss(model: Path) -> None:

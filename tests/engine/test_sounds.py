@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from ahead import run_ahead
 from small_model import ask, run
 from speech_checkpoints import FRAMES, HEARD, VOCABULARY, noise, sound_of, write_whisper
 from transformers import WhisperForConditionalGeneration
@@ -61,6 +62,16 @@ def test_the_same_tokens_however_they_are_run(model: Path) -> None:
     assert {name: reply.tokens for name, reply in in_chunks.items()} == alone
     halfway = msgspec.structs.replace(requests[1], output_ids=tuple(alone["two"][:5]))  # as after a worker's death
     assert run(engine_of(model), halfway)["two"].tokens == alone["two"][5:]
+
+
+def test_steps_begin_before_tokens_are_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [listen("one", 1), listen("two", 2), listen("short", 3, 9)]
+    alone = {each.request_id: run(engine_of(model), each)[each.request_id].tokens for each in requests}
+    unseen = run_ahead(monkeypatch)
+    for settings in ({}, {"step_tokens": 11, "sequences": 2}):
+        together = run(engine_of(model, **settings), *requests)
+        assert {name: reply.tokens for name, reply in together.items()} == alone
+    assert sum(unseen) > 50, "most tokens but each one's first"
 
 
 def test_a_sound_heard_before_is_found_again(model: Path) -> None:

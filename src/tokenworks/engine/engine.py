@@ -80,8 +80,7 @@ class Engine:
         """Endings that the scheduler has no part in, for the next step."""
         self._under_way: Step | None = None
         """Begun, and nobody has looked at its tokens."""
-        # A model's guesses need the tokens, and states and media are placed by what the last step made.
-        self._runs_ahead = executable.runs_ahead and draft is None and encoder is None and not limits.state_slots
+        self._runs_ahead = executable.runs_ahead and draft is None  # whose guesses need the tokens
         self._timed: tuple[int, float] | None = None
         """Tokens of the last step and when it began, where the time from there to the next one's beginning counts."""
 

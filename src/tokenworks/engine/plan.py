@@ -27,7 +27,9 @@ class Piece(NamedTuple):
     """Guesses of the tokens that follow the sequence's last one: they run behind it in this piece. Each one's logits
     give another token if it and all before it are what was sampled. None of them ends the sequence."""
     writings: Writings = ()
-    """Where the sequence's recurrent state is written, in models that have one."""
+    """Where the sequence's recurrent state is written, in models that have one, ..."""
+    state_begin: int = -1
+    """... and where the piece finds it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def assemble(plan: StepPlan, block_tokens: int, before: Step | None = None) -> S
     slots: list[int] = []
     adapters: list[int] = []
     longest = 0
-    for sequence, start, end, logits_from, _, draft, _ in plan.pieces:
+    for sequence, start, end, logits_from, _, draft, *_ in plan.pieces:
         if end - start == 1:
             tokens.append(sequence.tokens[start] if start < len(sequence.tokens) else -1 - due[sequence])
             positions.append(start)
@@ -75,7 +75,7 @@ def _states(plan: StepPlan, row_starts: list[int]) -> StateBatch:
         for tokens, slot in piece.writings:
             rows.append(first + tokens - piece.start - 1)
             slots.append(slot)
-    begin = [piece.sequence.state_begin for piece in plan.pieces]
+    begin = [piece.state_begin for piece in plan.pieces]
     return StateBatch(np.array(begin, np.int32), np.array(rows, np.int32), np.array(slots, np.int32))
 
 
@@ -98,7 +98,7 @@ class Runner:
             return Step(plan, None)
         if self._encoder is None:
             return Step(plan, self._executable.run(assemble(plan, self._block_tokens, before)))
-        batches = self._encoder.batches(plan, lambda some: assemble(some, self._block_tokens))
+        batches = self._encoder.batches(plan, lambda some: assemble(some, self._block_tokens, before))
         return Step(plan, [self._executable.run(batch, part) for batch, part in batches][-1])
 
     def draw(self, step: Step) -> None:

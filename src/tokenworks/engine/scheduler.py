@@ -35,7 +35,7 @@ from tokenworks.engine.plan import Piece, StepPlan, StepResult
 from tokenworks.engine.sequence import AdapterUse, Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
-from tokenworks.engine.states import States, Writings
+from tokenworks.engine.states import States
 from tokenworks.kernels.backend import Limits
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, Medium, TokenChunk
 
@@ -126,7 +126,7 @@ class Scheduler:
         prefills: list[Sequence] = []
         admitted: list[Sequence] = []
         preempted: list[Sequence] = []
-        size, states = self._limits.block_tokens, self._states
+        size = self._limits.block_tokens
         for sequence in tuple(self._running):
             if sequence.state is State.DECODE or sequence.due:
                 if sequence.due and len(sequence.tokens) + 1 >= sequence.longest:
@@ -134,8 +134,7 @@ class Scheduler:
                 start = sequence.reach
                 if start == sequence.blocks * size and not self._make_room(sequence, start + 1, preempted):
                     continue
-                writings = states.writings(sequence, start + 1) if states is not None else ()
-                pieces.append(_piece(sequence, start, start + 1, start, True, writings))
+                pieces.append(self._piece(sequence, start, start + 1, start, True))
             elif sequence.state is State.PREFILL:
                 prefills.append(sequence)
         tokens = decoding = len(pieces)
@@ -168,7 +167,7 @@ class Scheduler:
         """The plan with guesses behind the pieces, as far as there are blocks: (index, the tokens that may follow)."""
         pieces, tokens = list(plan.pieces), plan.tokens
         for index, draft in drafts:
-            sequence, start, end, *_, writings = pieces[index]
+            sequence, _, end, *_, writings, _ = pieces[index]
             states, count = self._states, len(draft)
             if states is not None:
                 count = min(count, states.room_behind(sequence, writings))
@@ -176,7 +175,7 @@ class Scheduler:
             if count:
                 if states is not None:
                     writings = states.with_guesses(sequence, writings, count)
-                pieces[index] = Piece(sequence, start, end + count, start, True, tuple(draft[:count]), writings)
+                pieces[index] = pieces[index]._replace(end=end + count, draft=tuple(draft[:count]), writings=writings)
                 tokens += count
         return replace(plan, pieces=tuple(pieces), tokens=tokens)
 
@@ -187,7 +186,7 @@ class Scheduler:
         size, states = self._limits.block_tokens, self._states
         tokens = iter(result.tokens)
         for index, piece in enumerate(plan.pieces):
-            sequence, _, end, _, samples, draft, writings = piece
+            sequence, _, end, _, samples, draft, writings, _ = piece
             made = next(tokens) if samples else []
             if sequence.state is State.ENDED:  # in the step before, when this one was under way
                 continue
@@ -313,10 +312,20 @@ class Scheduler:
         end = self._runnable(sequence, start, min(end, sequence.blocks * self._limits.block_tokens))
         samples = end == length
         logits_from = start if sequence.prompt_logprobs_due else end - samples
-        states = self._states
-        writings = states.writings(sequence, end) if states is not None else ()
-        pieces.append(_piece(sequence, start, end, logits_from, samples, writings))
+        pieces.append(self._piece(sequence, start, end, logits_from, samples))
         return tokens + end - start, rows - (end - logits_from)
+
+    def _piece(self, sequence: Sequence, start: int, end: int, logits_from: int, samples: bool) -> Piece:
+        """Notes in the sequence that it runs."""
+        begin = sequence.state_begin
+        if self._states is not None:
+            if sequence.in_steps:
+                begin = sequence.writings[-1][1]
+            sequence.writings = self._states.writings(sequence, end)
+        sequence.in_steps += 1
+        sequence.due += samples
+        sequence.planned = end
+        return Piece(sequence, start, end, logits_from, samples, (), sequence.writings, begin)
 
     def _runnable(self, sequence: Sequence, start: int, end: int) -> int:
         """How far a prompt can run with the pictures and sounds that are there; notes the one that it waits for."""
@@ -403,13 +412,7 @@ class Scheduler:
         if self._speculator is not None:
             self._speculator.left(sequence)
         if self._states is not None:
+            if sequence.in_steps:
+                self._states.discard(sequence, sequence.writings)
             self._states.release(sequence)
         self._space.release(sequence)
-
-
-def _piece(sequence: Sequence, start: int, end: int, logits_from: int, samples: bool, writings: Writings) -> Piece:
-    """Notes in the sequence that it runs."""
-    sequence.in_steps += 1
-    sequence.due += samples
-    sequence.planned = end
-    return Piece(sequence, start, end, logits_from, samples, (), writings)

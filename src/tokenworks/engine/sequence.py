@@ -97,6 +97,7 @@ class Sequence(Tenant):
         "state",
         "state_begin",
         "state_slot",
+        "writings",
     )
 
     def __init__(
@@ -142,6 +143,8 @@ class Sequence(Tenant):
         """So many of them make its next tokens, which nobody has seen."""
         self.planned = 0
         """So many of its tokens, seen or not, are in the cache once these have run."""
+        self.writings: tuple[tuple[int, int], ...] = ()
+        """Where the last of them writes its recurrent state (engine/states.py)."""
         self.cancelled = False
         self.lookup: PromptLookup | None = None
         """Where its next tokens may be found, from the first time that somebody looked."""

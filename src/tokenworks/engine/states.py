@@ -82,7 +82,7 @@ class States:
         """For a piece up to `end`; slots of snapshots are taken."""
         found = []
         size = self._block_tokens
-        first, last = sequence.computed // size * size + size, end // size * size
+        first, last = sequence.reach // size * size + size, end // size * size
         for border in range(first, last + 1, size):
             slot = self._slot_at(sequence, border, border == last)
             if slot is not None:
