@@ -259,8 +259,9 @@ def step_times(model: Any, batch: StepBatch, steps: int = 50) -> tuple[float, fl
     zeros = np.zeros(len(batch.tokens), np.float32)
     how = SampleBatch(zeros, zeros.astype(np.int32), zeros + 1, zeros, zeros)
     model.sample(model.run(batch), how)
-    rows = model._graphs.rows_for(batch)
-    alone = median_ms(model._graphs._captured[rows].replay, graph=False)
+    graphs = model._main.graphs
+    rows = graphs.rows_for(batch)
+    alone = median_ms(graphs._captured[rows, False].replay, graph=False)
     torch.cuda.synchronize()
     times = []
     for _ in range(steps):

@@ -3,7 +3,6 @@
 import os
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,11 @@ from tokenworks.fleet import device
 from tokenworks.fleet.device import Capacity, capacity, choose_backend, gpu_trouble
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.cpu.backend import CpuBackend
-from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.protocol.errors import ModelError
 
 
 def settings(**engine: object) -> WorkerSettings:
     return WorkerSettings(path="", engine=EngineSettings(**engine))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def program() -> Program:
-    builder = ProgramBuilder()
-    return builder.finish(builder.embed("x", 8))
-
-
-@pytest.fixture
-def guessing(program: Program) -> Program:
-    return replace(program, sequel=program)
 
 
 @pytest.fixture
@@ -56,22 +43,20 @@ def gpu(driver: None, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     return cuda
 
 
-def test_without_a_driver_torch_is_not_even_looked_at(
-    no_driver: None, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_driver_torch_is_not_even_looked_at(no_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it would raise
-    assert isinstance(choose_backend(settings(), [program]), CpuBackend)
+    assert isinstance(choose_backend(settings()), CpuBackend)
     with pytest.raises(ModelError, match="device: gpu cannot be had: there is no NVIDIA driver"):
-        choose_backend(settings(device="gpu"), [program])
+        choose_backend(settings(device="gpu"))
 
 
 def test_a_driver_without_the_extra_says_what_to_install(
-    driver: None, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    driver: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None if name == "triton" else True)
-    assert isinstance(choose_backend(settings(), [program]), CpuBackend)
+    assert isinstance(choose_backend(settings()), CpuBackend)
     assert "triton missing: pip install 'tokenworks[cuda]'" in capsys.readouterr().err
-    assert isinstance(choose_backend(settings(device="cpu"), [program]), CpuBackend)
+    assert isinstance(choose_backend(settings(device="cpu")), CpuBackend)
     assert capsys.readouterr().err == ""
 
 
@@ -125,15 +110,6 @@ def test_a_compiler_that_is_missing_is_told_before_any_kernel_needs_it(
     assert "needs gcc or clang and Python's headers (python3-dev): no C compiler" in str(device.compiler_trouble())
     active.get_current_target = lambda: None
     assert device.compiler_trouble() is None
-
-
-def test_a_model_that_the_gpu_does_not_run_goes_to_the_cpu(
-    gpu: types.SimpleNamespace, guessing: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert isinstance(choose_backend(settings(), [guessing]), CpuBackend)
-    assert "does not run a model's own guesses yet" in capsys.readouterr().err
-    with pytest.raises(ModelError, match="does not run a model's own guesses yet"):
-        choose_backend(settings(device="gpu"), [guessing])
 
 
 def test_what_nobody_has_said_follows_the_device() -> None:

@@ -146,14 +146,14 @@ class MultiToken:
         while runs:
             tokens, hidden = self._run(list(runs.values()), guesses=True)
             following: dict[int, _Run] = {}
-            for (index, run), token, row in zip(runs.items(), tokens, hidden, strict=True):
+            for at, ((index, run), token) in enumerate(zip(runs.items(), tokens, strict=True)):
                 sequence, count = wanted[index]
                 if token in sequence.ends:
                     continue
                 guesses[index].append(token)
                 if len(guesses[index]) < count:
                     entry = run.first + len(run.tokens)
-                    following[index] = _Run(entry, [token], row[None], self._with_own_blocks(sequence))
+                    following[index] = _Run(entry, [token], hidden[at : at + 1], self._with_own_blocks(sequence))
             runs = following
         return guesses
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,15 +50,15 @@ def capacity(wanted: EngineSettings, backend: Backend) -> Capacity:
     )
 
 
-def choose_backend(settings: WorkerSettings, programs: Sequence[Program]) -> Backend:
-    """For all of a worker's programs. Raises ModelError when a GPU is asked for and cannot be had."""
+def choose_backend(settings: WorkerSettings) -> Backend:
+    """Raises ModelError when a GPU is asked for and cannot be had."""
     if settings.backend == "reference":
         from tokenworks.kernels.reference import ReferenceBackend
 
         return ReferenceBackend()
     wanted = settings.engine.device
     if wanted != "cpu":
-        trouble = gpu_trouble() or _refusal(programs)
+        trouble = gpu_trouble()
         if trouble is None:
             from tokenworks.kernels.cuda.backend import CudaBackend
 
@@ -119,12 +119,6 @@ def keep_kernels() -> None:
         sys.stderr.write(f"Compiled kernels are not kept: {error}.\n")
         folder = Path(tempfile.mkdtemp(prefix="tokenworks-kernels-"))
     os.environ["TRITON_CACHE_DIR"] = str(folder)
-
-
-def _refusal(programs: Sequence[Program]) -> str | None:
-    from tokenworks.kernels.cuda.plan import refusal
-
-    return next((said for program in programs if (said := refusal(program)) is not None), None)
 
 
 def free_mb(limits: Limits, models: Iterable[tuple[Program, Mapping[str, Tensor]]]) -> int:

@@ -51,12 +51,9 @@ def load(
     path = Path(settings.path)
     checkpoint = _open(path, settings)
     config = checkpoint.config
-    program = checkpoint.program()
     drafting = _open_draft(settings, config)
-    backend = choose_backend(settings, _programs(checkpoint, program, drafting))
-    if drafting is None and settings.engine.speculation:
-        guessing = checkpoint.program(guesses=True)
-        program = guessing if backend.name != "cuda" else program
+    program = checkpoint.program(guesses=drafting is None and settings.engine.speculation)
+    backend = choose_backend(settings)
     limits = _limits(settings, backend, checkpoint, program, drafting)
     phase("open")
     place = _place(path, settings)
@@ -184,18 +181,6 @@ def _encoder_limits(rows: int, threads: int) -> Limits:
     return Limits(
         step_tokens=rows, sequences=1, logit_rows=1, blocks=1, block_tokens=1, cache_dtype="float32", threads=threads
     )
-
-
-def _programs(checkpoint: Checkpoint, program: Program, drafting: Checkpoint | None) -> list[Program]:
-    """All that a worker runs."""
-    config, programs = checkpoint.config, [program]
-    if drafting is not None:
-        programs.append(drafting.program())
-    if isinstance(config, SpeechConfig):
-        programs.append(checkpoint.speech_program())
-    elif isinstance(config, DecoderConfig) and config.vision is not None:
-        programs.append(checkpoint.vision_program(config.vision))
-    return programs
 
 
 def _limits(

@@ -191,7 +191,9 @@ class Executable(Protocol):
 
     @property
     def hidden(self) -> Float32:
-        """[T, width] what the program hands out beside its result, of the last run; valid until the next one."""
+        """[T, width] what the program hands out beside its result, of the last run; valid until the next one. May be
+        rows that lie on a device and behave as numpy's do for len, shape, copy, slices and np.concatenate; np.asarray
+        fetches them. A sequel's steps take such rows as their inputs."""
 
     def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
         """A step of the program's sequel: its result and what it hands out; valid until the next run."""

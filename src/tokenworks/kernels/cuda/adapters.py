@@ -53,6 +53,11 @@ class Adapters:
         tables = sum(product.table.nbytes for product in self._products.values() if product.table is not None)
         return tables + self._room.nbytes
 
+    @property
+    def shapes(self) -> dict[tuple[str, ...], int]:
+        """Ranks that there is room for, by product: what kernels are compiled for."""
+        return {names: each.table.rank for names, each in self._products.items() if each.table is not None}
+
     def product(self, names: tuple[str, ...], heights: Sequence[int], width: int) -> AdaptedProduct:
         """Of weights that are multiplied together: rows of each, and columns."""
         return self._products.setdefault(names, AdaptedProduct(names, heights, width, self._room))

@@ -1,9 +1,9 @@
 """The GPU backend behind kernels/backend.py: memory, the step's numbers, and the launches of its plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,18 +23,19 @@ from tokenworks.kernels.check import check_operations, describe_weight, look_up,
 from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.change import change_rows
 from tokenworks.kernels.cuda.compiling import compiling
-from tokenworks.kernels.cuda.graphs import Graphs, decode_sizes
+from tokenworks.kernels.cuda.device_rows import DeviceRows
+from tokenworks.kernels.cuda.finish import Scratch
+from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, by_rows
-from tokenworks.kernels.cuda.launches import Binder, Bound
+from tokenworks.kernels.cuda.launches import Binder
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
-from tokenworks.kernels.cuda.plan import make_plan, refusal
-from tokenworks.kernels.cuda.products import SKINNY_ROWS
+from tokenworks.kernels.cuda.plan import make_plan
 from tokenworks.kernels.cuda.rows import take_drawn
-from tokenworks.kernels.cuda.warming import empty_step, kinds_of_steps, warm_sampling
+from tokenworks.kernels.cuda.stepper import Stepper
+from tokenworks.kernels.cuda.warming import warm_sampling
 from tokenworks.kernels.cuda.weights import Weights
-from tokenworks.kernels.flow import RowKind
-from tokenworks.kernels.program import Attend, Input, KvLayer, Pause, Program, Rope, StateLayer, Value
+from tokenworks.kernels.program import Attend, Instruction, KvLayer, Program, Rope, StateLayer
 from tokenworks.kernels.tensor import Description, Tensor
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
@@ -80,8 +81,6 @@ class CudaExecutable:
             raise ModelError(
                 f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r}."
             )
-        if (said := refusal(program)) is not None:
-            raise ModelError(f"{said[0].upper()}{said[1:]}.")
         self._program, self._limits, self._device = program, limits, device
         wanted, marks_s = needs(program), [now_s()]
         shapes = self._shapes = dict[str, tuple[int, ...]]()
@@ -91,35 +90,36 @@ class CudaExecutable:
             shapes[name] = what.shape
             return what
 
-        self._plan = make_plan(program, limits)
+        plans = [make_plan(each, limits) for each in program.steps]
         self._caches = _caches(program, limits, device)
         self._states = {
             number: torch.zeros((limits.state_slots, layer.floats), dtype=torch.float32, device=device)
             for number, layer in enumerate(program.all_cache_layers)
             if isinstance(layer, StateLayer)
         }
-        self._arena = torch.zeros(self._plan.arena_bytes, dtype=torch.uint8, device=device)
+        self._arena = torch.zeros(max(plan.arena_bytes for plan in plans), dtype=torch.uint8, device=device)
+        self._scratch = Scratch(device)
         self._adapters = Adapters(device, max(limits.step_tokens, limits.sequences, limits.logit_rows))
-        self._parts: list[list[Bound]] = [[]]
+        self._steppers: list[Stepper] = []
+        """Of the program, and of its sequel."""
+        layers = 0
         with Loading(device, limits.threads) as loading:
             self._weights = Weights(loading, described, lambda name: look_up(weights, name, wanted[name]))
-            memory = (self._weights, self._caches, self._states, self._arena, self._adapters)
-            binder = Binder(program, self._plan, limits, device, *memory)
-            for launch in self._plan.launches:
-                if isinstance(launch.call, Pause):
-                    self._parts.append([])
-                else:
-                    self._parts[-1] += binder.bind(launch)
+            for each, plan in zip(program.steps, plans, strict=True):
+                caches = {number - layers: kept for number, kept in self._caches.items()}
+                states = {number - layers: kept for number, kept in self._states.items()}
+                memory = (self._weights, caches, states, self._arena, self._adapters, self._scratch)
+                binder = Binder(each, plan, limits, device, *memory)
+                self._steppers.append(Stepper(each, plan, limits, device, binder))
+                layers += len(each.cache_layers)
             check_operations(program, shapes)
-            self._scratch = binder.scratch
-            self._binder = binder
-            self._inputs = Inputs(device, limits, binder.tile_tokens, _axes(program), _spans(program))
-            self._graphs: Graphs | None = None
-            self._rows: Mapping[RowKind, int] = {}
+            self._main = self._steppers[0]
+            tile_tokens = sorted({tokens for stepper in self._steppers for tokens in stepper.tile_tokens})
+            self._inputs = Inputs(device, limits, tile_tokens, _axes(program), _spans(program))
             self._drawn = torch.zeros(limits.logit_rows, dtype=torch.int32, device=device)
             """By the last `sample`; the next step may name them."""
             self.runs_ahead = True
-            self.parts = len(self._parts)
+            self.parts = len(self._main.parts)
             marks_s.append(now_s())
             if device.type == "cuda":
                 self._compile_kernels()
@@ -132,91 +132,109 @@ class CudaExecutable:
         )
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if device.type == "cuda":
-            self._graphs = Graphs(device, limits, self._plan, self._scratch, self._adapters)
-            self._warm_up(self._graphs.sizes)
+            self._make_graphs(torch.cuda.graph_pool_handle())
+            for stepper in self._steppers:
+                self._warm_up(stepper)
         marks_s.append(now_s())
         spent_s = (after - before for before, after in pairwise(marks_s))
         self.phases_s: Mapping[str, float] = dict(zip(PHASES, spent_s, strict=True))
+
+    def _make_graphs(self, pool: Any) -> None:
+        """All share memory: they never run at the same time."""
+        for stepper in self._steppers:
+            stepper.graphs = Graphs(self._device, self._limits, stepper.plan, self._scratch, self._adapters, pool)
 
     def keep_packed(self) -> None:
         """It packs nothing that would be worth a file."""
 
     def run(self, batch: StepBatch, part: int | None = None) -> Float32:
+        self._run(self._main, batch, part)
+        result = self._program.result
+        if part is not None and part < self.parts - 1:
+            return np.empty((0, result.width), np.float32)
+        values, logits = self._main.values(result), self._main.kind(result) == "selected"
+        # Logits stay on the device: see Executable.run.
+        return cast(Float32, DeviceLogits(values) if logits else values.float().cpu().numpy())
+
+    def _run(self, stepper: Stepper, batch: StepBatch, part: int | None = None) -> None:
         self._check(batch)
         try:
-            self._run(batch, part)
+            self._begin(stepper, batch, part)
         except torch.OutOfMemoryError:
             # Steps' memory is reserved, but for what libraries take in passing: others use this GPU too. Once more with
             # what the allocator holds in reserve given back; K and V are written a second time, to the same effect.
             torch.cuda.empty_cache()
-            self._run(batch, part)
-        if part is not None and part < self.parts - 1:
-            return np.empty((0, self._program.result.width), np.float32)
-        values, logits = self._values(self._program.result), self._rows_kind(self._program.result) == "selected"
-        # Logits stay on the device: see Executable.run.
-        return cast(Float32, DeviceLogits(values) if logits else values.float().cpu().numpy())
+            self._begin(stepper, batch, part)
 
-    def _run(self, batch: StepBatch, part: int | None) -> None:
-        self._rows = self._row_counts(batch)
-        graph_rows = self._graphs.rows_for(batch) if self._graphs and part is None else None
+    def _begin(self, stepper: Stepper, batch: StepBatch, part: int | None) -> None:
+        stepper.rows, graphs = stepper.counts(batch), stepper.graphs
+        graph_rows = graphs.rows_for(batch) if graphs and part is None else None
         if graph_rows is not None:
             batch = by_rows(batch, graph_rows)
-        rows = self._row_counts(batch)
+        if not self._inputs.fits(batch):
+            for each in self._steppers:
+                each.drop_graphs()
+        rows = stepper.counts(batch)
         singles = rows["tokens"] == rows["sequences"] == rows["selected"]
-        if self._graphs and not self._inputs.fits(batch):
-            self._graphs.drop()
         step = self._inputs.load(batch, rows, singles_only=singles, adapter_slots=self._adapters.slots)
         if batch.tokens.size and batch.tokens.min() < 0:
             take_drawn(step.arrays["tokens"], self._drawn)
-        launches = [launch for each in (self._parts if part is None else [self._parts[part]]) for launch in each]
+        launches = stepper.launches(part)
 
         def launch_all() -> None:
             for launch in launches:
                 launch(step)
 
-        if self._graphs and graph_rows is not None:
-            self._graphs.run(graph_rows, batch.adapters is not None, launch_all)
+        if not part:
+            for bring in stepper.brings:
+                bring(step)
+        if graphs and graph_rows is not None:
+            graphs.run(graph_rows, batch.adapters is not None, launch_all)
         else:
             launch_all()
-
-    def _row_counts(self, batch: StepBatch) -> dict[RowKind, int]:
-        return {
-            "tokens": len(batch.tokens),
-            "selected": len(batch.logit_rows),
-            "sequences": len(batch.row_starts) - 1,
-            "merged": len(batch.tokens) // self._plan.merged,
-        }
 
     def _compile_kernels(self) -> None:
         """All that any step needs, but adapters', which few have."""
         with compiling(self._limits.threads):
-            for lengths in self._kinds_of_steps():
-                self._run(empty_step(lengths), None)
-            if self._rows_kind(self._program.result) == "selected":
+            for stepper in self._steppers:
+                for lengths in stepper.kinds_of_steps():
+                    self._run(stepper, stepper.empty_step(lengths))
+            if self._main.kind(self._program.result) == "selected":
                 warm_sampling(self._program.result.width, self._drawn)
 
-    def _warm_up(self, singles: Sequence[int], adapter: int | None = None) -> None:
-        """Has the memory of the largest step taken, libraries make ready, and the graphs of `singles` captured: all
-        sequences with the adapter of a slot, or without."""
-        kinds = self._kinds_of_steps()
-        for lengths in [*kinds[:1], *([1] * size for size in reversed(singles) if kinds)]:
-            adapters = None if adapter is None else np.full(len(lengths), adapter, np.int32)
-            self._run(replace(empty_step(lengths), adapters=adapters), None)
+    def _compile_adapters_kernels(self, slot: int) -> None:
+        """What the last run left is void."""
+        graphs, self._main.graphs = self._main.graphs, None  # nothing is run that could be captured
+        try:
+            with compiling(self._limits.threads):
+                for lengths in self._main.kinds_of_steps():
+                    adapters = np.full(len(lengths), slot, np.int32)
+                    self._run(self._main, replace(self._main.empty_step(lengths), adapters=adapters))
+        finally:
+            self._main.graphs = graphs
 
-    def _kinds_of_steps(self) -> list[list[int]]:
-        """None where a step is more than tokens."""
-        takes_inputs = any(isinstance(each, Input) for each in self._program.instructions)
-        if takes_inputs or self._plan.merged > 1 or self.parts > 1:
-            return []
-        return kinds_of_steps(self._limits, decode_sizes(self._limits, self._plan))
+    def _warm_up(self, stepper: Stepper) -> None:
+        """Has the memory of the largest step taken, libraries make ready, and the graphs captured."""
+        if stepper.graphs and (kinds := stepper.kinds_of_steps()):
+            for lengths in [kinds[0], *([1] * size for size in reversed(stepper.graphs.sizes))]:
+                self._run(stepper, stepper.empty_step(lengths))
 
     @property
     def hidden(self) -> Float32:
         assert self._program.hidden is not None
-        return cast(Float32, self._values(self._program.hidden).float().cpu().numpy())
+        return cast(Float32, self._handed_out(self._main))
 
     def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
-        raise AssertionError("compile refuses programs with a sequel")
+        stepper = self._steppers[1]
+        self._run(stepper, batch)
+        logits = DeviceLogits(stepper.values(stepper.program.result))
+        return cast(Float32, logits), cast(Float32, self._handed_out(stepper))
+
+    def _handed_out(self, stepper: Stepper) -> DeviceRows:
+        """A copy, on the device."""
+        assert stepper.program.hidden is not None
+        rows = stepper.values(stepper.program.hidden)
+        return DeviceRows([rows.clone(memory_format=torch.contiguous_format)], rows.shape[1], self._device)
 
     def _check(self, batch: StepBatch) -> None:
         rows = (len(batch.tokens), len(batch.logit_rows), len(batch.row_starts) - 1)
@@ -227,23 +245,16 @@ class CudaExecutable:
             if slot not in self._adapters:
                 raise ValueError(f"There is no adapter in slot {slot}.")
 
-    def _rows_kind(self, value: Value) -> RowKind:
-        return self._plan.buffer_rows[value.buffer]
-
-    def _values(self, value: Value) -> torch.Tensor:
-        """Of the last run."""
-        return self._binder.view(value)[: self._rows[self._rows_kind(value)]]
-
     @property
     def finite(self) -> bool:
-        return bool(torch.isfinite(self._values(self._program.result)).all().item())
+        return bool(torch.isfinite(self._main.values(self._program.result)).all().item())
 
     def load_adapter(self, slot: int, adaptation: Adaptation) -> None:
         check_adaptation(self._program, self._shapes, adaptation)
-        moves = self._adapters.moves
+        before = self._adapters.shapes
         self._adapters.load(slot, adaptation)
-        if self._graphs and moves != self._adapters.moves:
-            self._warm_up([size for size in self._graphs.sizes if size in (1, SKINNY_ROWS)], slot)
+        if self._device.type == "cuda" and before != self._adapters.shapes:
+            self._compile_adapters_kernels(slot)
 
     def drop_adapter(self, slot: int) -> None:
         self._adapters.drop(slot)
@@ -287,8 +298,12 @@ def _caches(program: Program, limits: Limits, device: torch.device) -> dict[int,
 
 
 def _axes(program: Program) -> int:
-    return max((1 + max(op.axes) for op in program.instructions if isinstance(op, Rope) and op.axes), default=0)
+    return max((1 + max(op.axes) for op in _instructions(program) if isinstance(op, Rope) and op.axes), default=0)
 
 
 def _spans(program: Program) -> bool:
-    return any(isinstance(op, Attend) and op.cache_layer is None for op in program.instructions)
+    return any(isinstance(op, Attend) and op.cache_layer is None for op in _instructions(program))
+
+
+def _instructions(program: Program) -> Iterator[Instruction]:
+    return (instruction for step in program.steps for instruction in step.instructions)

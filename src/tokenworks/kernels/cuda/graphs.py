@@ -19,7 +19,7 @@ from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cuda.adapters import Adapters
 from tokenworks.kernels.cuda.finish import Scratch
 from tokenworks.kernels.cuda.plan import Call, Plan
-from tokenworks.kernels.program import Attend, Pool
+from tokenworks.kernels.program import Attend, Input, Pool
 
 PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))
 """Steps of fewer run as one of the next of these."""
@@ -30,24 +30,29 @@ MOST_ROWS = 24
 def decode_sizes(limits: Limits, plan: Plan) -> list[int]:
     """Sequences of the steps that have a graph."""
     most = min(limits.sequences, limits.logit_rows, limits.step_tokens)
-    if plan.merged > 1 or any(_sees_rows(launch.call) for launch in plan.launches):
+    calls = [launch.call for launch in plan.launches]
+    begin = next((at for at, call in enumerate(calls) if not isinstance(call, Input)), 0)  # see Stepper.brings
+    if plan.merged > 1 or any(isinstance(call, Input) or _sees_rows(call) for call in calls[begin:]):
         return []
     return sorted({min(size, most) for size in PADDED_ROWS})
 
 
 class Graphs:
-    """Of one executable."""
+    """Of one program."""
 
-    def __init__(self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters) -> None:
+    def __init__(
+        self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters, pool: Any = None
+    ) -> None:
+        """pool: memory that other graphs, which do not run at the same time, take too."""
         self.sizes = decode_sizes(limits, plan)
         self._captured: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        self._pool: Any = None
+        self._pool = pool
         self._device, self._scratch, self._adapters = device, scratch, adapters
         self._moves, self._adapter_moves = scratch.moves, adapters.moves
 
     def rows_for(self, batch: StepBatch) -> int | None:
         """How many rows the graph has that runs such a step; None: none does."""
-        if batch.features is not None or batch.inputs is not None:
+        if batch.features is not None:
             return None
         rows, most = len(batch.tokens), int(np.diff(batch.row_starts).max())
         if most > MOST_ROWS or (batch.states is not None and most > 1):  # states go from a row to the next one
@@ -81,7 +86,6 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             launch_all()
-        self._pool = self._pool or graph.pool()
         return graph
 
 

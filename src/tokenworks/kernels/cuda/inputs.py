@@ -14,6 +14,7 @@ from tokenworks.kernels.backend import Int32, Limits, StateBatch, StepBatch
 from tokenworks.kernels.cuda.adapt import AdaptedRows
 from tokenworks.kernels.cuda.adapters import adapted_arrays, adapted_rows
 from tokenworks.kernels.cuda.attention import Seen, tiles_of
+from tokenworks.kernels.cuda.device_rows import rows_on
 from tokenworks.kernels.cuda.place import Places
 from tokenworks.kernels.cuda.recurrent import States
 from tokenworks.kernels.flow import RowKind
@@ -126,7 +127,7 @@ class Inputs:
             self._sent.record()
         self.meta = self._numbers[:4]
         features = None if batch.features is None else torch.from_numpy(batch.features).to(self.device)
-        inputs = None if batch.inputs is None else torch.from_numpy(batch.inputs).to(self.device)
+        inputs = None if batch.inputs is None else rows_on(batch.inputs, self.device)
         return Step(rows, views, self._tables, self.meta, self.tile_tokens, features, inputs, singles_only)
 
     def _arrays(self, batch: StepBatch, singles_only: bool) -> dict[str, Int32]:

@@ -57,7 +57,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Binder:
-    """Of one executable."""
+    """Of one program."""
 
     def __init__(
         self,
@@ -70,11 +70,12 @@ class Binder:
         states: Mapping[int, torch.Tensor],
         arena: torch.Tensor,
         adapters: Adapters,
+        scratch: Scratch,
     ) -> None:
-        self._program, self._plan, self._limits, self._device = program, plan, limits, device
+        self._plan, self._limits, self._device = plan, limits, device
         self._weights, self._caches, self._states, self._arena = weights, caches, states, arena
         self._adapters = adapters
-        self.scratch = Scratch(device)
+        self._scratch = scratch
         shapes = [_shape_of(op) for op in program.instructions if isinstance(op, Attend)]
         self.tile_tokens = sorted({shape.tile_tokens for shape in shapes})
 
@@ -187,7 +188,9 @@ class Binder:
 
                 def bring(step: Step) -> None:
                     assert step.inputs is not None, "this program takes inputs"
-                    to[: step.rows[kind]].copy_(step.inputs)
+                    given = len(step.inputs)
+                    to[:given].copy_(step.inputs)
+                    to[given : step.rows[kind]].zero_()  # those that fill up a graph
 
                 return bring
             case Inject(output=output, offset=offset, how=how, x=x):
@@ -209,14 +212,14 @@ class Binder:
         matrix = self._weights.matrix(linear.weights)
         bias = self._bias(call)
         gated = None if call.gate is None else Gated(call.gate.activation, call.gate.limit, call.gate.offset)
-        matrix.reserve(Finish(out, self.scratch, residual, bias, gated))
+        matrix.reserve(Finish(out, self._scratch, residual, bias, gated))
         adapted = self._adapters.product(linear.weights, self._weights.heights(linear.weights), matrix.in_features)
 
         def run(step: Step) -> None:
             n = step.rows[kind]
             addend = adapted.addend(x[:n], step.adapted(kind))
             added_to = None if residual is None else residual[:n]
-            matrix.multiply(x[:n], Finish(out[:n], self.scratch, added_to, bias, gated, addend))
+            matrix.multiply(x[:n], Finish(out[:n], self._scratch, added_to, bias, gated, addend))
 
         return run
 
@@ -331,13 +334,13 @@ class Binder:
             n, seen = step.rows[kind], step.seen(kind, call.windows)
             given = (shape, seen, q[:n], out[:n], keys, values, sinks)
             if kind == "selected" or (step.singles_only and paged):
-                attend(*given, None, self.scratch, call, tile_tokens=1, splits=splits_for(n, programs, positions))
+                attend(*given, None, self._scratch, call, tile_tokens=1, splits=splits_for(n, programs, positions))
                 return
             name = f"{windows}singles{shape.tile_tokens}"
             singles, large = step.arrays[name], step.arrays[name.replace("singles", "tiles")]
             splits = splits_for(singles.shape[0], programs, positions) if paged else 1
-            attend(*given, singles, self.scratch, call, tile_tokens=1, splits=splits)
-            attend(*given, large, self.scratch, call, tile_tokens=shape.tile_tokens, splits=1)
+            attend(*given, singles, self._scratch, call, tile_tokens=1, splits=splits)
+            attend(*given, large, self._scratch, call, tile_tokens=shape.tile_tokens, splits=1)
 
         return run
 

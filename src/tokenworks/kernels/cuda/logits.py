@@ -45,6 +45,9 @@ class DeviceLogits:
     def copy(self) -> Float32:
         return cast(Float32, self.rows.cpu().numpy().copy())
 
+    def argmax(self, axis: int) -> Int32:
+        return cast(Int32, self.rows.argmax(dim=axis).cpu().numpy())
+
     def _on_device(self, index: Any) -> torch.Tensor:
         """Numbers of rows, or a truth for each row."""
         return send(np.asarray(index), self.rows.device)

@@ -24,8 +24,10 @@ def free_bytes(limits: Limits, models: Iterable[tuple[Program, Mapping[str, Tens
     for program, weights in models:
         found = (describe(weights, name) for name in needs(program))
         free -= sum(packed_bytes(what) for what in found if what is not None)
-        widest = max(program.buffer_widths)
+        widest = max(width for step in program.steps for width in step.buffer_widths)
         # Activations; a product in float32 on its way to them, its input in bfloat16; logits on their way to the host.
-        free -= make_plan(program, limits).arena_bytes + limits.step_tokens * widest * 6
+        free -= max(make_plan(step, limits).arena_bytes for step in program.steps) + limits.step_tokens * widest * 6
         free -= 2 * 4 * limits.logit_rows * program.result.width
+        if program.hidden is not None:  # of the last steps, until the sequel has read them, and put together for it
+            free -= 3 * 4 * limits.step_tokens * program.hidden.width
     return math.floor((free - RESERVED_BYTES) * CACHE_SHARE)

@@ -95,11 +95,6 @@ class Plan:
     """So many tokens are a merged row; 1 where none are."""
 
 
-def refusal(program: Program) -> str | None:
-    """What of a program this backend does not run; None if it runs all."""
-    return "the GPU backend does not run a model's own guesses yet" if program.sequel is not None else None
-
-
 def make_plan(program: Program, limits: Limits) -> Plan:
     kinds = row_kinds(program)
     merged = max((each.count for each in program.instructions if isinstance(each, Merge)), default=1)

@@ -62,9 +62,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def with_graphs(limits: Limits = LIMITS) -> Executable:
     executable = CudaBackend("cpu").compile(*model(), limits)
-    executable._graphs = Graphs(
-        torch.device("cpu"), limits, executable._plan, executable._scratch, executable._adapters
-    )
+    executable._make_graphs(None)
     return executable
 
 
@@ -72,7 +70,7 @@ def with_graphs(limits: Limits = LIMITS) -> Executable:
 def test_a_graph_serves_every_later_step(cache: CacheType, captured: list[int]) -> None:
     limits = replace(LIMITS, cache_dtype=cache)
     ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
-    assert ours._graphs.sizes == [1, 2, 4, 5]
+    assert ours._main.graphs.sizes == [1, 2, 4, 5]
     steps = [decodes(*((sequence, position) for sequence in (2, 0, 3)[: 3 - position % 2])) for position in range(6)]
     for step in [*steps, decodes((0, 6), (1, 0), (3, 5))]:
         made, right = np.asarray(ours.run(step)), theirs.run(step)
@@ -126,4 +124,4 @@ def test_long_prompts_and_larger_steps_run_without(captured: list[int], monkeypa
     ours.run(several((0, 3, 6), (1, 0, 3), wanted=[2, 5]))
     assert captured == []
     many = Limits(4096, 900, 900, 1, 16, "bfloat16", 1)
-    assert Graphs(torch.device("cpu"), many, ours._plan, ours._scratch, ours._adapters).sizes == list(PADDED_ROWS)
+    assert Graphs(torch.device("cpu"), many, ours._main.plan, ours._scratch, ours._adapters).sizes == list(PADDED_ROWS)
