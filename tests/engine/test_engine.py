@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from gpu_here import GPU
 from small_model import EOS, VOCABULARY, Reply, ask, limits, make_engine, run, small_model
 
 from tokenworks.engine.sampler import stream_of, uniforms
@@ -16,7 +17,7 @@ from tokenworks.protocol.sampling import Sampling
 PROMPT = [(7 * i * i + 3) % 120 for i in range(30)]
 
 
-@pytest.fixture(params=[ReferenceBackend, CpuBackend], ids=["reference", "cpu"])
+@pytest.fixture(params=[pytest.param(ReferenceBackend, id="reference"), pytest.param(CpuBackend, id="cpu"), GPU])
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param()
 

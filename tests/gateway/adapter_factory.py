@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from factory_process import announce
+from factory_process import DEVICE, announce
 
 from tokenworks.config import EngineSettings, ServerSettings
 from tokenworks.fleet.pool import PoolModel
@@ -14,7 +14,7 @@ from tokenworks.protocol.messages import Adapter
 
 def main() -> None:
     smollm2, adapter, folder, data = sys.argv[1:]
-    engine = EngineSettings(context_tokens=256, cache_mb=32, packed_mb=0, threads=1)
+    engine = EngineSettings(device=DEVICE, context_tokens=256, cache_mb=32, packed_mb=0, threads=1)
     settings = WorkerSettings(path=smollm2, engine=engine, adapters=(Adapter("first", adapter),))
     serve([PoolModel("base", settings)], ServerSettings(port=0, adapters_folder=folder), Path(data), announce)
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from factory_process import announce
+from factory_process import DEVICE, announce
 
 from tokenworks.config import EngineSettings, ServerSettings
 from tokenworks.fleet.pool import PoolModel
@@ -13,7 +13,7 @@ from tokenworks.gateway.server import serve
 
 def main() -> None:
     data, folder = sys.argv[1:]
-    settings = WorkerSettings(path=folder, engine=EngineSettings(cache_mb=256))
+    settings = WorkerSettings(path=folder, engine=EngineSettings(device=DEVICE, cache_mb=256))
     serve([PoolModel("whisper", settings)], ServerSettings(port=0, max_audio_mb=4), Path(data), announce)
 
 

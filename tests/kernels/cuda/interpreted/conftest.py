@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-import interpreter_shim
-import interpreter_speed
+import right_interpreter
 from all_kernels import LAUNCHED, name_of
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -23,7 +22,7 @@ def shim() -> Iterator[None]:
         launched.add(name_of(self))
         run(self, *args, **options)
 
-    with interpreter_shim.installed(), interpreter_speed.installed(), pytest.MonkeyPatch.context() as patch:
+    with right_interpreter.install(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpretedFunction, "run", noted)
         yield
 

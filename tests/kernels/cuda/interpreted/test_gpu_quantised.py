@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from chunked_steps import LIMITS, STEPS, assert_close
 from small_checkpoints import DECODERS, write_decoder
-from test_cuda_families import LIMITS, STEPS, assert_close
 
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.formats import dequantise

@@ -17,9 +17,11 @@ def sources_of(tensors: Sequence[Tensor]) -> list[Source]:
     return [Source(Description(each.format, each.shape), partial(_given, each)) for each in tensors]
 
 
-def brought(tensors: Sequence[Tensor], how: Callable[[Sequence[Source], Loading], Made]) -> Made:
+def brought(
+    tensors: Sequence[Tensor], how: Callable[[Sequence[Source], Loading], Made], device: torch.device = CPU
+) -> Made:
     """What `how` makes of them: pack_blocks, pack, ..."""
-    with Loading(CPU, 2) as loading:
+    with Loading(device, 2) as loading:
         return how(sources_of(tensors), loading)
 
 
