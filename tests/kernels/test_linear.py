@@ -17,7 +17,9 @@ from tokenworks.protocol.errors import ModelError
 
 ROWS = 300
 FLOATS = ["F32", "F16", "BF16", "F8_E4M3"]
-QUANTISED = [name for name in FORMATS if name not in FLOATS]
+EVERY = [name for name in FORMATS if name != "F8_64"]
+"""The last is a GPU's."""
+QUANTISED = [name for name in EVERY if name not in FLOATS]
 
 SCALE_BYTES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2],
                "Q6_K": [208]}  # fmt: skip
@@ -117,7 +119,7 @@ def test_float_weights_multiply_floats(form_name: str, out_features: int, in_fea
     assert relative_error(got, x @ exact.T) < 0.004
 
 
-@pytest.mark.parametrize("form_name", FORMATS)
+@pytest.mark.parametrize("form_name", EVERY)
 def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(form_name: str) -> None:
     rng = np.random.default_rng(3)
     k = max(64, FORMATS[form_name].block_elements)
@@ -253,7 +255,7 @@ def test_an_input_that_changed_is_prepared_again() -> None:
     assert relative_error(got, (as_multiplied(x) + as_multiplied(turned)) @ w.T) < 2e-3
 
 
-@pytest.mark.parametrize("form_name", FORMATS)
+@pytest.mark.parametrize("form_name", EVERY)
 def test_a_token_table_is_read_from_the_packed_weight(form_name: str) -> None:
     rng = np.random.default_rng(8)
     k = FORMATS[form_name].block_elements

@@ -22,7 +22,7 @@ from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.files.packed_store import PackedPlace, place_of
 
 WIDTH = 256
-FORMAT_NAMES = sorted(FORMATS)
+FORMAT_NAMES = sorted(FORMATS.keys() - {"F8_64"})  # which is a GPU's
 
 
 @pytest.fixture(autouse=True)

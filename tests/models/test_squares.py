@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import our_logits, randomise
+from small_checkpoints import assert_described, our_logits, randomise
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
@@ -98,3 +98,20 @@ def test_squares_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
     write(tmp_path, **changes)
     with pytest.raises(ModelError, match=message):
         open_checkpoint(tmp_path / "shipped")
+
+
+def test_what_stays_in_eight_bits_means_what_the_file_says(tmp_path: Path) -> None:
+    """Only where columns are whole runs of 64."""
+    write(tmp_path)
+    checkpoint = open_checkpoint(tmp_path / "shipped")
+    kept, rounded = checkpoint.keeping_fp8().tensors, checkpoint.tensors
+    assert_described(kept)
+    eight = [name for name in kept if kept[name].format == "F8_64"]
+    assert sorted(eight) == ["layers.0.o", "layers.1.o"], "of 192 columns, where others have 136 or 160"
+    for name in eight:
+        exact, narrow = dequantise(kept[name]), dequantise(rounded[name])
+        np.testing.assert_array_equal(torch.from_numpy(exact).bfloat16().float().numpy(), narrow)
+    for name in set(kept) - set(eight):
+        assert kept[name].format == rounded[name].format
+    rows = [kept[name].rows(3, 5) for name in eight[:1]]
+    np.testing.assert_array_equal(dequantise(rows[0]), dequantise(kept[eight[0]])[3:8])

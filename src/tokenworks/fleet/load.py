@@ -54,6 +54,7 @@ def load(
     drafting = _open_draft(settings, config)
     program = checkpoint.program(guesses=drafting is None and settings.engine.speculation)
     backend = choose_backend(settings)
+    checkpoint, drafting = _suited(checkpoint, settings, backend), drafting and _suited(drafting, settings, backend)
     limits = _limits(settings, backend, checkpoint, program, drafting)
     phase("open")
     place = _place(path, settings)
@@ -130,7 +131,13 @@ def load(
 
 
 def _open(path: Path, settings: WorkerSettings) -> Checkpoint:
-    checkpoint = open_checkpoint(path, settings.engine.context_tokens)
+    return open_checkpoint(path, settings.engine.context_tokens)
+
+
+def _suited(checkpoint: Checkpoint, settings: WorkerSettings, backend: Backend) -> Checkpoint:
+    """With weights in formats that the backend has products of. A GPU rounds to bfloat16 by itself."""
+    if backend.name == "cuda":
+        return checkpoint.keeping_fp8()
     return in_bfloat16(checkpoint) if settings.engine.dtype == "bfloat16" else checkpoint
 
 

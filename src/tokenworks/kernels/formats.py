@@ -193,6 +193,10 @@ def _f8_e4m3(blocks: Bytes) -> Float32:
     return E4M3[blocks]
 
 
+def _f8_64(blocks: Bytes) -> Float32:
+    return E4M3[blocks[:, 4:]] * _f32(np.ascontiguousarray(blocks[:, :4]))
+
+
 FORMATS = {
     row.name: row
     for row in (
@@ -212,6 +216,7 @@ FORMATS = {
         Format("NVFP4", 64, 36, _nvfp4),  # 4 E4M3 scales, each of 16 elements, 32 bytes of E2M1 codes
         Format("I8", 1, 1, _i8),
         Format("F8_E4M3", 1, 1, _f8_e4m3),
+        Format("F8_64", 64, 68, _f8_64),  # f32 scale, 64 x E4M3: ours, of files with scales by square
     )
 }
 """Format by name."""

@@ -65,6 +65,11 @@ class Checkpoint:
             case SpeechConfig():
                 return speech_decoder.decoder_program(self.config)
 
+    def keeping_fp8(self) -> "Checkpoint":
+        """What has scales by square becomes F8_64, for backends that have products of it, not BF16."""
+        assert isinstance(self.tensors, _Weights)
+        return replace(self, tensors=replace(self.tensors, keeps_fp8=True))
+
     def vision_program(self, vision: VisionConfig) -> Program:
         """Of the pictures' encoder."""
         assert isinstance(self.config, DecoderConfig)
@@ -232,6 +237,7 @@ class _Weights(Mapping[str, Tensor]):
     stored_shapes: Mapping[str, tuple[int, ...]]
     names: FileNames
     computed: Mapping[str, Tensor]
+    keeps_fp8: bool = False
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self.computed:
@@ -242,6 +248,9 @@ class _Weights(Mapping[str, Tensor]):
         transposed, rows = place.name in self.names.transposed, self.names.rows_of(name)
         if isinstance(stored, Tensor | PackedTensor | Squares) and not transposed and rows is None:
             stored = stored.rows(place.first_row, self.stored_shapes[name][0])
+        if self._stays_fp8(name):
+            assert isinstance(stored, Squares)
+            return replace(stored.in_runs(), name=name)
         tensor = stored if isinstance(stored, Tensor) else stored.tensor()
         if transposed:
             return _float32(name, dequantise(tensor).T)
@@ -274,7 +283,14 @@ class _Weights(Mapping[str, Tensor]):
             return Description("F32", shape)
         if names.is_turned(name):
             return Description(stored if stored in ("F32", "F16", "BF16") else "F16", shape[::-1])
-        return Description(stored, shape)
+        return Description("F8_64" if self._stays_fp8(name) else stored, shape)
+
+    def _stays_fp8(self, name: str) -> bool:
+        """Its rows and columns are as in the file."""
+        place, names = self.places[name], self.names
+        stored = self.found[place.name]
+        moved = place.name in names.transposed or names.is_turned(name) or names.rows_of(name) is not None
+        return self.keeps_fp8 and isinstance(stored, Squares) and stored.has_runs and not moved
 
     def __iter__(self) -> Iterator[str]:
         yield from self.places

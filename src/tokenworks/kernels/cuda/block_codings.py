@@ -107,10 +107,12 @@ def _bytes() -> str:
     return "{ .reg .b32 t, d, m; " + constants + " " + " ".join(lines) + " }"
 
 
-def _e4m3() -> str:
-    """No scales: 2^112. The second code has the bits that the first leaves: sign at 11, the rest at 14..12 and 3..0."""
+def _e4m3(scaled: bool) -> str:
+    """The scale is 2^112, or the lower half of the word of scales. The second code has the bits that the first leaves:
+    sign at 11, the rest at 14..12 and 3..0."""
+    scale = "mov.b32 {l, h}, $3; mov.b32 s, {l, l};" if scaled else f"mov.b32 s, {_twice((127 + 112) << 7)};"
     return (
-        f"{{ .reg .b32 t, u, s, z; mov.b32 z, {_twice(0x8000)}; mov.b32 s, {_twice((127 + 112) << 7)};"
+        f"{{ .reg .b32 t, u, s, z; .reg .b16 l, h; mov.b32 z, {_twice(0x8000)}; {scale}"
         f" and.b32 t, $2, {_twice(E4M3_MASK)}; {_times(0)}"
         f" shl.b32 t, $2, 4; and.b32 t, t, {_twice(0x80F0)}; shr.b32 u, $2, 4; and.b32 u, u, {_twice(0x0700)};"
         f" or.b32 t, t, u; {_times(1)} }}"
@@ -125,4 +127,5 @@ U8_16 = Coding("U8 by 16", codes=2, run=16, scaled=True, assembly=_whole_numbers
 U8_32 = Coding("U8 by 32", codes=2, run=32, scaled=True, assembly=_whole_numbers(8, minima=False), zero=128)
 U8_MIN_32 = Coding("U8 by 32 with minima", codes=2, run=16, scaled=True, assembly=_whole_numbers(8, minima=True))
 U8_ROW = Coding("U8 by row", codes=2, run=16, scaled=False, assembly=_bytes(), zero=128)
-E4M3_ROW = Coding("E4M3 by row", codes=2, run=16, scaled=False, assembly=_e4m3())
+E4M3_ROW = Coding("E4M3 by row", codes=2, run=16, scaled=False, assembly=_e4m3(scaled=False))
+E4M3_64 = Coding("E4M3 by 64", codes=2, run=32, scaled=True, assembly=_e4m3(scaled=True))

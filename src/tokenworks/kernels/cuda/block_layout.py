@@ -11,6 +11,7 @@ import torch
 from tokenworks.kernels.cuda.block_codings import (
     E2M1_16,
     E2M1_32,
+    E4M3_64,
     E4M3_ROW,
     U4_32,
     U4_MIN_32,
@@ -112,8 +113,8 @@ def _values(coding: Coding, codes: torch.Tensor) -> torch.Tensor:
     """float32, before scales."""
     if coding in (E2M1_16, E2M1_32):
         return torch.from_numpy(E2M1_DOUBLED / 2).to(codes.device)[codes.long()]
-    if coding is E4M3_ROW:
-        return codes.view(torch.float8_e4m3fn).float()
+    if coding in (E4M3_ROW, E4M3_64):
+        return codes.contiguous().view(torch.float8_e4m3fn).float()
     return codes.float() - coding.zero
 
 
@@ -146,16 +147,15 @@ def _pack(coding: Coding, levels: _Levels, row_scales: torch.Tensor) -> Packed:
         row_scales = torch.ldexp(row_scales, exponents)
     elif coding.scaled:
         codes, scales, exponents = _halves(coding, codes, levels.scales, levels.minima)
-        row_scales = torch.ldexp(row_scales, exponents + 15)
+        row_scales = torch.ldexp(row_scales, exponents + (2 if coding is E4M3_64 else 15))
     else:
         scales, row_scales = None, row_scales * (2.0**8 if coding is E4M3_ROW else 2.0**15)
     padded = -(-columns // coding.weights) * coding.weights
     codes = torch.nn.functional.pad(codes, (0, padded - columns), value=coding.zero)
     runs = codes.view(len(codes), -1, coding.codes, coding.run).to(torch.int32)
-    place = {E2M1_16: _place_e2m1, E2M1_32: _place_e2m1, E4M3_ROW: _place_e4m3}.get(coding, _place)
     words = torch.zeros_like(runs[:, :, 0])
     for j in range(coding.codes):
-        words |= place(coding, runs[:, :, j], j)
+        words |= _PLACES.get(coding, _place)(coding, runs[:, :, j], j)
     words = torch.where(words >= 1 << 15, words - (1 << 16), words).to(torch.int16)
     return Packed(coding, columns, words.view(len(codes), -1), scales, row_scales)
 
@@ -174,6 +174,9 @@ def _place_e2m1(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
 def _place_e4m3(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
     sign, rest = codes >> 7, codes & 127
     return sign << 15 | rest << 4 if j == 0 else sign << 11 | rest >> 4 << 12 | rest & 15
+
+
+_PLACES = {E2M1_16: _place_e2m1, E2M1_32: _place_e2m1, E4M3_ROW: _place_e4m3, E4M3_64: _place_e4m3}
 
 
 def _e5m3(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -197,14 +200,16 @@ def _e5m3(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torc
 def _halves(
     coding: Coding, codes: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """bfloat16 scales, two to a word, or each with its minimum, of a row's power of two; and that power."""
+    """bfloat16 scales, two to a word, or each alone or with its minimum, of a row's power of two; and that power."""
     exponents = torch.frexp(scales.abs().amax(1))[1]
     scales = torch.ldexp(scales, -exponents[:, None])
     dead = scales.abs() < LEAST_SCALE
     low = torch.where(dead, 2.0**-99, scales).to(torch.bfloat16) * 2.0**118
     group = codes.shape[1] // scales.shape[1]
     codes = torch.where(dead.repeat_interleave(group, 1), coding.zero, codes)
-    if minima is not None:
+    if coding is E4M3_64:
+        high = torch.zeros_like(low)
+    elif minima is not None:
         high = torch.ldexp(minima, -15 - exponents[:, None]).to(torch.bfloat16)
     else:
         low = torch.nn.functional.pad(low, (0, low.shape[1] % 2), value=1.0)
@@ -268,6 +273,10 @@ def _f8_e4m3(blocks: torch.Tensor) -> _Levels:
     return _Levels(_rows(blocks), torch.empty(0))
 
 
+def _f8_64(blocks: torch.Tensor) -> _Levels:
+    return _Levels(_rows(blocks[:, :, 4:]), blocks[:, :, :4].contiguous().view(torch.float32)[:, :, 0])
+
+
 def _fifth_bits(packed: torch.Tensor) -> torch.Tensor:
     """[..., 4] bytes to [..., 32]: bit e of the little-endian word, as 0 or 16."""
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
@@ -317,6 +326,7 @@ _FORMATS: dict[str, tuple[Coding, Callable[[torch.Tensor], _Levels]]] = {
     "MXFP4": (E2M1_32, _mxfp4),
     "I8": (U8_ROW, _i8),
     "F8_E4M3": (E4M3_ROW, _f8_e4m3),
+    "F8_64": (E4M3_64, _f8_64),
     "Q8_0": (U8_32, _q8_0),
     "Q4_0": (U4_32, _q4_0),
     "Q4_1": (U4_MIN_32, _q4_1),

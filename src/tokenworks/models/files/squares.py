@@ -1,14 +1,14 @@
 """Weights in FP8 with a scale for each square of 128 x 128, as DeepSeek-V3 is shipped (arXiv 2412.19437, section 3.3).
 
-The kernels have no such format. A weight becomes BF16 when it is looked up, as in DeepSeek's own conversion: what its
-rounding adds is a sixteenth of what FP8's has left.
+The CPU's kernels have no such format. A weight becomes BF16 when it is looked up, as in DeepSeek's own conversion: what
+its rounding adds is a sixteenth of what FP8's has left. For a GPU it stays in 8 bits, with a scale for each run of 64.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tokenworks.kernels.formats import bfloat16_bits, dequantise
+from tokenworks.kernels.formats import FORMATS, bfloat16_bits, dequantise
 from tokenworks.kernels.tensor import Tensor
 
 
@@ -30,6 +30,24 @@ class Squares:
     @property
     def format(self) -> str:
         return "BF16"
+
+    @property
+    def has_runs(self) -> bool:
+        """A square is whole runs of F8_64."""
+        run = FORMATS["F8_64"].block_elements
+        return self.side[1] % run == 0 == self.shape[1] % run
+
+    def in_runs(self) -> Tensor:
+        """F8_64, made anew at each call."""
+        run = FORMATS["F8_64"].block_elements
+        rows, columns = self.shape
+        down = (self.first_row + np.arange(rows)) // self.side[0]
+        across = np.arange(0, columns, run) // self.side[1]
+        data = np.empty((rows, columns // run, FORMATS["F8_64"].block_bytes), np.uint8)
+        data[:, :, 4:] = self.codes.data.reshape(rows, -1, run)
+        scales = dequantise(self.scale).astype(np.float32)[:, across, None].view(np.uint8)
+        data[:, :, :4] = scales[down]
+        return Tensor(self.name, "F8_64", self.shape, data.reshape(-1))
 
     def rows(self, first: int, count: int) -> "Squares":
         """Some rows: views."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_cuda_families import assert_close
+from chunked_steps import assert_close
 
 from tokenworks.engine.engine import Engine
 from tokenworks.engine.multi_token import MultiToken, guess_blocks

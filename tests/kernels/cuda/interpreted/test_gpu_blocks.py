@@ -16,7 +16,7 @@ from tokenworks.kernels.tensor import Description, Tensor
 EXACT = {"NVFP4", "MXFP4", "I8", "F8_E4M3"}
 """Their numbers, but for the scale of a row, fit into bfloat16."""
 
-ROUNDED = {"Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}
+ROUNDED = {"Q4_0", "Q4_1", "Q8_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "F8_64"}
 """Scales are rounded to bfloat16, and then the numbers."""
 
 MINIMA = {"Q4_1", "Q5_1", "Q4_K", "Q5_K"}
@@ -37,6 +37,12 @@ def random_tensor(name: str, rows: int, columns: int, seed: int = 1) -> Tensor:
     elif name in EXACT:
         row_scales = rng.standard_normal(rows).astype(np.float32) * 0.01
         data = np.where(data & 127 == 127, 0, data) if name == "F8_E4M3" else data  # no NaN
+    if name == "F8_64":
+        data = np.where(data & 127 == 127, 0, data)
+        scales = (
+            rng.standard_normal((count, 1)) * np.exp2(rng.integers(-12, 3, (count, 1))) * (rng.random((count, 1)) > 0.1)
+        )
+        data[:, :4] = scales.astype(np.float32).view(np.uint8)
     for at in HALVES.get(name, []):
         scales = rng.standard_normal(count) * np.exp2(rng.integers(-12, 3, count)) * (rng.random(count) > 0.1)
         data[:, at : at + 2] = scales.astype(np.float16)[:, None].view(np.uint8)
@@ -93,7 +99,7 @@ def test_scales_of_mxfp4_far_apart() -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
-OF_EACH_CODING = ["NVFP4", "MXFP4", "Q4_0", "Q4_K", "Q8_0", "Q6_K", "Q5_K", "I8", "F8_E4M3"]
+OF_EACH_CODING = ["NVFP4", "MXFP4", "Q4_0", "Q4_K", "Q8_0", "Q6_K", "Q5_K", "I8", "F8_E4M3", "F8_64"]
 
 SHAPES = [  # tokens, rows of weights, columns, dtype of what goes in and out
     (17, 130, 256, torch.bfloat16, torch.bfloat16),
