@@ -56,6 +56,18 @@ def compiled(folder: Path, backend: ReferenceBackend | CudaBackend) -> Executabl
     return backend.compile(checkpoint.program(), checkpoint.tensors, LIMITS)
 
 
+def by_graph_and_eagerly(ours: Executable, step: StepBatch) -> tuple[np.ndarray, np.ndarray]:
+    """What it makes of a step by its graph, and launch by launch, from the same states."""
+    states = {number: each.clone() for number, each in ours._states.items()}
+    by_graph = np.array(ours.run(step))
+    for number, each in states.items():
+        ours._states[number].copy_(each)
+    graphs, ours._main.graphs = ours._main.graphs, None
+    eager = np.array(ours.run(step))
+    ours._main.graphs = graphs
+    return by_graph, eager
+
+
 def errors(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Of each row's log-probabilities the largest difference, as a share of their spread."""
     ours, theirs = log_softmax(ours), log_softmax(theirs)

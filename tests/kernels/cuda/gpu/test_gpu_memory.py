@@ -46,14 +46,14 @@ def test_memory_that_is_short_in_passing_is_asked_for_again(
     backend: CudaBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = executable(backend, 4)
-    wanted, run, failures = np.array(ours.run(decodes(3, 0))), ours._run, [torch.OutOfMemoryError("none left")]
+    wanted, run, failures = np.array(ours.run(decodes(3, 0))), ours._begin, [torch.OutOfMemoryError("none left")]
 
     def short(*given: object) -> None:
         if failures:
             raise failures.pop()
         run(*given)
 
-    monkeypatch.setattr(ours, "_run", short)
+    monkeypatch.setattr(ours, "_begin", short)
     np.testing.assert_array_equal(np.array(ours.run(decodes(3, 0))), wanted)
     assert not failures
 
