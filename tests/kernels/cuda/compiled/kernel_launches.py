@@ -138,8 +138,9 @@ def addend(x: torch.Tensor) -> LowRankAddend:
     return LowRankAddend(table, AdaptedRows(whole(len(x)), whole(blocks, BLOCK_ROWS), whole(blocks)), x, room)
 
 
-def draw() -> None:
-    sample(numbers(64, VOCABULARY), numbers(64), whole(64), numbers(64), numbers(64), numbers(64), whole(64))
+def draw(rows: int, vocabulary: int) -> None:
+    floats = [numbers(rows) for _ in range(4)]
+    sample(numbers(rows, vocabulary), floats[0], whole(rows), *floats[1:], whole(rows))
 
 
 def measure() -> None:
@@ -174,6 +175,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "short convolution": convolution,
     "delta rule": delta,
     "selective scan": scan,
-    "sampling": draw,
+    "sampling": partial(draw, 64, VOCABULARY),
+    "sampling, one row of a small vocabulary": partial(draw, 1, 4096),
     "log-probabilities": measure,
 }

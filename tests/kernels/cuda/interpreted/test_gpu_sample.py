@@ -58,6 +58,19 @@ def test_equal_logits_count_by_token_id() -> None:
     assert draw(logits, options, [0.5, 0.9999, 0.9]) == [ties[2], ties[5], ties[0]]
 
 
+@pytest.mark.parametrize(
+    ("kept", "uniform"), [((1.0, 0, 1.0, 0.0), 0.9995), ((1.0, 0, 1.0, 0.0), 0.2), ((8.0, 0, 0.9, 0.0), 0.7)]
+)
+def test_among_the_likeliest_or_below_them(kept: Options, uniform: float) -> None:
+    """A few likely tokens with a long tail below, that weighs something; and more near the first than are gathered."""
+    rng = np.random.default_rng(1)
+    logits = (rng.standard_normal((1, 9000)) - 12.0).astype(np.float32)
+    logits[0, rng.choice(9000, 40, replace=False)] = rng.standard_normal(40).astype(np.float32)
+    (token,) = draw(logits, [kept], [uniform])
+    assert may_choose(logits[0], token, kept, uniform)
+    assert (logits[0, token] < -6) == (uniform != 0.2)
+
+
 def test_the_likeliest_token_whatever_its_sign_or_place() -> None:
     logits = np.full((4, 9000), -np.inf, np.float32)
     logits[0, 8999] = -3.0
