@@ -15,6 +15,9 @@ from tokenworks.kernels.cuda.sizes import power_of_2
 from tokenworks.kernels.formats import dequantise
 from tokenworks.protocol.errors import ModelError
 
+OF_ADAPTED = "slots"
+"""An array that steps with adapters have."""
+
 
 class AdaptedProduct:
     """One product's share of all adapters."""

@@ -162,7 +162,10 @@ class CudaExecutable:
             self._begin(stepper, batch, part)
         except torch.OutOfMemoryError:
             # Steps' memory is reserved, but for what libraries take in passing: others use this GPU too. Once more with
-            # what the allocator holds in reserve given back; K and V are written a second time, to the same effect.
+            # what the allocator holds in reserve given back; K and V are written a second time, to the same effect, but
+            # recurrent states would move on.
+            if batch.states is not None:
+                raise
             torch.cuda.empty_cache()
             self._begin(stepper, batch, part)
 
@@ -189,7 +192,7 @@ class CudaExecutable:
             for bring in stepper.brings:
                 bring(step)
         if graphs and graph_rows is not None:
-            graphs.run(graph_rows, batch.adapters is not None, launch_all)
+            graphs.run(step, launch_all)
         else:
             launch_all()
 

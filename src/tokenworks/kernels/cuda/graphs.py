@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Limits, StepBatch
-from tokenworks.kernels.cuda.adapters import Adapters
+from tokenworks.kernels.cuda.adapters import OF_ADAPTED, Adapters
 from tokenworks.kernels.cuda.finish import Scratch
+from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.plan import Call, Plan
 from tokenworks.kernels.program import Attend, Input, Pool
 
@@ -45,7 +46,8 @@ class Graphs:
     ) -> None:
         """pool: memory that other graphs, which do not run at the same time, take too."""
         self.sizes = decode_sizes(limits, plan)
-        self._captured: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._captured: dict[tuple[int, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
+        """By rows, and by the names of the step's arrays: they say where each lies."""
         self._pool = pool
         self._device, self._scratch, self._adapters = device, scratch, adapters
         self._moves, self._adapter_moves = scratch.moves, adapters.moves
@@ -59,29 +61,29 @@ class Graphs:
             return None
         return next((size for size in self.sizes if rows <= size), None)
 
-    def run(self, rows: int, adapted: bool, launch_all: Callable[[], None]) -> None:
-        """Replays the graph of so many rows, whose inputs are loaded; captures it first if there is none."""
+    def run(self, step: Step, launch_all: Callable[[], None]) -> None:
+        """Runs a step, whose inputs are loaded, by its graph. If there is none yet `launch_all` runs it, and is
+        captured for later ones: running a step twice would move recurrent states twice."""
         if self._moves != self._scratch.moves:
             self.drop()
         if self._adapter_moves != self._adapters.moves:
-            self._captured = {key: graph for key, graph in self._captured.items() if not key[1]}
+            self._captured = {key: graph for key, graph in self._captured.items() if OF_ADAPTED not in key[1]}
             self._adapter_moves = self._adapters.moves
-        graph = self._captured.get((rows, adapted))
-        if graph is None:
-            graph = self._capture(launch_all)
-            self._moves = self._scratch.moves
-            self._captured[rows, adapted] = graph
-        graph.replay()
+        key = step.rows["tokens"], tuple(step.arrays)
+        if key in self._captured:
+            self._captured[key].replay()
+            return
+        launch_all()  # kernels are compiled, libraries make their workspaces
+        if self._moves != self._scratch.moves:
+            self.drop()
+        self._moves = self._scratch.moves
+        self._captured[key] = self._capture(launch_all)
 
     def drop(self) -> None:
         """Memory that the graphs hold addresses of has moved."""
         self._captured = {}
 
     def _capture(self, launch_all: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        # Once as usual: kernels are compiled, libraries make their workspaces. Writing K and V twice does no harm.
-        launch_all()
-        if self._moves != self._scratch.moves:
-            self.drop()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

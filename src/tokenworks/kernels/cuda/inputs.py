@@ -148,7 +148,7 @@ class Inputs:
         if self.axes:
             axes = batch.axes if batch.axes is not None else np.broadcast_to(batch.positions, (self.axes, tokens))
             arrays |= {"axes": np.ascontiguousarray(axes), "selected_axes": np.ascontiguousarray(axes[:, chosen])}
-        if batch.axes is not None:
+        elif batch.axes is not None:
             arrays["axis"] = batch.axes[0]
         if batch.feature_rows is not None:
             arrays["feature_rows"] = batch.feature_rows

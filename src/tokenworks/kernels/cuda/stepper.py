@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Float32, Limits, StepBatch
@@ -13,7 +14,7 @@ from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.plan import Plan
 from tokenworks.kernels.cuda.warming import empty_step, kinds_of_steps
 from tokenworks.kernels.flow import RowKind
-from tokenworks.kernels.program import Input, Pause, Program, Value
+from tokenworks.kernels.program import Embed, Input, Pause, Program, StateLayer, Value
 
 
 class Stepper:
@@ -52,10 +53,16 @@ class Stepper:
         return kinds_of_steps(self._limits, sizes)
 
     def empty_step(self, lengths: Sequence[int]) -> StepBatch:
-        """Of sequences that see and keep nothing; zeros for what the program takes in."""
+        """Of sequences that see and keep nothing; zeros for what the program takes in. Of the arrays of real steps:
+        graphs hold their places."""
+        step, program = empty_step(lengths), self.program
+        if not any(isinstance(layer, StateLayer) for layer in program.cache_layers):
+            step = replace(step, states=None)
+        if any(isinstance(each, Embed) and each.index == "axis" for each in program.instructions):
+            step = replace(step, axes=np.zeros((1, sum(lengths)), np.int32))
         rows = torch.zeros((sum(lengths), self._inputs), device=self._device)
         inputs = cast(Float32, DeviceRows([rows], self._inputs, self._device)) if self._inputs else None
-        return replace(empty_step(lengths), inputs=inputs)
+        return replace(step, inputs=inputs)
 
     def launches(self, part: int | None) -> list[Bound]:
         """Of one part, or of all."""

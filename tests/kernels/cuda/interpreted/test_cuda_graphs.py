@@ -101,6 +101,16 @@ def several(*sequences: tuple[int, int, int], wanted: list[int]) -> StepBatch:
     return StepBatch(rows.tokens, rows.positions, starts, tables, np.array(wanted, np.int32))
 
 
+def test_what_gets_ready_is_what_real_steps_find(captured: list[int]) -> None:
+    ours = with_graphs()
+    ours._warm_up(ours._main)
+    before = len(captured)
+    assert before == len(ours._main.graphs.sizes)
+    ours.run(decodes((0, 0), (1, 0)))
+    ours.run(decodes((0, 1), (1, 1), (2, 0)))
+    assert len(captured) == before
+
+
 def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[int]) -> None:
     limits = replace(LIMITS, cache_dtype="bfloat16", sequences=8, logit_rows=8)
     ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
