@@ -59,11 +59,16 @@ def compiled(folder: Path, backend: ReferenceBackend | CudaBackend) -> Executabl
 def by_graph_and_eagerly(ours: Executable, step: StepBatch) -> tuple[np.ndarray, np.ndarray]:
     """What it makes of a step by its graph, and launch by launch, from the same states."""
     states = {number: each.clone() for number, each in ours._states.items()}
-    by_graph = np.array(ours.run(step))
-    for number, each in states.items():
-        ours._states[number].copy_(each)
+
+    def run() -> np.ndarray:
+        for number, each in states.items():
+            ours._states[number].copy_(each)
+        return np.array(ours.run(step))
+
+    run()  # there may be no graph yet
+    by_graph = run()
     graphs, ours._main.graphs = ours._main.graphs, None
-    eager = np.array(ours.run(step))
+    eager = run()
     ours._main.graphs = graphs
     return by_graph, eager
 
