@@ -82,7 +82,8 @@ class Engine:
         """Begun, and nobody has looked at its tokens."""
         self._runs_ahead = executable.runs_ahead and draft is None  # whose guesses need the tokens
         self._timed: tuple[int, float] | None = None
-        """Tokens of the last step and when it began, where the time from there to the next one's beginning counts."""
+        """Tokens of the step that the last call waited for, and when the call began, where the time from there to the
+        next one's beginning is what such a step takes."""
 
     @property
     def busy(self) -> bool:
@@ -152,6 +153,7 @@ class Engine:
         before, chunks = self._under_way, self._chunks
         self._under_way, self._chunks = None, []
         plan = self._plan(before)
+        alone = before is None
         if plan is None:
             chunks += self._finish(before)
             before, plan = None, self._plan(None)
@@ -166,9 +168,13 @@ class Engine:
             self._runner.draw(step)
             self._under_way = step
             chunks += self._close(self._scheduler.endings())
+            waited_for = before.plan if before is not None else None
         else:
             chunks += self._commit(plan, self._runner.look(step))
-        self._timed = (plan.tokens, now_s) if plan.decodes_only and self.busy and not plan.missing else None
+            waited_for = plan if alone else None
+        self._timed = None
+        if waited_for is not None and waited_for.decodes_only and self.busy and not plan.missing:
+            self._timed = waited_for.tokens, now_s
         if self._encoder is not None and plan.missing:
             self._encoder.work(plan.missing)
         return StepDone(tuple(chunks), self._stats(), plan.tokens / self._step_tokens)
