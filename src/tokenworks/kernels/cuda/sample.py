@@ -86,7 +86,7 @@ def _first_place(places, row, chunks, CHUNKS: tl.constexpr):
     return tl.max(tl.load(places + row.to(tl.int64) * chunks + chunk, mask=chunk < chunks, other=LEAST), 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["temperature"])
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["temperature"])
 def _gather_near(
     logits, places, temperature, near, sums, rows, vocabulary, stride, chunks,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, GATHERED: tl.constexpr,
@@ -230,7 +230,10 @@ def _draw(
     return tl.where(among, _equal_at(logits, length, key, before, CHUNK), -1)
 
 
-@triton.jit(do_not_specialize_on_alignment=["temperature", "top_k", "top_p", "min_p", "uniform"])
+@triton.jit(
+    do_not_specialize=["rows"],
+    do_not_specialize_on_alignment=["temperature", "top_k", "top_p", "min_p", "uniform"],
+)
 def _choose(
     logits, places, near, sums, temperature, top_k, top_p, min_p, uniform, out, rows, vocabulary, stride, chunks,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, GATHERED: tl.constexpr,
