@@ -31,12 +31,14 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Default: the model's own, as far as the cache reaches."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: an NVIDIA GPU where there is one, the extra `cuda` is installed and can run the model; else the CPU."""
+    tensor_parallel: Positive = 1
+    """So many GPUs share each model: every one has a part of its heads, inner columns, experts and vocabulary."""
     dtype: Literal["auto", "bfloat16"] = "auto"
     """Of weights that are not quantised. auto: as the checkpoint has them; bfloat16: rounded to it, which makes float32
     half as large, and prompts and embeddings up to twice as fast on processors that multiply bfloat16."""
     cache_mb: Positive | None = None
-    """KV cache of a worker, MiB. Default: 1024 on the CPU, where memory is touched only as it fills; on a GPU most of
-    what is free beside the weights."""
+    """KV cache of a worker, MiB, on each of its GPUs. Default: 1024 on the CPU, where memory is touched only as it
+    fills; on a GPU most of what is free beside the weights."""
     cache_dtype: Literal["int8", "float16", "float32", "bfloat16", "fp8"] | None = None
     """Default: int8 on the CPU, which costs less than 0.5 % perplexity (docs/kernels.md) and holds 1.9 times the tokens
     of float16; bfloat16 on a GPU, which takes fp8 too."""

@@ -9,7 +9,7 @@ import pytest
 
 from tokenworks.config import EngineSettings
 from tokenworks.fleet import device
-from tokenworks.fleet.device import Capacity, capacity, choose_backend, gpu_trouble
+from tokenworks.fleet.device import Capacity, capacity, check_ranks, choose_backend, gpu_trouble
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.protocol.errors import ModelError
@@ -110,6 +110,20 @@ def test_a_compiler_that_is_missing_is_told_before_any_kernel_needs_it(
     assert "needs gcc or clang and Python's headers (python3-dev): no C compiler" in str(device.compiler_trouble())
     active.get_current_target = lambda: None
     assert device.compiler_trouble() is None
+
+
+def test_more_gpus_than_there_are(gpu: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.device_count = lambda: 2
+    check_ranks(settings(tensor_parallel=2))
+    with pytest.raises(
+        ModelError, match=r"tensor_parallel: 4 GPUs cannot be had: there are 2 \(as far as CUDA_VISIBLE"
+    ):
+        check_ranks(settings(tensor_parallel=4))
+    with pytest.raises(ModelError, match="2 GPUs cannot be had: device is cpu"):
+        check_ranks(settings(tensor_parallel=2, device="cpu"))
+    monkeypatch.setattr(device, "DRIVER_FILES", ())
+    with pytest.raises(ModelError, match="2 GPUs cannot be had: there is no NVIDIA driver"):
+        check_ranks(settings(tensor_parallel=2))
 
 
 def test_what_nobody_has_said_follows_the_device() -> None:

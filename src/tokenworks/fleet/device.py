@@ -72,6 +72,35 @@ def choose_backend(settings: WorkerSettings) -> Backend:
     return CpuBackend()
 
 
+def check_ranks(settings: WorkerSettings) -> None:
+    """Raises ModelError where so many GPUs cannot be had."""
+    if settings.backend == "reference":
+        return
+    count = settings.engine.tensor_parallel
+    trouble = "device is cpu" if settings.engine.device == "cpu" else gpu_trouble()
+    if trouble is None:
+        import torch
+
+        if (there := torch.cuda.device_count()) < count:
+            trouble = f"there {'is' if there == 1 else 'are'} {there} (as far as CUDA_VISIBLE_DEVICES says)"
+    if trouble is not None:
+        raise ModelError(f"tensor_parallel: {count} GPUs cannot be had: {trouble}.")
+
+
+def rank_backend(settings: WorkerSettings, rank: int, meeting: Path) -> Backend:
+    """One rank's, which has met the others when this returns."""
+    from tokenworks.kernels.cuda.group import ArrayGroup, TorchGroup
+
+    count = settings.engine.tensor_parallel
+    if settings.backend == "reference":
+        from tokenworks.kernels.reference import ReferenceBackend
+
+        return ReferenceBackend(ArrayGroup(TorchGroup(rank, count, meeting, "cpu")))
+    from tokenworks.kernels.cuda.backend import CudaBackend
+
+    return CudaBackend(group=TorchGroup(rank, count, meeting, "cuda"))
+
+
 def has_driver() -> bool:
     return any(Path(file).exists() for file in DRIVER_FILES)
 

@@ -1,6 +1,6 @@
 """Opens a model for a worker: checkpoint, program, executable, engine; and says where the time went."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.multi_token import MultiToken, guess_blocks
 from tokenworks.engine.pictures import PictureEncoder
 from tokenworks.engine.sounds import SoundEncoder
-from tokenworks.fleet.device import capacity, choose_backend, free_mb
+from tokenworks.fleet.device import capacity, check_ranks, choose_backend, free_mb, rank_backend
+from tokenworks.fleet.ranks import Ranks
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.backend import Backend, Limits
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program
+from tokenworks.kernels.shard import RankBackend, share_of
+from tokenworks.kernels.tensor import Tensor
 from tokenworks.kvcache.layout import cache_that_fits, state_bytes
 from tokenworks.models.adapters import read_adapter
 from tokenworks.models.checkpoint import Checkpoint, open_checkpoint
@@ -49,17 +52,27 @@ def load(
         mark_s = now_s()
 
     path = Path(settings.path)
-    checkpoint = _open(path, settings)
+    checkpoint = open_model(path, settings)
     config = checkpoint.config
     drafting = _open_draft(settings, config)
     program = checkpoint.program(guesses=drafting is None and settings.engine.speculation)
-    backend = choose_backend(settings)
-    checkpoint, drafting = _suited(checkpoint, settings, backend), drafting and _suited(drafting, settings, backend)
-    limits = _limits(settings, backend, checkpoint, program, drafting)
+    alone, ranks = _backends(settings, checkpoint, program)
+    shared = None if ranks is None else RankBackend(alone, 0, ranks.count, ranks.tell)
+    backend = shared or alone
+    checkpoint, drafting = suited(checkpoint, settings, backend), drafting and suited(drafting, settings, backend)
+    running = [shared.share(program, checkpoint.tensors) if shared else (program, checkpoint.tensors)]
+    if drafting is not None:
+        running.append((drafting.program(), drafting.tensors))
+    limits = limits_for(settings, backend, checkpoint, running)
+    if ranks is not None:
+        limits = _room_of_all(ranks, limits, guesses=program.sequel is not None)
     phase("open")
     place = _place(path, settings)
     own_blocks = guess_blocks(limits.sequences, limits.block_tokens) if program.sequel is not None else 0
-    executable = backend.compile(program, checkpoint.tensors, replace(limits, blocks=limits.blocks + own_blocks), place)
+    all_blocks = limits.blocks + own_blocks
+    if ranks is not None:
+        ranks.tell((all_blocks, limits.state_slots))
+    executable = backend.compile(program, checkpoint.tensors, replace(limits, blocks=all_blocks), place)
     keep = [executable.keep_packed]
     encoder_bytes = 0
     phase("map" if executable.from_packed_file else "pack")
@@ -71,9 +84,7 @@ def load(
     if program.sequel is not None:
         draft = MultiToken(executable, limits, now_s)
     if drafting is not None:
-        draft_executable = backend.compile(
-            drafting.program(), drafting.tensors, limits, _place(drafting.path, settings)
-        )
+        draft_executable = alone.compile(drafting.program(), drafting.tensors, limits, _place(drafting.path, settings))
         keep.append(draft_executable.keep_packed)
         draft = DraftModel(
             draft_executable,
@@ -95,7 +106,7 @@ def load(
         engine = EncoderEngine(executable, limits, width=width, vocabulary=config.vocabulary, sigmoid=sigmoid)
     else:
         context_tokens = min(context_tokens, limits.blocks * limits.block_tokens)
-        encoder, encoder_bytes = _media_encoder(backend, checkpoint, context_tokens, limits.threads)
+        encoder, encoder_bytes = _media_encoder(alone, checkpoint, context_tokens, limits.threads)
         adapters = None
         if isinstance(config, DecoderConfig):
             adapters = AdapterSlots(
@@ -130,11 +141,33 @@ def load(
     return engine, ready, keep
 
 
-def _open(path: Path, settings: WorkerSettings) -> Checkpoint:
+def _backends(settings: WorkerSettings, checkpoint: Checkpoint, program: Program) -> tuple[Backend, Ranks | None]:
+    """What runs here: of several ranks the first, with the others on their way. Encoders and draft models run here
+    alone."""
+    count = settings.engine.tensor_parallel
+    if count == 1:
+        return choose_backend(settings), None
+    check_ranks(settings)
+    share_of(program, checkpoint.tensors, 0, count)  # says what is wrong before processes start
+    ranks = Ranks(settings)
+    backend = rank_backend(settings, 0, ranks.meeting)
+    ranks.met()
+    return backend, ranks
+
+
+def _room_of_all(ranks: Ranks, limits: Limits, *, guesses: bool) -> Limits:
+    """What the rank with the least room takes. `guesses`: of the program that runs (Checkpoint.program)."""
+    ranks.tell(guesses)
+    rooms = [(limits.blocks, limits.state_slots), *ranks.hear()]
+    blocks, state_slots = (min(room) for room in zip(*rooms, strict=True))
+    return replace(limits, blocks=blocks, state_slots=state_slots)
+
+
+def open_model(path: Path, settings: WorkerSettings) -> Checkpoint:
     return open_checkpoint(path, settings.engine.context_tokens)
 
 
-def _suited(checkpoint: Checkpoint, settings: WorkerSettings, backend: Backend) -> Checkpoint:
+def suited(checkpoint: Checkpoint, settings: WorkerSettings, backend: Backend) -> Checkpoint:
     """With weights in formats that the backend has products of. A GPU rounds to bfloat16 by itself."""
     if backend.name == "cuda":
         return checkpoint.keeping_fp8()
@@ -150,7 +183,7 @@ def _open_draft(settings: WorkerSettings, config: ModelConfig) -> Checkpoint | N
     if settings.draft_path is None or config.kind != "generate" or not settings.engine.speculation:
         return None
     draft_path = Path(settings.draft_path)
-    checkpoint = _open(draft_path, settings)
+    checkpoint = open_model(draft_path, settings)
     if checkpoint.config.kind != "generate":
         raise ModelError(f"{draft_path} cannot draft: it is an encoder and makes no text.")
     if state_bytes(checkpoint.program().cache_layers):
@@ -190,14 +223,14 @@ def _encoder_limits(rows: int, threads: int) -> Limits:
     )
 
 
-def _limits(
-    settings: WorkerSettings, backend: Backend, checkpoint: Checkpoint, program: Program, drafting: Checkpoint | None
+def limits_for(
+    settings: WorkerSettings,
+    backend: Backend,
+    checkpoint: Checkpoint,
+    running: Sequence[tuple[Program, Mapping[str, Tensor]]],
 ) -> Limits:
-    """The cache's memory is for all programs; each has as many blocks of it as the others."""
+    """The cache's memory is for all programs that run here; each has as many blocks of it as the others."""
     wanted, config, takes = settings.engine, checkpoint.config, capacity(settings.engine, backend)
-    running = [(program, checkpoint.tensors)]
-    if drafting is not None:
-        running.append((drafting.program(), drafting.tensors))
     layers = tuple(layer for each, _ in running for layer in each.all_cache_layers)
     step_tokens = takes.step_tokens
     if isinstance(config, EncoderConfig):  # it keeps nothing between steps, so its longest input has to fit into one

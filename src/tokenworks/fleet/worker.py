@@ -14,9 +14,7 @@ SIGINT is ignored: a Ctrl-C is the gateway's to answer.
 """
 
 import contextlib
-import ctypes
 import os
-import select
 import signal
 import socket
 import sys
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from tokenworks.fleet.lifeline import die_with
 from tokenworks.fleet.link import WorkerLink
 from tokenworks.fleet.settings import UNUSABLE_STATUS, WorkerSettings
 from tokenworks.protocol.clock import now_s
@@ -51,10 +50,6 @@ if TYPE_CHECKING:
     from tokenworks.engine.engine import Engine
 
 
-_PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that this process gets when the one that spawned it ends."""
-
-
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     started_s = now_s()
@@ -62,7 +57,7 @@ def main(arguments: list[str]) -> int:
     end = socket.socket(fileno=int(options["--link"]))
     settings = msgspec.json.decode(options["--settings"], type=WorkerSettings)
     termination = _Termination()
-    _die_with(end)
+    die_with(end)
     from tokenworks.fleet.load import load
 
     phases_s = {"python": started_s - float(options["--spawned"]), "imports": now_s() - started_s}
@@ -158,24 +153,6 @@ class _Termination:
 
     def _ask(self, number: int, frame: object) -> None:
         self.asked = True
-
-
-def _die_with(end: socket.socket) -> None:
-    """Ends this process when the other end of the link is closed, whatever it is doing.
-
-    A thread cannot do that while the process is stopped (SIGSTOP, a debugger): there Linux kills it with the thread
-    that spawned it, the gateway's main one. What dies before this line is noticed by the link.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(end, 0)  # a hang-up is reported unasked
-        poll.poll()
-        os._exit(0)
-
-    threading.Thread(target=watch, name="link-watch", daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from typing import Literal
 
 from tokenworks.kernels.program import (
     Add,
+    AllGather,
+    AllReduce,
     Attend,
+    Broadcast,
     DeltaRule,
     Embed,
     Experts,
@@ -59,6 +62,11 @@ def reads_of(instruction: Instruction) -> tuple[Value, ...]:
 
 def written_by(instruction: Instruction) -> Value | None:
     return None if isinstance(instruction, Keep | Pause) else instruction.output
+
+
+def meets_ranks(program: Program) -> bool:
+    """It is one of several ranks', and calls on the others as it runs."""
+    return any(isinstance(op, AllReduce | AllGather | Broadcast) for step in program.steps for op in step.instructions)
 
 
 def row_kinds(program: Program) -> list[RowKind]:

@@ -35,6 +35,8 @@ from tokenworks.kernels.cuda.rows import take_drawn
 from tokenworks.kernels.cuda.stepper import Stepper
 from tokenworks.kernels.cuda.warming import warm_sampling
 from tokenworks.kernels.cuda.weights import Weights
+from tokenworks.kernels.flow import meets_ranks
+from tokenworks.kernels.group import Group
 from tokenworks.kernels.program import Attend, Instruction, KvLayer, Program, Rope, StateLayer
 from tokenworks.kernels.tensor import Description, Tensor
 from tokenworks.protocol.clock import now_s
@@ -54,18 +56,18 @@ each size that has a graph. Without kernels to compile weights take all their ti
 
 
 class CudaBackend:
-    """Runs programs on one CUDA device."""
+    """Runs programs on one CUDA device; one of several ranks' with `group`."""
 
     name = "cuda"
 
-    def __init__(self, device: str = "cuda") -> None:
-        self._device = torch.device(device)
+    def __init__(self, device: str = "cuda", group: Group[torch.Tensor] | None = None) -> None:
+        self._device, self._group = torch.device(device), group
 
     def compile(
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None = None
     ) -> "CudaExecutable":
         try:
-            return CudaExecutable(program, weights, limits, self._device)
+            return CudaExecutable(program, weights, limits, self._device, self._group if meets_ranks(program) else None)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"The GPU's memory does not hold the weights, {limits.blocks} blocks of cache and steps of "
@@ -76,12 +78,20 @@ class CudaBackend:
 class CudaExecutable:
     """A model ready to run: weights and cache on the device, all memory of a step reserved."""
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor], limits: Limits, device: torch.device) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        limits: Limits,
+        device: torch.device,
+        group: Group[torch.Tensor] | None = None,
+    ) -> None:
+        assert group is not None or not meets_ranks(program)
         if limits.cache_dtype not in CACHE_TYPES:
             raise ModelError(
                 f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r}."
             )
-        self._program, self._limits, self._device = program, limits, device
+        self._program, self._limits, self._device, self._group = program, limits, device, group
         wanted, marks_s = needs(program), [now_s()]
         shapes = self._shapes = dict[str, tuple[int, ...]]()
 
@@ -124,6 +134,8 @@ class CudaExecutable:
             if device.type == "cuda":
                 self._compile_kernels()
             marks_s.append(now_s())
+        for stepper in self._steppers:
+            stepper.meet(group)
         marks_s.append(now_s())
         self.from_packed_file = False
         self.weight_bytes = self._weights.nbytes
@@ -133,8 +145,10 @@ class CudaExecutable:
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if device.type == "cuda":
             self._make_graphs(torch.cuda.graph_pool_handle())
-            for stepper in self._steppers:
-                self._warm_up(stepper)
+            # With others first without graphs: the memory that these hold must not move any more, on whatever rank.
+            for captures in (True,) if group is None else (False, True):
+                for stepper in self._steppers:
+                    self._warm_up(stepper, captures=captures)
         marks_s.append(now_s())
         spent_s = (after - before for before, after in pairwise(marks_s))
         self.phases_s: Mapping[str, float] = dict(zip(PHASES, spent_s, strict=True))
@@ -142,7 +156,8 @@ class CudaExecutable:
     def _make_graphs(self, pool: Any) -> None:
         """All share memory: they never run at the same time."""
         for stepper in self._steppers:
-            stepper.graphs = Graphs(self._device, self._limits, stepper.plan, self._scratch, self._adapters, pool)
+            given = (self._device, self._limits, stepper.plan, self._scratch, self._adapters, pool)
+            stepper.graphs = Graphs(*given, together=self._group is not None)
 
     def keep_packed(self) -> None:
         """It packs nothing that would be worth a file."""
@@ -161,6 +176,8 @@ class CudaExecutable:
         try:
             self._begin(stepper, batch, part)
         except torch.OutOfMemoryError:
+            if self._group is not None:  # the other ranks are further on
+                raise
             # Steps' memory is reserved, but for what libraries take in passing: others use this GPU too. Once more with
             # what the allocator holds in reserve given back; K and V are written a second time, to the same effect, but
             # recurrent states would move on.
@@ -208,6 +225,7 @@ class CudaExecutable:
     def _compile_adapters_kernels(self, slot: int) -> None:
         """What the last run left is void."""
         graphs, self._main.graphs = self._main.graphs, None  # nothing is run that could be captured
+        self._main.meet(None)
         try:
             with compiling(self._limits.threads):
                 for lengths in self._main.kinds_of_steps():
@@ -215,12 +233,16 @@ class CudaExecutable:
                     self._run(self._main, replace(self._main.empty_step(lengths), adapters=adapters))
         finally:
             self._main.graphs = graphs
+            self._main.meet(self._group)
 
-    def _warm_up(self, stepper: Stepper) -> None:
+    def _warm_up(self, stepper: Stepper, *, captures: bool) -> None:
         """Has the memory of the largest step taken, libraries make ready, and the graphs captured."""
-        if stepper.graphs and (kinds := stepper.kinds_of_steps()):
-            for lengths in [kinds[0], *([1] * size for size in reversed(stepper.graphs.sizes))]:
+        graphs = stepper.graphs
+        if graphs and (kinds := stepper.kinds_of_steps()):
+            stepper.graphs = graphs if captures else None
+            for lengths in [kinds[0], *([1] * size for size in reversed(graphs.sizes))]:
                 self._run(stepper, stepper.empty_step(lengths))
+            stepper.graphs = graphs
 
     @property
     def hidden(self) -> Float32:

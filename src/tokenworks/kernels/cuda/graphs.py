@@ -42,9 +42,19 @@ class Graphs:
     """Of one program."""
 
     def __init__(
-        self, device: torch.device, limits: Limits, plan: Plan, scratch: Scratch, adapters: Adapters, pool: Any = None
+        self,
+        device: torch.device,
+        limits: Limits,
+        plan: Plan,
+        scratch: Scratch,
+        adapters: Adapters,
+        pool: Any = None,
+        *,
+        together: bool = False,
     ) -> None:
-        """pool: memory that other graphs, which do not run at the same time, take too."""
+        """pool: memory that other graphs, which do not run at the same time, take too. together: with other ranks, of
+        which each captures when the others do."""
+        self._together = together
         self.sizes = decode_sizes(limits, plan)
         self._captured: dict[tuple[int, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
         """By rows, and by the names of the step's arrays: they say where each lies."""
@@ -64,8 +74,7 @@ class Graphs:
     def run(self, step: Step, launch_all: Callable[[], None]) -> None:
         """Runs a step, whose inputs are loaded, by its graph. If there is none yet `launch_all` runs it, and is
         captured for later ones: running a step twice would move recurrent states twice."""
-        if self._moves != self._scratch.moves:
-            self.drop()
+        self._follow_scratch()
         if self._adapter_moves != self._adapters.moves:
             self._captured = {key: graph for key, graph in self._captured.items() if OF_ADAPTED not in key[1]}
             self._adapter_moves = self._adapters.moves
@@ -74,10 +83,16 @@ class Graphs:
             self._captured[key].replay()
             return
         launch_all()  # kernels are compiled, libraries make their workspaces
-        if self._moves != self._scratch.moves:
-            self.drop()
+        self._follow_scratch()
         self._moves = self._scratch.moves
         self._captured[key] = self._capture(launch_all)
+
+    def _follow_scratch(self) -> None:
+        if self._moves == self._scratch.moves:
+            return
+        if self._together and self._captured:
+            raise RuntimeError("Scratch memory has moved: this rank would capture graphs where others replay theirs.")
+        self.drop()
 
     def drop(self) -> None:
         """Memory that the graphs hold addresses of has moved."""
@@ -86,7 +101,8 @@ class Graphs:
     def _capture(self, launch_all: Callable[[], None]) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads (NCCL's watchdog, one that loads) may ask the device something meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             launch_all()
         return graph
 

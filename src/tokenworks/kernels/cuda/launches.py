@@ -19,10 +19,14 @@ from tokenworks.kernels.cuda.recurrent import delta_rule, selective_scan, short_
 from tokenworks.kernels.cuda.rows import gather
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
+from tokenworks.kernels.group import Group
 from tokenworks.kernels.program import (
     Activate,
     Add,
+    AllGather,
+    AllReduce,
     Attend,
+    Broadcast,
     DeltaRule,
     Embed,
     Experts,
@@ -76,6 +80,8 @@ class Binder:
         self._weights, self._caches, self._states, self._arena = weights, caches, states, arena
         self._adapters = adapters
         self._scratch = scratch
+        self.group: Group[torch.Tensor] | None = None
+        """The other ranks, if there are some, from when on launches are in earnest."""
         shapes = [_shape_of(op) for op in program.instructions if isinstance(op, Attend)]
         self.tile_tokens = sorted({shape.tile_tokens for shape in shapes})
 
@@ -177,6 +183,8 @@ class Binder:
             case LinearHeads(output=output, x=x, kept=kept):
                 to, of, matrices = self.view(output), self.view(x), self._weights.stack(call.weights)
                 return lambda step: plain.linear_heads(to[: (n := step.rows[kind])], of[:n], matrices, kept)
+            case AllReduce() | AllGather() | Broadcast():
+                return self._collective(call, kind)
             case Experts(output=output, x=x, routes=routes):
                 to, of, other, chosen = self.view(output), self.view(x), self.view(routes), self._expert_weights(call)
                 act = (call.activation, call.limit, call.offset)
@@ -205,6 +213,23 @@ class Binder:
                 return inject
             case _:
                 raise ModelError(f"The GPU backend does not run {type(call).__name__} yet.")
+
+    def _collective(self, call: AllReduce | AllGather | Broadcast, kind: RowKind) -> Bound:
+        x, out = self.view(call.x), self.view(call.output)
+
+        def meet(step: Step) -> None:
+            n = step.rows[kind]
+            if self.group is None or not n:
+                return
+            match call:
+                case AllReduce():
+                    self.group.all_reduce(x[:n])
+                case Broadcast():
+                    self.group.broadcast(x[:n])
+                case AllGather(widths=widths):
+                    self.group.all_gather(x[:n], out[:n], widths)
+
+        return meet
 
     def _product(self, call: Product, kind: RowKind) -> Bound:
         linear, out, x = call.linear, self.view(call.output), self.view(call.linear.x)

@@ -14,6 +14,7 @@ from tokenworks.kernels.cuda.launches import Binder, Bound
 from tokenworks.kernels.cuda.plan import Plan
 from tokenworks.kernels.cuda.warming import empty_step, kinds_of_steps
 from tokenworks.kernels.flow import RowKind
+from tokenworks.kernels.group import Group
 from tokenworks.kernels.program import Embed, Input, Pause, Program, StateLayer, Value
 
 
@@ -22,6 +23,7 @@ class Stepper:
 
     def __init__(self, program: Program, plan: Plan, limits: Limits, device: torch.device, binder: Binder) -> None:
         self.program, self.plan, self.view = program, plan, binder.view
+        self._binder = binder
         self._limits, self._device = limits, device
         self._inputs = sum(each.output.width for each in program.instructions if isinstance(each, Input))
         """Columns of what is taken in."""
@@ -40,6 +42,10 @@ class Stepper:
                 self.brings += binder.bind(launch)
             else:
                 self.parts[-1] += binder.bind(launch)
+
+    def meet(self, group: Group[torch.Tensor] | None) -> None:
+        """The ranks that its collectives call on from now on; None: they do nothing, as where kernels are compiled."""
+        self._binder.group = group
 
     def drop_graphs(self) -> None:
         if self.graphs:

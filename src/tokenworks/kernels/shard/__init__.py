@@ -6,9 +6,21 @@ it is pure, and knows programs only: neither families of models nor devices. bac
 share.
 """
 
-from tokenworks.kernels.shard.backend import RankBackend
+from tokenworks.kernels.shard.backend import Call, RankBackend, Tell, share_of
 from tokenworks.kernels.shard.cuts import Cut, Cuts, Shard, cut_of
 from tokenworks.kernels.shard.divide import Divided, divide
 from tokenworks.kernels.shard.pieces import Described
 
-__all__ = ["Cut", "Cuts", "Described", "Divided", "RankBackend", "Shard", "cut_of", "divide"]
+__all__ = [
+    "Call",
+    "Cut",
+    "Cuts",
+    "Described",
+    "Divided",
+    "RankBackend",
+    "Shard",
+    "Tell",
+    "cut_of",
+    "divide",
+    "share_of",
+]

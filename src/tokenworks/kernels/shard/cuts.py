@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from tokenworks.kernels.formats import FORMATS
-from tokenworks.kernels.tensor import Tensor
+from tokenworks.kernels.tensor import Description, Tensor, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,18 @@ class Shard(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         cut = self.cuts.get(name)
         return self.whole[name] if cut is None else replace(cut_of(self.whole[cut.source], cut), name=name)
+
+    def describe(self, name: str) -> Description:
+        """What the part will be."""
+        cut = self.cuts.get(name)
+        what = describe(self.whole, name if cut is None else cut.source)
+        if what is None:
+            raise KeyError(name)
+        if cut is None or not cut.ranges:
+            return what
+        shape, axis = list(what.shape), 0 if cut.axis == "rows" else 1
+        shape[axis] = sum(end - begin for begin, end in cut.ranges)
+        return Description(what.format, tuple(shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.whole.keys() | self.cuts.keys())

@@ -5,7 +5,8 @@ that make it when all ranks' are added up: what a map makes that reads a share. 
 so that ranks come together (AllReduce) no earlier than an instruction needs whole numbers: twice in a layer as a rule,
 before its norms. What all have whole is added to addends by the first rank alone, biases too.
 
-Embeddings of tokens are looked up by the first rank alone, which tells the others: they need not know the tokens.
+Embeddings of tokens are looked up by the first rank alone, which tells the others: they need not know the tokens. So
+it does with inputs, which may lie on its device.
 Experts are spread, each whole on one rank: no block of a format is cut, and each rank's products are as large as can
 be; for few rows at once their load is uneven.
 """
@@ -24,6 +25,7 @@ from tokenworks.kernels.program import (
     DeltaRule,
     Embed,
     Experts,
+    Input,
     Instruction,
     Keep,
     KvLayer,
@@ -135,6 +137,10 @@ class _Rank:
                 x = layout.stored(output)
                 if self._rank == 0:
                     self._out.append(replace(op, output=x, table=self._names.of(op.table)))
+                self._out.append(Broadcast(x, x))
+            case Input(output=output):
+                x = layout.stored(output)
+                self._out += [Input(x)] if self._rank == 0 else []
                 self._out.append(Broadcast(x, x))
             case Add(a=a, b=b) if self._adds_up(op.output, a, b):
                 self._add(op, at)

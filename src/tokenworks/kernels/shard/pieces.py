@@ -36,10 +36,11 @@ from tokenworks.kernels.program import (
     Softcap,
     Value,
 )
+from tokenworks.kernels.tensor import Description
 from tokenworks.protocol.errors import ModelError
 
-Described = Callable[[str], tuple[tuple[int, ...], str]]
-"""A weight's shape and format, by name."""
+Described = Callable[[str], Description]
+"""What a weight is, by name."""
 
 Piece = tuple[int, int, int]
 """Of a buffer, by its number: columns [begin, end). Of a cache layer: -1, its number, 0."""
@@ -123,7 +124,7 @@ def rows_of(op: Linear, described: Described) -> list[tuple[int, int]]:
         return [(0, op.output.width)]
     ends, at = [], 0
     for name in op.weights:
-        rows = described(name)[0][0]
+        rows = described(name).shape[0]
         ends.append((at, at + rows))
         at += rows
     return ends
@@ -290,7 +291,7 @@ class Groups:
         pieces = self._pieces.of(op.x)
         if len(pieces) > 1:
             self._keep_whole(op.x)
-        block = max(FORMATS[self._described(name)[1]].block_elements for name in op.weights)
+        block = max(FORMATS[self._described(name).format].block_elements for name in op.weights)
         self._largest_block = max(self._largest_block, block)
         width = op.x.width
         self._group(pieces[0]).grains.append(width // block if width % block == 0 else 1)
