@@ -235,7 +235,7 @@ class CudaExecutable:
             self._main.graphs = graphs
             self._main.meet(self._group)
 
-    def _warm_up(self, stepper: Stepper, *, captures: bool) -> None:
+    def _warm_up(self, stepper: Stepper, *, captures: bool = True) -> None:
         """Has the memory of the largest step taken, libraries make ready, and the graphs captured."""
         graphs = stepper.graphs
         if graphs and (kinds := stepper.kinds_of_steps()):
