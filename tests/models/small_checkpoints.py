@@ -14,7 +14,7 @@ from small_recurrent import RECURRENT
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenworks.kernels.backend import Backend, Int32, Limits, StateBatch, StepBatch
-from tokenworks.kernels.tensor import Describing, Description, Tensor
+from tokenworks.kernels.tensor import Describing, Tensor
 from tokenworks.models.checkpoint import open_checkpoint
 
 torch.set_num_threads(1)  # models this small have threads wait for each other
@@ -94,7 +94,7 @@ def assert_described(weights: Mapping[str, Tensor]) -> None:
     """What is said of weights before they are made is what they are then."""
     assert isinstance(weights, Describing)
     for name, tensor in weights.items():
-        assert weights.describe(name) == Description(tensor.format, tensor.shape), name
+        assert weights.describe(name) == tensor.description, name
 
 
 def greedy(path: Path, prompt: Sequence[int], count: int, backend: Backend) -> list[int]:

@@ -22,6 +22,13 @@ class Tensor:
     shape: tuple[int, ...]
     data: npt.NDArray[np.uint8]
     row_scales: npt.NDArray[np.float32] | None = None
+    fp8_inputs: bool = False
+    """The checkpoint rounds what the weight is multiplied with to E4M3, each token with a scale of its own: a backend
+    that gains by it may."""
+
+    @property
+    def description(self) -> "Description":
+        return Description(self.format, self.shape, self.fp8_inputs)
 
     def rows(self, first: int, count: int) -> "Tensor":
         """Some rows of the outermost dimension: a view."""
@@ -43,6 +50,7 @@ class Description:
 
     format: str
     shape: tuple[int, ...]
+    fp8_inputs: bool = False
 
 
 @runtime_checkable
@@ -60,5 +68,4 @@ def describe(weights: Mapping[str, Tensor], name: str) -> Description | None:
         return None
     if isinstance(weights, Describing):
         return weights.describe(name)
-    tensor = weights[name]
-    return Description(tensor.format, tensor.shape)
+    return weights[name].description

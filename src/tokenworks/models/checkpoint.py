@@ -276,14 +276,16 @@ class _Weights(Mapping[str, Tensor]):
         if name in self.computed:
             return Description("F32", self.computed[name].shape)
         place, shape = self.places[name], self.stored_shapes[name]
-        stored, names = self.found[place.name].format, self.names
+        found, names = self.found[place.name], self.names
+        stored = found.format
         if name in names.convolutions:
             return Description("F32", (shape[0], math.prod(shape[1:])))
         if place.name in names.transposed or names.form_of(name) or len(shape) == 1:
             return Description("F32", shape)
         if names.is_turned(name):
             return Description(stored if stored in ("F32", "F16", "BF16") else "F16", shape[::-1])
-        return Description("F8_64" if self._stays_fp8(name) else stored, shape)
+        fp8_inputs = isinstance(found, PackedTensor) and found.fp8_inputs
+        return Description("F8_64" if self._stays_fp8(name) else stored, shape, fp8_inputs)
 
     def _stays_fp8(self, name: str) -> bool:
         """Its rows and columns are as in the file."""

@@ -7,14 +7,14 @@ from typing import TypeVar
 import torch
 
 from tokenworks.kernels.cuda.loading import Loading, Source
-from tokenworks.kernels.tensor import Description, Tensor
+from tokenworks.kernels.tensor import Tensor
 
 CPU = torch.device("cpu")
 Made = TypeVar("Made")
 
 
 def sources_of(tensors: Sequence[Tensor]) -> list[Source]:
-    return [Source(Description(each.format, each.shape), partial(_given, each)) for each in tensors]
+    return [Source(each.description, partial(_given, each)) for each in tensors]
 
 
 def brought(

@@ -108,14 +108,14 @@ def _bytes() -> str:
 
 
 def _e4m3(scaled: bool) -> str:
-    """The scale is 2^112, or the lower half of the word of scales. The second code has the bits that the first leaves:
-    sign at 11, the rest at 14..12 and 3..0."""
-    scale = "mov.b32 {l, h}, $3; mov.b32 s, {l, l};" if scaled else f"mov.b32 s, {_twice((127 + 112) << 7)};"
+    """The scale is 2^120, or the lower half of the word of scales."""
+    scale = "mov.b32 {l, h}, $3; mov.b32 s, {l, l};" if scaled else f"mov.b32 s, {_twice((127 + 120) << 7)};"
+    rest = _twice(E4M3_MASK & 0x7FFF)
     return (
         f"{{ .reg .b32 t, u, s, z; .reg .b16 l, h; mov.b32 z, {_twice(0x8000)}; {scale}"
-        f" and.b32 t, $2, {_twice(E4M3_MASK)}; {_times(0)}"
-        f" shl.b32 t, $2, 4; and.b32 t, t, {_twice(0x80F0)}; shr.b32 u, $2, 4; and.b32 u, u, {_twice(0x0700)};"
-        f" or.b32 t, t, u; {_times(1)} }}"
+        f" shl.b32 t, $2, 8; and.b32 t, t, {_twice(0x8000)}; shl.b32 u, $2, 4; and.b32 u, u, {rest}; or.b32 t, t, u;"
+        f" {_times(0)}"
+        f" and.b32 t, $2, {_twice(0x8000)}; shr.b32 u, $2, 4; and.b32 u, u, {rest}; or.b32 t, t, u; {_times(1)} }}"
     )
 
 

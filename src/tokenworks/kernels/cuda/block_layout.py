@@ -42,6 +42,8 @@ class Packed:
     words: torch.Tensor
     scales: torch.Tensor | None
     row_scales: torch.Tensor
+    fp8_inputs: bool = False
+    """Of all (Tensor)."""
 
     def rows(self, first: int, count: int) -> "Packed":
         """Some of them: views."""
@@ -86,7 +88,7 @@ def bring_packed(sources: Sequence[Source], loading: Loading) -> Packed | None:
     for source in sources:
         loading.bring(source, partial(_write, out.rows(at, source.what.shape[0])))
         at += source.what.shape[0]
-    return out
+    return replace(out, fp8_inputs=all(source.what.fp8_inputs for source in sources))
 
 
 def numbers(slab: Slab) -> torch.Tensor:
@@ -149,34 +151,27 @@ def _pack(coding: Coding, levels: _Levels, row_scales: torch.Tensor) -> Packed:
         codes, scales, exponents = _halves(coding, codes, levels.scales, levels.minima)
         row_scales = torch.ldexp(row_scales, exponents + (2 if coding is E4M3_64 else 15))
     else:
-        scales, row_scales = None, row_scales * (2.0**8 if coding is E4M3_ROW else 2.0**15)
+        scales, row_scales = None, row_scales * (1.0 if coding is E4M3_ROW else 2.0**15)
     padded = -(-columns // coding.weights) * coding.weights
     codes = torch.nn.functional.pad(codes, (0, padded - columns), value=coding.zero)
     runs = codes.view(len(codes), -1, coding.codes, coding.run).to(torch.int32)
+    place = _place_e2m1 if coding in (E2M1_16, E2M1_32) else _place
     words = torch.zeros_like(runs[:, :, 0])
     for j in range(coding.codes):
-        words |= _PLACES.get(coding, _place)(coding, runs[:, :, j], j)
+        words |= place(runs[:, :, j], coding.codes, j)
     words = torch.where(words >= 1 << 15, words - (1 << 16), words).to(torch.int16)
     return Packed(coding, columns, words.view(len(codes), -1), scales, row_scales)
 
 
-def _place(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
-    return codes << 16 // coding.codes * j
+def _place(codes: torch.Tensor, of: int, j: int) -> torch.Tensor:
+    return codes << 16 // of * j
 
 
-def _place_e2m1(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
+def _place_e2m1(codes: torch.Tensor, of: int, j: int) -> torch.Tensor:
     sign, rest = codes >> 3, codes & 7
     if j < 3:
         return (sign << 15 | rest << 6) >> 3 * j
     return sign << 14 | rest >> 2 << 13 | (rest & 3) << 10
-
-
-def _place_e4m3(coding: Coding, codes: torch.Tensor, j: int) -> torch.Tensor:
-    sign, rest = codes >> 7, codes & 127
-    return sign << 15 | rest << 4 if j == 0 else sign << 11 | rest >> 4 << 12 | rest & 15
-
-
-_PLACES = {E2M1_16: _place_e2m1, E2M1_32: _place_e2m1, E4M3_ROW: _place_e4m3, E4M3_64: _place_e4m3}
 
 
 def _e5m3(codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,8 +6,9 @@ that all of the chip reads. Each code of a run of words (block_codings.py) is a 
 that it meets, so nothing is ever shuffled. Above FUSED_ROWS tokens decoding again for every tile of tokens would cost
 more than writing the weights out once, for cuBLAS.
 
-Compiled for sm_90 with 16 tokens the loop has 2.7 (Q4_1, Q4_K, I8), 3.2 (Q8_0, E4M3) and 3.5 (NVFP4) instructions per
-weight; reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's for 4.4.
+Compiled for sm_90 with 16 tokens the loop has 2.7 (Q4_1, Q4_K, I8), 3.2 (Q8_0), 3.5 (NVFP4), 3.7 and 4.0 (E4M3 by row
+and by 64) instructions per weight; reading 4.5 bits at the speed of an H100's memory leaves time for 6.3, an H200's
+for 4.4.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.activations import gated
+from tokenworks.kernels.cuda.block_codings import E4M3_ROW
 from tokenworks.kernels.cuda.block_layout import Packed, bring_packed
 from tokenworks.kernels.cuda.finish import (
     Finish,
@@ -27,6 +29,7 @@ from tokenworks.kernels.cuda.finish import (
     with_addend,
     write_tile,
 )
+from tokenworks.kernels.cuda.fp8 import UNIT, multiply_fp8, runs_fp8
 from tokenworks.kernels.cuda.loading import Loading, Source
 from tokenworks.kernels.cuda.products import multiply_large
 
@@ -66,6 +69,8 @@ class BlockMatrix:
         self.weights = weights
         self.out_features, self.in_features = len(weights.words), weights.columns
         self.nbytes = weights.nbytes
+        fits = weights.coding is E4M3_ROW and self.out_features % UNIT == 0
+        self._in_fp8 = weights.fp8_inputs and fits and runs_fp8(weights.words.device)
 
     def reserve(self, finish: Finish) -> None:
         """Room in the scratch for any fused product: where columns are shared out there are no more than PROGRAMS."""
@@ -73,7 +78,9 @@ class BlockMatrix:
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
         rows = len(x)
-        if rows > FUSED_ROWS:
+        if rows > FUSED_ROWS and self._in_fp8:
+            multiply_fp8(x, self.weights, finish)
+        elif rows > FUSED_ROWS:
             written = finish.scratch.weights(self.out_features, self.in_features)
             self.dequantise(written)
             multiply_large(x, written, finish)

@@ -12,7 +12,8 @@ compressed-tensors 0.20):
            or X.weight_scale_inv: floats [out / 128, in / 128], which multiply (DeepSeek-V3's files)
     gpt-oss' MXFP4  X_blocks: uint8 [experts, out, in / 32, 16]; X_scales: E8M0 in uint8 [experts, out, in / 32]
 
-What they say about activations does not bind us: ours are quantised by the kernels, block by block.
+What they say about activations does not bind us, as CPU kernels quantise theirs block by block; but where FP8 weights
+meet activations in FP8 by token, tensors say so to backends that may do the same (`fp8_inputs`).
 """
 
 from collections.abc import Mapping
@@ -49,6 +50,8 @@ class PackedTensor:
     whole: Tensor | None = None
     """The third factor of NVFP4."""
     whole_divides: bool = False
+    fp8_inputs: bool = False
+    """Tensor's."""
 
     def rows(self, first: int, count: int) -> "PackedTensor":
         """Some rows: views."""
@@ -63,7 +66,7 @@ class PackedTensor:
         rows, columns = self.shape
         if self.format in _ROW_FORMATS:
             scales = np.array(np.broadcast_to(dequantise(self.scale).ravel(), rows))
-            return Tensor(self.name, self.format, self.shape, self.codes.data, scales)
+            return Tensor(self.name, self.format, self.shape, self.codes.data, scales, self.fp8_inputs)
         factors = None
         if self.whole is not None:
             factor = dequantise(self.whole).ravel()[0]
@@ -128,7 +131,7 @@ def open_quantised(
     section = _settings(folder, config)
     if section is not None:
         _check(section)
-    side = _side(section)
+    side, fp8_inputs = _side(section), section is not None and _rounds_inputs(section)
     joined: dict[str, Tensor | PackedTensor | StackedBlocks | Squares] = {}
     used: set[str] = set()
     for name, tensor in found.items():
@@ -138,6 +141,7 @@ def open_quantised(
             used.add(scale.name)
         elif leaf == "weight_packed" or (leaf == "weight" and _is_quantised(tensor, f"{stem}.weight_scale" in found)):
             packed = _join(folder, stem, found)
+            packed = replace(packed, fp8_inputs=fp8_inputs and packed.format == "F8_E4M3")
             joined[packed.name] = packed
             parts = (packed.codes, packed.scale, packed.whole)
             used |= {part.name for part in parts if part is not None}
@@ -179,6 +183,14 @@ def _check(f: Fields) -> None:
         value: Any = f.table.get(key)
         if isinstance(value, dict) and (value.get("config_groups") or value.get("format", "dense") != "dense"):
             raise ModelError(f"{f.path}: quantization_config.{key} is not supported; get a version without it.")
+
+
+def _rounds_inputs(section: Fields) -> bool:
+    """Whether all that is quantised meets activations in FP8 with a scale for each token (compressed-tensors)."""
+    groups = section.table.get("config_groups")
+    wanted = {"dynamic": True, "num_bits": 8, "type": "float", "strategy": "token"}
+    found = [each.get("input_activations") for each in groups.values()] if isinstance(groups, dict) else []
+    return bool(found) and all(isinstance(each, dict) and wanted.items() <= each.items() for each in found)
 
 
 def _side(section: Fields | None) -> tuple[int, int]:

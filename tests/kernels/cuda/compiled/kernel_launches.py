@@ -18,6 +18,7 @@ from tokenworks.kernels.cuda.blocks import BlockMatrix
 from tokenworks.kernels.cuda.change import change_rows
 from tokenworks.kernels.cuda.experts import ExpertWeights, _launch
 from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.fp8 import rounded
 from tokenworks.kernels.cuda.gate import gate
 from tokenworks.kernels.cuda.logprobs import logprobs
 from tokenworks.kernels.cuda.norm import Groups, norm
@@ -172,6 +173,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "NVFP4 product": partial(packed_product, block_codings.E2M1_16, 64),
     "NVFP4 written out": lambda: matrix(block_codings.E2M1_16).dequantise(empty(WIDTH, WIDTH)),
     "MXFP4 experts": packed_experts,
+    "activations in FP8": lambda: rounded(empty(512, 14336), 14336 // 2),
     "short convolution": convolution,
     "delta rule": delta,
     "selective scan": scan,
