@@ -183,7 +183,7 @@ class LowRankAddend:
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _shrink(
     x, downs, ranks, inner, blocks, block_slots, rows, width, x_stride, share,
     SEGMENTS: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr, M: tl.constexpr, K: tl.constexpr,
@@ -211,7 +211,7 @@ def _shrink(
             tl.store(inner + (at_row * RANK)[:, None] + r[None, :], acc, mask=there[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _expand(
     inner, ups, ranks, scales, tiles, blocks, block_slots, out, rows, height, out_stride,
     SEGMENTS: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,

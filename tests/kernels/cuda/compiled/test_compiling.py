@@ -1,7 +1,8 @@
 """Whatever steps launch has been compiled before, by threads, without a launch: with a driver that launches nothing."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from tokenworks.kernels.adapter import LowRank
 from tokenworks.kernels.backend import Limits, RowChange, SampleBatch
 from tokenworks.kernels.cuda.backend import CudaExecutable
 from tokenworks.kernels.cuda.compiling import compiling
 from tokenworks.kernels.cuda.logits import DeviceLogits
 from tokenworks.kernels.cuda.warming import empty_step
 from tokenworks.kernels.formats import tensor_bytes
-from tokenworks.kernels.program import Program, ProgramBuilder
+from tokenworks.kernels.program import Linear, Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
 
 CPU = torch.device("cpu")
@@ -125,6 +127,16 @@ def small_model(form: str) -> tuple[Program, dict[str, Tensor]]:
     return b.finish(b.linear(h, [weight("head", 512, 128)], 512)), weights
 
 
+def adaptation(program: Program, weights: Mapping[str, Tensor]) -> dict[str, LowRank]:
+    """Of rank 4, of every product."""
+    names = {name for each in program.instructions if isinstance(each, Linear) for name in each.weights}
+
+    def zeros(*shape: int) -> Tensor:
+        return Tensor("side", "F32", shape, np.zeros(4 * shape[0] * shape[1], np.uint8))
+
+    return {name: LowRank(zeros(4, weights[name].shape[1]), zeros(weights[name].shape[0], 4), 1.0) for name in names}
+
+
 @pytest.mark.parametrize("form", ["BF16", "NVFP4"])
 def test_no_step_meets_a_kernel_that_is_not_there(form: str, chip: Chip, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
@@ -153,3 +165,12 @@ def test_no_step_meets_a_kernel_that_is_not_there(form: str, chip: Chip, monkeyp
             executable.sample(logits, SampleBatch(some, some.view(np.int32), some, some, some))
             executable.logprobs(logits, some.view(np.int32), 5)
     assert len(compiled) == before, {source.fn.__name__ for source in compiled[before:]}
+    executable.load_adapter(1, adaptation(program, weights))
+    executable._compile_adapters_kernels(1)
+    with_adapters = len(compiled)
+    assert before < with_adapters < before + 40
+    for _ in range(20):
+        lengths = [1] * int(rng.integers(0, 40)) + rng.integers(1, 230, int(rng.integers(1, 3))).tolist()
+        slots = rng.choice([-1, 1], len(lengths)).astype(np.int32)
+        executable._run(executable._main, replace(empty_step(lengths), adapters=slots))
+    assert len(compiled) == with_adapters, {source.fn.__name__ for source in compiled[with_adapters:]}
