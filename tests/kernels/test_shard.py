@@ -4,6 +4,7 @@ Bound: ranks add up in another order, in float32; their sums differ in the last 
 these models make some dozens. A head, a block or a bias that is lost or counted twice makes more than a percent.
 """
 
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -11,9 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import ThreadGroup, on_ranks
+from ranks import Meeting, ThreadGroup, on_ranks
 from small_checkpoints import our_logits, write_decoder
+from speech_checkpoints import HEARD, noise, write_whisper
+from test_multi_token_layers import write as write_guessing
+from test_whisper import _logits as logits_of_sound
 
+from tokenworks.kernels.adapter import LowRank
+from tokenworks.kernels.backend import Backend, Limits, StepBatch
 from tokenworks.kernels.check import needs
 from tokenworks.kernels.formats import dequantise, tensor_bytes
 from tokenworks.kernels.program import (
@@ -29,7 +35,7 @@ from tokenworks.kernels.program import (
     RmsNorm,
 )
 from tokenworks.kernels.reference import ReferenceBackend
-from tokenworks.kernels.shard import Cut, RankBackend, cut_of
+from tokenworks.kernels.shard import Call, Cut, RankBackend, cut_of
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.protocol.errors import ModelError
@@ -165,3 +171,86 @@ def test_what_cannot_be_shared(name: str, ranks: int, said: str, written: Callab
     checkpoint = open_checkpoint(written(name))
     with pytest.raises(ModelError, match=said):
         RankBackend(ReferenceBackend(), 0, ranks).share(checkpoint.program(), checkpoint.tensors)
+
+
+def test_adapters_are_divided_as_what_they_change() -> None:
+    program, weights = network(192, "F32")
+    rng = np.random.default_rng(3)
+
+    def low_rank(name: str) -> LowRank:
+        rows, columns = weights[name].shape
+        sides = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, columns), (rows, 4)))
+        down, up = (Tensor("", "F32", side.shape, side.view(np.uint8).reshape(-1)) for side in sides)
+        return LowRank(down, up, 0.2)
+
+    adaptation = {name: low_rank(name) for name in ("gate", "up", "down", "head")}
+    tokens, rows = np.arange(6, dtype=np.int32), np.arange(7, dtype=np.int32)
+    adapters = np.array([0, -1, 2, 2, -1, 0], np.int32)
+    batch = StepBatch(tokens, tokens * 0, rows, np.zeros((6, 1), np.int32), tokens, adapters=adapters)
+
+    def logits(backend: Backend) -> np.ndarray:
+        executable = backend.compile(program, weights, Limits(6, 6, 6, 1, 1, "float32", 1))
+        executable.load_adapter(0, adaptation)
+        executable.load_adapter(1, adaptation)
+        executable.drop_adapter(1)
+        executable.load_adapter(2, {name: adaptation[name] for name in ("up", "down")})
+        return executable.run(batch).copy()
+
+    whole = logits(ReferenceBackend())
+    for ours in on_ranks(3, lambda group: logits(rank_of(group))):
+        assert np.abs(ours - whole).max() < BOUND * np.ptp(whole)
+    with pytest.raises(ModelError, match="The adapter changes 'embed'"):
+        rank = RankBackend(ReferenceBackend(None), 1, 2).compile(program, weights, Limits(6, 6, 6, 1, 1, "float32", 1))
+        rank.load_adapter(0, {"embed": adaptation["head"]})
+
+
+def test_the_first_rank_tells_what_it_does_before_it_does_it() -> None:
+    program, weights = network(192, "F32")
+    heard: list[Call] = []
+
+    class Group(ThreadGroup):
+        def broadcast(self, x: np.ndarray) -> None:
+            heard.append(Call("met", ()))
+            super().broadcast(x)
+
+    backend = RankBackend(ReferenceBackend(Group(Meeting(1), 0, 1)), 0, 1, heard.append)
+    executable = backend.compile(program, weights, Limits(6, 6, 6, 1, 1, "float32", 1))
+    one = np.zeros(1, np.int32)
+    inputs = np.zeros((1, 3), np.float32)
+    executable.run(StepBatch(one, one, np.array([0, 1], np.int32), one[None], one, inputs=inputs))
+    executable.drop_adapter(3)
+    assert [call.method for call in heard] == ["run", "met", "drop_adapter"]
+    assert pickle.loads(pickle.dumps(heard[0])).arguments[0].tokens == one
+    assert heard[0].arguments[0].inputs is None, "they are the first rank's own"
+
+
+def test_guesses_of_a_models_own_layer(tmp_path: Path) -> None:
+    write_guessing("deepseek-v3", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    program = checkpoint.program(guesses=True)
+    assert program.sequel is not None
+
+    def passes(backend: Backend) -> list[np.ndarray]:
+        model = backend.compile(program, checkpoint.tensors, Limits(8, 1, 8, 4, 4, "float32", 1))
+        tokens, rows = np.array(IDS[:6], np.int32), np.arange(6, dtype=np.int32)
+        table, starts = np.arange(4, dtype=np.int32)[None], np.array([0, 6], np.int32)
+        made = [model.run(StepBatch(tokens, rows, starts, table, rows)).copy()]
+        hidden = model.hidden.copy()
+        logits, further = model.run_sequel(
+            StepBatch(tokens[1:], rows[:5], starts - np.array([0, 1], np.int32), table, rows[:5], inputs=hidden[:5])
+        )
+        return [*made, hidden, logits.copy(), further.copy()]
+
+    whole = passes(ReferenceBackend())
+    for ours in on_ranks(2, lambda group: passes(rank_of(group))):
+        for mine, right in zip(ours, whole, strict=True):
+            assert np.abs(mine - right).max() < BOUND * np.ptp(right)
+
+
+def test_a_model_that_hears(tmp_path: Path) -> None:
+    """Its encoder too, whose attention has no cache; K and V that another instruction keeps."""
+    write_whisper(tmp_path)
+    chunks = (5, 36, HEARD + 1, HEARD + 8)
+    whole = logits_of_sound(tmp_path, ReferenceBackend(), noise(2), chunks)
+    for ours in on_ranks(2, lambda group: logits_of_sound(tmp_path, rank_of(group), noise(2), chunks)):
+        assert np.abs(ours - whole).max() < BOUND * np.ptp(whole)

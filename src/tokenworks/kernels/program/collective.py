@@ -25,7 +25,7 @@ class AllGather:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """Every rank's x becomes the first rank's. In place: output is x."""
+    """Every rank's x, [T, width], becomes the first rank's. In place: output is x."""
 
     output: Value
     x: Value

@@ -9,10 +9,10 @@ from tokenworks.kernels.reference.step import Float64, Step
 
 
 def collective(step: Step, op: AllReduce | AllGather | Broadcast, group: Group[Float32]) -> Float64:
-    if op.x.buffer in step.buffers:
+    if isinstance(op, Broadcast) and group.rank:  # nothing here has written x, which has a row for each token
+        x = np.empty((len(step.batch.tokens), op.x.width), np.float32)
+    else:
         x = np.ascontiguousarray(step.load(op.x), np.float32)
-    else:  # embeddings that another rank tells
-        x = np.zeros((len(step.batch.tokens), op.x.width), np.float32)
     match op:
         case AllReduce():
             group.all_reduce(x)
