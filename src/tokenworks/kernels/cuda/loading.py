@@ -103,6 +103,7 @@ class Loading:
             self._coming.clear()
         if self._stream is not None:
             self._stream.synchronize()
+            torch.cuda.empty_cache()  # what packing took belongs to this stream: nobody else would be given it
 
     def bring(self, source: Source, write: Write) -> None:
         """Has `write` called with each slab of rows, in some thread, the device's work in this one's stream. What it
@@ -153,9 +154,10 @@ class Loading:
         """This thread's other buffer, when what was in it has gone."""
         mine = self._reader.staging
         if len(mine) < 2:
-            mine.insert(0, _Staging(torch.empty(0, dtype=torch.uint8), torch.cuda.Event()))
-        mine.reverse()
-        staging = mine[0]
+            mine.append(_Staging(torch.empty(0, dtype=torch.uint8), torch.cuda.Event()))
+        else:
+            mine.reverse()
+        staging = mine[-1]
         staging.sent.synchronize()
         if len(staging.bytes_) < size_bytes:
             room = max(size_bytes, SLAB_BYTES + SCALE_BYTES)

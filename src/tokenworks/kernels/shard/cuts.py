@@ -76,7 +76,7 @@ class Shard(Mapping[str, Tensor]):
             return what
         shape, axis = list(what.shape), 0 if cut.axis == "rows" else 1
         shape[axis] = sum(end - begin for begin, end in cut.ranges)
-        return Description(what.format, tuple(shape))
+        return replace(what, shape=tuple(shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.whole.keys() | self.cuts.keys())

@@ -1,7 +1,9 @@
 """Weights come to the device in slabs, by several threads, with the numbers that their formats say."""
 
 import threading
+from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -101,3 +103,46 @@ def test_weights_that_are_never_made_are_described() -> None:
     assert matrix.weights is table, "of 16 bits in the file: one memory for both"
     assert asked.count("a") == 1
     assert weights.nbytes == table.nbytes + 16
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "BF16", "Q6_K"])
+def test_two_buffers_in_turn_bring_what_none_brings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for a stream and its events, on memory that is not pinned: a buffer is written when its event has
+    come, and what it holds, row scales behind the bytes, is what goes to the device."""
+    tensor = tensor_of(name)
+    plain = brought([tensor], pack_bf16).weights
+    events: list[str] = []
+
+    class Event:
+        def record(self, stream: object) -> None:
+            events.append(f"sent {id(self)}")
+
+        def synchronize(self) -> None:
+            events.append(f"free {id(self)}")
+
+    class Stream:
+        def wait_event(self, event: object) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+        def record_event(self) -> object:
+            return object()
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory=False, **how: empty(*given, **how))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("given back"))
+    monkeypatch.setattr(module, "SLAB_BYTES", 3 * tensor.data.nbytes // ROWS)
+
+    def staged(sources: list[Source], loading: Loading) -> torch.Tensor:
+        loading._stream = Stream()
+        return pack_bf16(sources, loading).weights
+
+    assert torch.equal(brought([tensor], staged), plain)
+    assert events.pop() == "given back"
+    frees, sents = events[::2], events[1::2]
+    assert len(frees) == -(-ROWS // 3)
+    assert [each.split()[1] for each in frees] == [each.split()[1] for each in sents]
+    assert len(set(sents)) == 2 and all(one != other for one, other in pairwise(sents))
