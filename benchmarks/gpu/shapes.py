@@ -1,12 +1,13 @@
-"""Llama-shaped models with random weights, for benchmarks/gpu.py: shapes, programs, weights, and what a step must read.
+"""Llama-shaped models with random weights: shapes, programs, weights, checkpoints, and what a step must read.
 
 Weights are views of one pool of random numbers, so that a model of 16 GB is there at once and loads as a checkpoint
 does; on the device each has memory of its own.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -117,6 +118,46 @@ def random_weights(shape: Shape, form: str = "BF16", seed: int = 0) -> Mapping[s
     return found
 
 
+def write_checkpoint(shape: Shape, folder: Path) -> None:
+    """As Llama's are, in bfloat16, with random weights, and a tokenizer of single letters."""
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+        "vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head, "tie_word_embeddings": shape.tied, "rms_norm_eps": 1e-5, "eos_token_id": 2,
+        "max_position_embeddings": 131072, "rope_theta": ROPE_BASE,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    letters = {"type": "BPE", "vocab": {chr(33 + at): at for at in range(90)}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": letters, "added_tokens": []}))
+    ones, weights = np.full(shape.width, 0x3F80, np.uint16).view(np.uint8), random_weights(shape)
+    found = {CHECKPOINT_NAMES.get(name, name): weight for name, weight in weights.items() if weight.format == "BF16"}
+    tensors = {name: (each.shape, each.data) for name, each in found.items() if not name[0].isdigit()}
+    for name, each in found.items():
+        if name[0].isdigit():
+            layer, _, which = name.partition(".")
+            tensors[f"model.layers.{layer}.{CHECKPOINT_NAMES['.' + which]}"] = each.shape, each.data
+    norms = [f"{layer}.{which}_layernorm" for layer in range(shape.layers) for which in ("input", "post_attention")]
+    for name in ("model.norm", *(f"model.layers.{each}" for each in norms)):
+        tensors[f"{name}.weight"] = (shape.width,), ones
+    header, at = {}, 0
+    for name, (size, data) in tensors.items():
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [at, at + data.nbytes]}
+        at += data.nbytes
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, data in tensors.values():
+            file.write(memoryview(np.ascontiguousarray(data)))
+
+
+CHECKPOINT_NAMES = {
+    "embed": "model.embed_tokens.weight", "head": "lm_head.weight", ".q": "self_attn.q_proj.weight",
+    ".k": "self_attn.k_proj.weight", ".v": "self_attn.v_proj.weight", ".o": "self_attn.o_proj.weight",
+    ".gate": "mlp.gate_proj.weight", ".up": "mlp.up_proj.weight", ".down": "mlp.down_proj.weight",
+}  # fmt: skip
+
+
 def _pool(form: str, size_bytes: int, rng: np.random.Generator) -> np.ndarray:
     """Somewhat more than `size_bytes` of random weights: bfloat16 of standard deviation 0.02, or blocks of NVFP4 whose
     scales are about one."""
@@ -128,18 +169,3 @@ def _pool(form: str, size_bytes: int, rng: np.random.Generator) -> np.ndarray:
         blocks[:, :4] = rng.integers(52, 60, (1 << 16, 4))
         block = blocks.reshape(-1)
     return np.tile(block, 1 + -(-size_bytes // block.nbytes))
-
-
-def peer_model(shape: Shape, device: str) -> Any:
-    """The same shape in transformers, with random weights made on the device."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head, tie_word_embeddings=shape.tied, max_position_embeddings=65536,
-    )  # fmt: skip
-    with torch.device(device):  # rotary tables are made rightly, and nothing passes the CPU
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return model.eval()
