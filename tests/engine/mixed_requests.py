@@ -122,7 +122,7 @@ def main() -> None:
         from tokenworks.kernels.cuda import backend as cuda_backend
 
         if chosen.eager:
-            cuda_backend.Graphs = lambda *_: None
+            cuda_backend.Graphs = lambda *_, **__: None
         backend = gpu_backend()
     else:
         from tokenworks.kernels.cpu.backend import CpuBackend
