@@ -15,6 +15,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from tokenworks.kernels.cpu.backend import CpuBackend
 from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.shard import Cut, cut_of
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.quantised import open_quantised
@@ -69,6 +70,9 @@ def test_a_model_in_squares_is_the_one_it_stands_for(tmp_path: Path) -> None:
     assert shipped["layers.1.experts.2.down"].format == "BF16"
     for name in whole:
         np.testing.assert_array_equal(dequantise(shipped[name]), dequantise(whole[name]), name)
+    for axis, name, begin, end in (("rows", "layers.1.experts.2.up", 30, 131), ("columns", "layers.0.down", 100, 199)):
+        part = shipped.part(name, axis, begin, end)
+        np.testing.assert_array_equal(dequantise(part), dequantise(cut_of(whole[name], Cut("", axis, ((begin, end),)))))
     ours, plain = (our_logits(tmp_path / name, IDS, CpuBackend()) for name in ("shipped", "whole"))
     np.testing.assert_array_equal(ours, plain)
 
@@ -115,3 +119,6 @@ def test_what_stays_in_eight_bits_means_what_the_file_says(tmp_path: Path) -> No
         assert kept[name].format == rounded[name].format
     rows = [kept[name].rows(3, 5) for name in eight[:1]]
     np.testing.assert_array_equal(dequantise(rows[0]), dequantise(kept[eight[0]])[3:8])
+    part = kept.part("layers.0.o", "columns", 64, 192)
+    np.testing.assert_array_equal(dequantise(part), dequantise(kept["layers.0.o"])[:, 64:])
+    assert kept.part("layers.0.attention_norm", "rows", 0, 8) is None, "a view as it is"

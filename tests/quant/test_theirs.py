@@ -9,6 +9,7 @@ import torch
 from small_models import LINEARS, numbers, write_model, write_text
 
 from tokenworks.kernels.formats import dequantise
+from tokenworks.kernels.shard import Cut, cut_of
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.protocol.errors import ModelError
 from tokenworks.quant.recipe import read_recipe
@@ -33,6 +34,13 @@ def test_their_checkpoints_mean_the_same_to_us(folder: Path) -> None:
             in_bf16 = not folder.name.startswith("modelopt") and scheme != "mxfp4"
             tolerance = 2**-8 if in_bf16 else 2**-22
             np.testing.assert_allclose(dequantise(tensor), expected[name], rtol=tolerance, atol=0)
+            rows, columns = tensor.shape
+            for axis, first, end in (("rows", 3, rows - 1), ("columns", columns - 64, columns)):
+                part = tensors.part(NAMES[name], axis, first, end)
+                assert part is not None
+                whole = cut_of(tensor, Cut("", axis, ((first, end),)))
+                np.testing.assert_array_equal(dequantise(part), dequantise(whole))
+                assert part.description == whole.description
 
 
 @pytest.mark.parametrize("calibrated", [False, True])

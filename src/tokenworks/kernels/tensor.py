@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,16 @@ class Describing(Protocol):
     @abstractmethod
     def describe(self, name: str) -> Description:
         """The format and shape of what looking it up gives. Raises KeyError."""
+
+
+@runtime_checkable
+class Parting(Protocol):
+    """Weights that are made when they are looked up, and can make a part without the rest."""
+
+    @abstractmethod
+    def part(self, name: str, axis: Literal["rows", "columns"], begin: int, end: int) -> Tensor | None:
+        """Some rows, or some columns, whole blocks, of what looking it up gives; None where that is no less work than
+        all of it. Raises KeyError."""
 
 
 def describe(weights: Mapping[str, Tensor], name: str) -> Description | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -287,12 +288,27 @@ class _Weights(Mapping[str, Tensor]):
         fp8_inputs = isinstance(found, PackedTensor) and found.fp8_inputs
         return Description("F8_64" if self._stays_fp8(name) else stored, shape, fp8_inputs)
 
+    def part(self, name: str, axis: Literal["rows", "columns"], begin: int, end: int) -> Tensor | None:
+        """Of what has to be put together when it is looked up, and lies in the file as it is used: none of the rest is
+        read."""
+        stored = None if name in self.computed else self.found[self.places[name].name]
+        turned_rows = self.names.interleaved_rotary and rotary_heads(self.config, name)
+        if not isinstance(stored, PackedTensor | Squares) or self._moved(name) or turned_rows:
+            return None
+        stays_fp8 = self._stays_fp8(name)
+        own = stored.rows(self.places[name].first_row, self.stored_shapes[name][0])
+        own = own.rows(begin, end - begin) if axis == "rows" else own.columns(begin, end - begin)
+        return replace(own.in_runs() if stays_fp8 and isinstance(own, Squares) else own.tensor(), name=name)
+
+    def _moved(self, name: str) -> bool:
+        """Its rows and columns are not as in the file."""
+        names = self.names
+        turned = self.places[name].name in names.transposed or names.is_turned(name)
+        return turned or names.rows_of(name) is not None or bool(names.form_of(name)) or name in names.convolutions
+
     def _stays_fp8(self, name: str) -> bool:
-        """Its rows and columns are as in the file."""
-        place, names = self.places[name], self.names
-        stored = self.found[place.name]
-        moved = place.name in names.transposed or names.is_turned(name) or names.rows_of(name) is not None
-        return self.keeps_fp8 and isinstance(stored, Squares) and stored.has_runs and not moved
+        stored = self.found[self.places[name].name]
+        return self.keeps_fp8 and isinstance(stored, Squares) and stored.has_runs and not self._moved(name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.places

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from tokenworks.kernels.formats import FORMATS
-from tokenworks.kernels.tensor import Description, Tensor, describe
+from tokenworks.kernels.tensor import Description, Parting, Tensor, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,12 @@ class Shard(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         cut = self.cuts.get(name)
-        return self.whole[name] if cut is None else replace(cut_of(self.whole[cut.source], cut), name=name)
+        if cut is None:
+            return self.whole[name]
+        part = None
+        if isinstance(self.whole, Parting) and len(cut.ranges) == 1:
+            part = self.whole.part(cut.source, cut.axis, *cut.ranges[0])
+        return replace(part or cut_of(self.whole[cut.source], cut), name=name)
 
     def describe(self, name: str) -> Description:
         """What the part will be."""

@@ -28,7 +28,7 @@ from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.files.fields import Fields
 from tokenworks.models.files.json_file import read_json
-from tokenworks.models.files.squares import Squares
+from tokenworks.models.files.squares import Squares, columns_of
 from tokenworks.protocol.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]
@@ -60,6 +60,13 @@ class PackedTensor:
         per_row = self.scale.shape[:1] == self.shape[:1]
         scale = self.scale.rows(first, count) if per_row else self.scale
         return replace(self, shape=(count, self.shape[1]), codes=self.codes.rows(first, count), scale=scale)
+
+    def columns(self, first: int, count: int) -> "PackedTensor":
+        """Some columns, whole blocks: a copy."""
+        of_blocks = self.format not in _ROW_FORMATS
+        scale = columns_of(self.scale, self.shape, first, count) if of_blocks else self.scale
+        codes = columns_of(self.codes, self.shape, first, count)
+        return replace(self, shape=(self.shape[0], count), codes=codes, scale=scale)
 
     def tensor(self) -> Tensor:
         """Made anew at each call."""

@@ -12,6 +12,14 @@ from tokenworks.kernels.formats import FORMATS, bfloat16_bits, dequantise
 from tokenworks.kernels.tensor import Tensor
 
 
+def columns_of(tensor: Tensor, shape: tuple[int, int], first: int, count: int) -> Tensor:
+    """A copy of what a tensor has for some columns of a weight of `shape`, of which it has as many bytes for each."""
+    data = tensor.data.reshape(shape[0], -1)
+    begin, end = (data.shape[1] * column // shape[1] for column in (first, first + count))
+    columns = tensor.shape[1] * count // shape[1]
+    return replace(tensor, shape=(shape[0], columns), data=np.ascontiguousarray(data[:, begin:end]).reshape(-1))
+
+
 @dataclass(frozen=True, slots=True)
 class Squares:
     """A weight [out, in] as it lies in its file; `tensor` makes one of it."""
@@ -26,6 +34,7 @@ class Squares:
     """Of a square: rows, columns."""
     first_row: int = 0
     """Of the codes, in the tensor that the scales are of."""
+    first_column: int = 0
 
     @property
     def format(self) -> str:
@@ -42,7 +51,7 @@ class Squares:
         run = FORMATS["F8_64"].block_elements
         rows, columns = self.shape
         down = (self.first_row + np.arange(rows)) // self.side[0]
-        across = np.arange(0, columns, run) // self.side[1]
+        across = (self.first_column + np.arange(0, columns, run)) // self.side[1]
         data = np.empty((rows, columns // run, FORMATS["F8_64"].block_bytes), np.uint8)
         data[:, :, 4:] = self.codes.data.reshape(rows, -1, run)
         scales = dequantise(self.scale).astype(np.float32)[:, across, None].view(np.uint8)
@@ -54,11 +63,16 @@ class Squares:
         codes = self.codes.rows(first, count)
         return replace(self, shape=(count, self.shape[1]), codes=codes, first_row=self.first_row + first)
 
+    def columns(self, first: int, count: int) -> "Squares":
+        """Some columns: a copy of their codes."""
+        codes = columns_of(self.codes, self.shape, first, count)
+        return replace(self, shape=(self.shape[0], count), codes=codes, first_column=self.first_column + first)
+
     def tensor(self) -> Tensor:
         """Made anew at each call."""
         down, across = (
             (first + np.arange(count)) // side
-            for first, count, side in zip((self.first_row, 0), self.shape, self.side, strict=True)
+            for first, count, side in zip((self.first_row, self.first_column), self.shape, self.side, strict=True)
         )
         numbers = dequantise(self.codes) * dequantise(self.scale)[down][:, across]
         halves = bfloat16_bits(np.ascontiguousarray(numbers, np.float32))
