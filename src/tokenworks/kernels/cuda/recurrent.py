@@ -1,5 +1,6 @@
 """What carries a state from token to token (the formulas: kernels/program/recurrent.py): a program walks a sequence's
-rows with a part of its state in registers, and writes it down behind the rows that the step names.
+rows with a part of its state in registers, and writes it down behind the rows that the step names. Where a sequence has
+many rows, it takes them by the chunk (chunked.py).
 
 States are float32. A slot that is written may be the one that the sequence began with: it is read first.
 """
@@ -10,12 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.chunked import CHUNK, DELTA_CHUNK, delta_chunks, scan_chunks, softplus
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 LENGTH_EPSILON = 1e-6
 """Added to the squared length that the delta rule divides q and k by."""
 STATE_NUMBERS = 4096
 """Of a program's part of a state."""
+PROMPT_ROWS = 16
+"""A step with so many rows more than it has sequences has a prompt."""
 ROWS = 16
 """Of a convolution that a program computes at a time."""
 
@@ -123,23 +127,23 @@ def selective_scan(
     heads = len(decay)
     head, state = x.shape[1] // heads, b.shape[1] // groups
     n, p = _tile(state, head)
-    _selective_scan[(states.sequences, heads, cdiv(head, p))](
+    given = (
         x, b, c, steps, out, decay, step_bias, skip,
         states.kept, states.row_starts, states.begin, states.starts, states.rows, states.slots,
         x.stride(0), b.stride(0), c.stride(0), steps.stride(0), out.stride(0), states.kept.stride(0), *step_range,
-        SHARED=heads // groups, HEAD=head, STATE=state, N=n, P=p,
     )  # fmt: skip
+    sizes = {"SHARED": heads // groups, "HEAD": head, "STATE": state}
+    if len(x) < states.sequences + PROMPT_ROWS:
+        _selective_scan[(states.sequences, heads, cdiv(head, p))](*given, **sizes, N=n, P=p)
+    else:
+        n, p = max(16, n), max(16, p)
+        scan_chunks[(states.sequences, heads, cdiv(head, p))](*given, **sizes, N=n, P=p, ROWS=CHUNK, num_warps=8)
 
 
 def _tile(rows: int, columns: int) -> tuple[int, int]:
     """All rows of a head's state, and so many of its columns as fit."""
     n = power_of_2(rows)
     return n, max(1, min(power_of_2(columns), STATE_NUMBERS // n))
-
-
-@triton.jit
-def _softplus(x):
-    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -161,7 +165,7 @@ def _selective_scan(
     for offset in range(tl.load(row_starts + sequence + 1) - first):
         row = first + offset
         wide = row.to(tl.int64)
-        step = _softplus(tl.load(steps + wide * steps_stride + head).to(tl.float32) + shift)
+        step = softplus(tl.load(steps + wide * steps_stride + head).to(tl.float32) + shift)
         step = tl.minimum(tl.maximum(step, least_step), most_step)
         of_x = tl.load(x + wide * x_stride + head * HEAD + p, mask=good_p, other=0.0).to(tl.float32)
         group = head // SHARED * STATE
@@ -194,13 +198,22 @@ def delta_rule(
     heads = len(decay)
     key, value = k.shape[1] // key_heads, v.shape[1] // heads
     n, p = _tile(key, value)
-    _delta_rule[(states.sequences, heads, cdiv(value, p))](
+    given = (
         q, k, v, steps, rates, out, decay, step_bias,
         states.kept, states.row_starts, states.begin, states.starts, states.rows, states.slots,
         q.stride(0), k.stride(0), v.stride(0), steps.stride(0), rates.stride(0), out.stride(0), states.kept.stride(0),
         LENGTH_EPSILON, key**-0.5,
-        KEY_HEADS=key_heads, SHARED=heads // key_heads, ALTERNATING=alternating, KEY=key, VALUE=value, N=n, P=p,
     )  # fmt: skip
+    sizes = {
+        "KEY_HEADS": key_heads, "SHARED": heads // key_heads, "ALTERNATING": alternating, "KEY": key, "VALUE": value
+    }  # fmt: skip
+    if len(q) < states.sequences + PROMPT_ROWS:
+        _delta_rule[(states.sequences, heads, cdiv(value, p))](*given, **sizes, N=n, P=p)
+    else:
+        n, p = max(16, n), max(16, p)
+        delta_chunks[(states.sequences, heads, cdiv(value, p))](
+            *given, **sizes, N=n, P=p, ROWS=DELTA_CHUNK, DOUBLINGS=DELTA_CHUNK.bit_length() - 2
+        )
 
 
 @triton.jit
@@ -229,7 +242,7 @@ def _delta_rule(
         of_v = tl.load(v + wide * v_stride + head * VALUE + p, mask=good_p, other=0.0).to(tl.float32)
         of_q = of_q * (scale / tl.sqrt(tl.sum(of_q * of_q, axis=0) + epsilon))
         of_k = of_k / tl.sqrt(tl.sum(of_k * of_k, axis=0) + epsilon)
-        state = state * tl.exp(rate * _softplus(tl.load(steps + wide * steps_stride + head).to(tl.float32) + shift))
+        state = state * tl.exp(rate * softplus(tl.load(steps + wide * steps_stride + head).to(tl.float32) + shift))
         wrong = of_v - tl.sum(of_k[:, None] * state, axis=0)
         wrong = wrong * tl.sigmoid(tl.load(rates + wide * rates_stride + head).to(tl.float32))
         state += of_k[:, None] * wrong[None, :]

@@ -120,14 +120,14 @@ def convolution() -> None:
     short_convolution(states(3 * 8192), x, x, numbers(8192, 4), None, activated=True)
 
 
-def delta() -> None:
-    x, qk, narrow, heads = numbers(8, 32 * 128), numbers(8, 16 * 128), numbers(8, 32), numbers(32)
+def delta(rows: int) -> None:
+    x, qk, narrow, heads = numbers(rows, 32 * 128), numbers(rows, 16 * 128), numbers(rows, 32), numbers(32)
     how = {"key_heads": 16, "alternating": False}
     delta_rule(states(32 * 128 * 128), x, qk, qk, x, narrow, narrow, heads, heads, **how)
 
 
-def scan() -> None:
-    x, heads, narrow, bc = numbers(8, 64 * 64), numbers(64), numbers(8, 64), numbers(8, 8 * 128)
+def scan(rows: int) -> None:
+    x, heads, narrow, bc = numbers(rows, 64 * 64), numbers(64), numbers(rows, 64), numbers(rows, 8 * 128)
     how = {"groups": 8, "step_range": (0.0, 9.0)}
     selective_scan(states(64 * 128 * 64), x, x, bc, bc, narrow, heads, heads, heads, **how)
 
@@ -175,8 +175,10 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "MXFP4 experts": packed_experts,
     "activations in FP8": lambda: rounded(empty(512, 14336), 14336 // 2),
     "short convolution": convolution,
-    "delta rule": delta,
-    "selective scan": scan,
+    "delta rule": partial(delta, 8),
+    "delta rule, prompt": partial(delta, 512),
+    "selective scan": partial(scan, 8),
+    "selective scan, prompt": partial(scan, 512),
     "sampling": partial(draw, 64, VOCABULARY),
     "sampling, one row of a small vocabulary": partial(draw, 1, 4096),
     "log-probabilities": measure,
