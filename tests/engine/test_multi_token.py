@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 from drafting import Eager, Ticks, use
-from remembering import POWERS, VOCABULARY, RememberingExecutable, next_token
+from remembering import POWERS, VOCABULARY, Ahead, next_token
 from small_model import ask, limits, no_tokenizer, run
 from test_speculate import flat, requests
 from worlds import World
@@ -139,14 +139,15 @@ def test_guesses_that_are_right_save_steps(layer: str) -> None:
     assert steps[True] < steps[False] / 3
 
 
-class GuessingExecutable(RememberingExecutable):
+class GuessingExecutable(Ahead):
     """What its head reads is the hash of all tokens so far; its sequel remembers of which tokens each entry is."""
 
-    def __init__(self, sizes: Limits, mistakes: float) -> None:
+    def __init__(self, sizes: Limits, mistakes: float, *, runs_ahead: bool) -> None:
         super().__init__(sizes)
         blocks = sizes.blocks + guess_blocks(sizes.sequences, sizes.block_tokens)
         self.pairs = np.zeros((blocks, sizes.block_tokens), np.uint64)
         self.mistakes, self.draw = mistakes, random.Random(5)
+        self.runs_ahead = runs_ahead
         self.hidden: Float32 = np.empty((0, 4), np.float32)
 
     def run(self, batch: StepBatch) -> Float32:
@@ -188,11 +189,13 @@ def _as_hashes(floats: Float32) -> np.ndarray:
 
 
 class GuessingWorld(World):
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, runs_ahead: bool) -> None:
         super().__init__(seed)
         draw = random.Random(seed)
         self.right = self.stale = self.late = 0
-        self.model: GuessingExecutable = GuessingExecutable(self.limits, draw.choice([0.0, 0.1, 0.4]))
+        self.model: GuessingExecutable = GuessingExecutable(
+            self.limits, draw.choice([0.0, 0.1, 0.4]), runs_ahead=runs_ahead
+        )
         self.guessing = MultiToken(self.model, self.limits, Ticks(draw.choice([0.0001, 0.001, 0.02])))  # type: ignore[arg-type]
         self.engine = Engine(
             self.model, self.limits, eos_token_ids=frozenset({0}), context_tokens=self.context_tokens,  # type: ignore[arg-type]
@@ -209,7 +212,7 @@ class GuessingWorld(World):
         assert self.guessing._followers.keys() <= running.keys(), "rows of somebody who has left"
         for name, follower in self.guessing._followers.items():
             sequence = running[name]
-            assert follower.first + len(follower.hidden) == sequence.computed
+            assert follower.first + len(follower.hidden) == sequence.reach
             self.look(sequence, min(follower.first, sequence.computed - 1))
 
     def look(self, sequence: Sequence, entries: int) -> None:
@@ -224,10 +227,11 @@ class GuessingWorld(World):
         self.late += int(wrong.sum()) - int(wrong[size - 1 :: size].sum())
 
 
-def test_random_worlds() -> None:
-    drafted = accepted = preempted = right = stale = late = 0
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_random_worlds(runs_ahead: bool) -> None:
+    drafted = accepted = preempted = right = stale = late = unseen = 0
     for seed in range(14):
-        world = GuessingWorld(seed)
+        world = GuessingWorld(seed, runs_ahead=runs_ahead)
         world.run(arrivals=60)
         for request in world.requests.values():
             world.check_reply(request)
@@ -238,7 +242,9 @@ def test_random_worlds() -> None:
         right += world.right
         stale += world.stale
         late += world.late
-    print(drafted, accepted, preempted, right, stale, late)
+        unseen += world.model.unseen
+    print(drafted, accepted, preempted, right, stale, late, unseen)
+    assert (unseen > 2000) == runs_ahead
     assert accepted > 600
     assert drafted > accepted + 200
     assert preempted > 20

@@ -80,7 +80,8 @@ class Engine:
         """Endings that the scheduler has no part in, for the next step."""
         self._under_way: Step | None = None
         """Begun, and nobody has looked at its tokens."""
-        self._runs_ahead = executable.runs_ahead and draft is None  # whose guesses need the tokens
+        # A draft model is run over all tokens before it guesses; a layer of the model's own can catch up later.
+        self._runs_ahead = executable.runs_ahead and not isinstance(draft, DraftModel)
         self._timed: tuple[int, float] | None = None
         """Tokens of the step that the last call waited for, and when the call began, where the time from there to the
         next one's beginning is what such a step takes."""
@@ -197,11 +198,13 @@ class Engine:
         if before is not None and self._tempted(before.plan):
             return None
         plan = self._scheduler.plan()
-        if plan is None or before is not None:
-            return plan
-        room = self._scheduler.room_for_drafts(plan)
+        if plan is None:
+            return None
         if self._multi_token is not None:
             self._multi_token.catch_up()
+        if before is not None:
+            return plan
+        room = self._scheduler.room_for_drafts(plan)
         if self._speculator is None or not room:
             return plan
         drafts = self._speculator.choose([piece.sequence for piece in plan.pieces], room)

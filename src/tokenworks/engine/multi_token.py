@@ -118,7 +118,7 @@ class MultiToken:
 
     def chances(self, sequence: Sequence, most: int) -> SequenceOf[float]:
         follower = self._followers.get(sequence.request.request_id)
-        if follower is None or not follower.pairs:
+        if follower is None or not len(follower.hidden):
             return ()
         chances, before = [], None
         for all_of_depth, rate in zip(self._acceptance, follower.rates, strict=True):
@@ -161,7 +161,7 @@ class MultiToken:
         follower = self._followers.get(sequence.request.request_id)
         if follower is None:
             return
-        follower.hidden = follower.hidden[: sequence.computed - follower.first]
+        follower.hidden = follower.hidden[: sequence.reach - follower.first]
         if not drafted:
             for rate in follower.rates:
                 rate.pass_by(tokens)

@@ -71,21 +71,9 @@ class Speculator:
     def choose(self, sequences: SequenceOf[Sequence], room: int) -> list[tuple[int, list[int]]]:
         """Guesses for the decoding `sequences`, at most `room` tokens in all, as (index, the tokens to draft)."""
         self._whose.clear()
-        worth, least_chance = self._bounds(len(sequences), room)
-        if least_chance >= 1:
-            return []
-        most = [min(room, MOST_GUESSES, each.longest - len(each.tokens) - 1) for each in sequences]
-        texts: list[Offer] = [(self._text, self._text.chances(*each)) for each in zip(sequences, most, strict=True)]
-        price, counts = self._select(texts, room, least_chance, worth * _GAIN)
-        offers = texts
-        if self._model is not None:
-            own = [self._model.chances(*each) for each in zip(sequences, most, strict=True)]
-            with_model = self._with_model(self._model, sequences, room, least_chance, texts, own, price or worth)
-            if with_model is not None:
-                counts, offers = with_model
-                self._to_try_s = 0.0
-            else:
-                offers = self._with_a_try(self._model, sequences, texts, own, counts, room)
+        counts, offers = self._decide(sequences, room, due=0)
+        if any(offers[index][0] is self._model for index in counts):
+            self._to_try_s = 0.0
         drafts: list[tuple[int, list[int]]] = []
         for proposer in self._proposers:
             chosen = [index for index in counts if offers[index][0] is proposer]
@@ -95,13 +83,26 @@ class Speculator:
         return drafts
 
     def tempted(self, sequences: SequenceOf[Sequence], room: int) -> bool:
-        """`choose` would find something in the texts of decoding `sequences`, if the tokens that are due are as
-        guessed: it is worth waiting for them."""
+        """`choose` would have guesses for decoding `sequences`, of which a token each is due, if these are as guessed:
+        it is worth waiting for them."""
+        return bool(self._decide(sequences, room, due=1)[0])
+
+    def _decide(self, sequences: SequenceOf[Sequence], room: int, due: int) -> tuple[Counts, list[Offer]]:
+        """Who guesses how much. due: tokens of each sequence that nobody has seen yet."""
         worth, least_chance = self._bounds(len(sequences), room)
         if least_chance >= 1:
-            return False
-        texts = [(self._text, self._text.chances(each, min(room, MOST_GUESSES))) for each in sequences]
-        return bool(self._select(texts, room, least_chance, worth * _GAIN)[1])
+            return {}, []
+        left = [each.longest - len(each.tokens) - 1 - due for each in sequences]
+        most = [max(0, min(room, MOST_GUESSES, count)) for count in left]
+        texts: list[Offer] = [(self._text, self._text.chances(*each)) for each in zip(sequences, most, strict=True)]
+        price, counts = self._select(texts, room, least_chance, worth * _GAIN)
+        if self._model is None:
+            return counts, texts
+        own = [self._model.chances(*each) for each in zip(sequences, most, strict=True)]
+        with_model = self._with_model(self._model, sequences, room, least_chance, texts, own, price or worth)
+        if with_model is not None:
+            return with_model
+        return counts, self._with_a_try(self._model, sequences, texts, own, counts, room)
 
     def _bounds(self, decoding: int, room: int) -> tuple[float, float]:
         """Seconds that a token costs now, and the least chance that a draft row is worth running for; 1: none is."""
@@ -222,6 +223,5 @@ class Speculator:
         price_s = model.seconds(model.lacking(sequences[index])) + self._cost.of(decoding + 1) - self._cost.of(decoding)
         if model.seconds(1) and self._to_try_s < price_s:
             return texts
-        self._to_try_s = 0.0
         counts[index] = 1
         return [*texts[:index], (model, own[index]), *texts[index + 1 :]]

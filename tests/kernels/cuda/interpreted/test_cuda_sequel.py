@@ -60,16 +60,16 @@ def test_guesses_that_are_right_save_steps(captured: list[bool]) -> None:
     how = {"eos_token_ids": frozenset(), "context_tokens": 64, "vocabulary": VOCABULARY, "tokenizer_json": str}
     engine = Engine(executable, LIMITS, draft=guessing, **how)
     for name, prompt in (("a", (3, 9)), ("b", (30,))):
-        engine.add(Generate(name, prompt, Sampling(max_tokens=8, temperature=0.0, seed=1, ignore_eos=True)), 0.0)
+        engine.add(Generate(name, prompt, Sampling(max_tokens=12, temperature=0.0, seed=1, ignore_eos=True)), 0.0)
     made: dict[str, list[int]] = {"a": [], "b": []}
     steps = 0
     while engine.busy:
         for chunk in engine.step(0.01 * steps).chunks:
             made[chunk.request_id] += chunk.token_ids
         steps += 1
-    assert made == {"a": [(10 + i) % VOCABULARY for i in range(8)], "b": [(31 + i) % VOCABULARY for i in range(8)]}
+    assert made == {"a": [(10 + i) % VOCABULARY for i in range(12)], "b": [(31 + i) % VOCABULARY for i in range(12)]}
     assert guessing.accepted == guessing.drafted > 2
-    assert steps < 8
+    assert steps < 11, "with the one that looks at the last tokens"
     assert len(captured) > 2
 
 
