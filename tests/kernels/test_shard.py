@@ -56,6 +56,7 @@ FAMILIES = {
     "falcon-h1": (2,),  # attention beside a scan
     "qwen3-next": (2,),  # the delta rule
     "lfm2": (3,),
+    "mamba2-biased-tied": (3,),  # a norm of all that the scan makes
     "mamba2": (3, 4),  # three groups among four ranks: not divided
 }
 

@@ -149,6 +149,8 @@ class _Rank:
                     self._bring_together(op.by)
                 self._out.append(self._as_stored(op))
                 self._addends |= set(layout.pieces(op.output))
+            case RmsNorm(x=x) if not alike(op) and layout.has_shares([x]):
+                self._out.append(replace(op, output=layout.stored(op.output), x=self._gathered(x)))
             case _ if values := alike(op):
                 self._alike(op, values)
             case _:

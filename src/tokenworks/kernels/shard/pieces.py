@@ -146,6 +146,10 @@ class _Group:
     """Heads that many others share, which are these: divided if those are, and several ranks may have the same one."""
     even: bool = False
     """All ranks must have as many units."""
+    scans: bool = False
+    """A state is among them."""
+    normed: bool = False
+    """Made of what a state made, whole."""
 
     @property
     def units(self) -> int:
@@ -160,7 +164,7 @@ class _Group:
 
     @property
     def _wants(self) -> bool:
-        worthwhile = self.attends is not None or LEAST_SHARE * self.made >= max(1, self.read)
+        worthwhile = self.attends is not None or self.normed or LEAST_SHARE * self.made >= max(1, self.read)
         return not self.whole and bool(self.grains) and worthwhile
 
     def fails(self, ranks: int) -> bool:
@@ -177,8 +181,14 @@ class Groups:
         self._parent: dict[Piece, Piece] = {}
         self._groups: dict[Piece, _Group] = {}
         self._largest_block = 1
+        norms: list[RmsNorm] = []
         for op in program.instructions:
-            self._take(op)
+            if isinstance(op, RmsNorm) and not alike(op):
+                norms.append(op)
+            else:
+                self._take(op)
+        for norm in norms:
+            self._take_norm(norm)
         if program.hidden is not None:
             self._keep_whole(program.hidden)
         for piece in pieces.of(program.result):
@@ -222,6 +232,8 @@ class Groups:
                 a.attends or b.attends,
                 a.follows + b.follows,
                 a.even or b.even,
+                a.scans or b.scans,
+                a.normed or b.normed,
             )
             del self._groups[theirs]
 
@@ -253,6 +265,7 @@ class Groups:
             case SelectiveScan(x=x, output=output, steps=steps, heads=heads, groups=groups):
                 of_heads = [self._grains(value, heads) for value in (x, output, steps)]
                 self._take_heads(of_heads, heads, [op.b, op.c], groups)
+                self._group(of_heads[0]).scans = True
             case DeltaRule(v=v, output=output, steps=steps, rates=rates, heads=heads, key_heads=key_heads):
                 turns = heads // key_heads if op.alternating else heads
                 of_heads = [self._grains(value, turns) for value in (v, output, steps, rates)]
@@ -277,6 +290,15 @@ class Groups:
     def _cache(self, layer: int, heads: int) -> Piece:
         self._group((-1, layer, 0)).grains.append(heads)
         return (-1, layer, 0)
+
+    def _take_norm(self, op: RmsNorm) -> None:
+        """Of whole rows. What a state made is put together for it: that is less than running the layer everywhere."""
+        pieces = self._pieces.of(op.x)
+        group = self._group(pieces[0])
+        if len(pieces) > 1 or not group.scans:
+            self._keep_whole(op.x)
+        elif group.divides(self._ranks):
+            self._group(self._pieces.of(op.output)[0]).normed = True
 
     def _take_heads_of(self, x: Value, size: int) -> None:
         """Columns that belong together, `size` at a time."""
