@@ -98,7 +98,7 @@ def rank_backend(settings: WorkerSettings, rank: int, meeting: Path) -> Backend:
         return ReferenceBackend(ArrayGroup(TorchGroup(rank, count, meeting, "cpu")))
     from tokenworks.kernels.cuda.backend import CudaBackend
 
-    return CudaBackend(group=TorchGroup(rank, count, meeting, "cuda"))
+    return CudaBackend(f"cuda:{rank}", TorchGroup(rank, count, meeting, "cuda"))
 
 
 def has_driver() -> bool:

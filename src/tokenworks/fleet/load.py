@@ -150,9 +150,7 @@ def _backends(settings: WorkerSettings, checkpoint: Checkpoint, program: Program
     check_ranks(settings)
     share_of(program, checkpoint.tensors, 0, count)  # says what is wrong before processes start
     ranks = Ranks(settings)
-    backend = rank_backend(settings, 0, ranks.meeting)
-    ranks.met()
-    return backend, ranks
+    return rank_backend(settings, 0, ranks.meeting), ranks
 
 
 def _room_of_all(ranks: Ranks, limits: Limits, *, guesses: bool) -> Limits:

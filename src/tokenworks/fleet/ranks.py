@@ -8,10 +8,8 @@ does, at once and whatever it waits for; if the worker dies, they do.
 import contextlib
 import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from multiprocessing.connection import Connection, Pipe
@@ -35,9 +33,9 @@ class Ranks:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.count = settings.engine.tensor_parallel
-        self._folder = tempfile.mkdtemp(prefix="tokenworks-ranks-")
-        self.meeting = Path(self._folder) / "meeting"
-        """A file for kernels/cuda/group.py."""
+        shared_fd = os.memfd_create("tokenworks-ranks")
+        self.meeting = Path(f"/proc/self/fd/{shared_fd}")
+        """A file for kernels/cuda/group.py: in memory, of nobody else's, and gone with the last rank."""
         self._links: list[Connection] = []
         for rank in range(1, self.count):
             ours, theirs = Pipe()
@@ -47,15 +45,11 @@ class Ranks:
                     *("--link", str(theirs.fileno()), "--rank", str(rank), "--meeting", str(self.meeting)),
                     *("--settings", msgspec.json.encode(settings).decode()),
                 )
-                process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+                process = subprocess.Popen(command, pass_fds=[theirs.fileno(), shared_fd], stdin=subprocess.DEVNULL)
             self._links.append(ours)
             of_rank = (process, rank)
             threading.Thread(target=self._watch, args=of_rank, name=f"rank-{rank}-watch", daemon=True).start()
         sys.excepthook = _wait_for_the_cause
-
-    def met(self) -> None:
-        """All ranks have found each other."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def tell(self, message: Any) -> None:
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
@@ -72,7 +66,6 @@ class Ranks:
         status = process.wait()
         if status == 0:  # as it ends when this process does
             return
-        self.met()
         if status != UNUSABLE_STATUS:  # then it has said itself what is wrong with the model
             sys.stderr.write(f"Rank {rank} of {self.count} (tensor_parallel) {describe_exit(status)}.\n")
             sys.stderr.flush()

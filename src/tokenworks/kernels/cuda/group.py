@@ -22,8 +22,8 @@ class TorchGroup:
     gloo between processes without."""
 
     def __init__(self, rank: int, ranks: int, meeting: Path, device: Literal["cuda", "cpu"]) -> None:
-        """`meeting`: a file that all ranks can write, in a folder of the user's own; each names the same. Of GPUs rank
-        r takes the r-th, which becomes the current one. Returns when all ranks have come."""
+        """`meeting`: a file that all ranks, and nobody else, can write; each names the same. Of GPUs rank r takes the
+        r-th, which becomes the current one. Returns when all ranks have come."""
         self.rank, self.ranks = rank, ranks
         # All ranks are on this machine: nothing needs its name, or another interface.
         for interface in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
