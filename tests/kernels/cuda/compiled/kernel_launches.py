@@ -155,7 +155,6 @@ def changed_logits() -> None:
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "product, gate and up": partial(gate_up, 32),
-    "product, down": partial(down, 32),
     "large product's end": lambda: Finish(empty(64, INNER), Scratch(META), gate=SILU).apply(empty(64, 2 * INNER)),
     "attention, decode": partial(attention, 128, 4, 8),
     "attention, prompt": partial(attention, 128, 4, 1, prompt=True),
@@ -168,7 +167,6 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "rows of a table": lambda: gather(empty(128256, WIDTH), whole(8), numbers(8, WIDTH)),
     "heads to their places": heads_to_their_places,
     "gate": lambda: gate(numbers(8, INNER), numbers(8, INNER), empty(8, INNER), "gelu_tanh", 0.0, 0.0),
-    "experts, few pairs": partial(experts, 16),
     "experts, many pairs": partial(experts, 64),
     "NVFP4 product": partial(packed_product, block_codings.E2M1_16, 64),
     "NVFP4 written out": lambda: matrix(block_codings.E2M1_16).dequantise(empty(WIDTH, WIDTH)),
@@ -180,6 +178,13 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "selective scan": partial(scan, 8),
     "selective scan, prompt": partial(scan, 512),
     "sampling": partial(draw, 64, VOCABULARY),
-    "sampling, one row of a small vocabulary": partial(draw, 1, 4096),
     "log-probabilities": measure,
 }
+"""For every chip."""
+
+VARIANTS: dict[str, Callable[[], object]] = {
+    "product, down": partial(down, 32),
+    "experts, few pairs": partial(experts, 16),
+    "sampling, one row of a small vocabulary": partial(draw, 1, 4096),
+}
+"""Of the same kernels, for Hopper."""

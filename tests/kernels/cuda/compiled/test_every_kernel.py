@@ -6,7 +6,7 @@ pytest.importorskip("triton")
 
 from all_kernels import entry_kernels, name_of
 from compile_gate import CHIPS, SHARED_BYTES, assert_compiles, launches_of
-from kernel_launches import LAUNCHES
+from kernel_launches import LAUNCHES, VARIANTS
 
 from tokenworks.kernels.cuda import attention
 
@@ -17,6 +17,12 @@ def test_compiles_for_every_chip(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(attention, "shared_bytes", lambda device: SHARED_BYTES[chip])  # noqa: B023
         for launch in launches_of(LAUNCHES[name]):
             assert_compiles(launch, [chip])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_compile_for_hopper(name: str) -> None:
+    for launch in launches_of(VARIANTS[name]):
+        assert_compiles(launch)
 
 
 def test_none_is_left_out() -> None:
