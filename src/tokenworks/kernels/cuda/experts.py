@@ -12,10 +12,11 @@ import triton.language as tl
 
 from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
 from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.routing import FEW_PAIRS, sort_pairs
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 
-FEW_PAIRS = 16
+LOW_PAIRS = 16
 """Up to so many for each expert on average, tiles have 16 rows."""
 
 
@@ -35,10 +36,13 @@ class ExpertWeights:
     has_gates: bool
 
 
-def blocks_of(chosen: torch.Tensor, weights: ExpertWeights) -> Blocks:
-    """chosen: [rows, top_k] whole numbers of experts. No value is read on the CPU."""
+def blocks_of(routes: torch.Tensor, weights: ExpertWeights) -> Blocks:
+    """routes: [rows, 2 * top_k] as Route writes them. No value is read on the CPU."""
+    chosen = routes[:, : routes.shape[1] // 2]
     experts, pairs, device = weights.up.shape[0], chosen.numel(), chosen.device
-    height = 16 if pairs <= FEW_PAIRS * experts else 64
+    height = 16 if pairs <= LOW_PAIRS * experts else 64
+    if pairs <= FEW_PAIRS:
+        return sort_pairs(routes, weights.numbers, experts, height)
     most = pairs // height + min(experts, pairs)
     whose = weights.numbers[chosen.reshape(-1).long()]
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=device)
@@ -71,7 +75,7 @@ def experts(
     writes them."""
     rows, top_k = len(x), routes.shape[1] // 2
     inner, width = weights.down.shape[2], weights.down.shape[1]
-    blocks = blocks_of(routes[:, :top_k], weights)
+    blocks = blocks_of(routes, weights)
     made = torch.empty((rows * top_k, inner), dtype=torch.bfloat16, device=x.device)
     shares = torch.zeros((rows, top_k, width), dtype=torch.float32, device=x.device)
     kind: Kind = ("gate" if weights.has_gates else "activate", activation, limit, offset)

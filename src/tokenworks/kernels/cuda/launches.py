@@ -16,6 +16,7 @@ from tokenworks.kernels.cuda.norm import Groups, norm
 from tokenworks.kernels.cuda.place import HeadPart, Rotation, place
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
 from tokenworks.kernels.cuda.recurrent import delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.routing import route
 from tokenworks.kernels.cuda.rows import gather
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
@@ -179,7 +180,7 @@ class Binder:
                 to, of = self.view(output), self.view(x)
                 added = None if call.bias is None else self._weights.vector(call.bias)
                 scales = None if call.expert_scales is None else self._weights.vector(call.expert_scales)
-                return lambda step: plain.route(call, to[: (n := step.rows[kind])], of[:n], added, scales)
+                return lambda step: route(call, to[: (n := step.rows[kind])], of[:n], added, scales)
             case LinearHeads(output=output, x=x, kept=kept):
                 to, of, matrices = self.view(output), self.view(x), self._weights.stack(call.weights)
                 return lambda step: plain.linear_heads(to[: (n := step.rows[kind])], of[:n], matrices, kept)

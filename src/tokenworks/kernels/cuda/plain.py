@@ -2,11 +2,9 @@
 
 import torch
 
-from tokenworks.kernels.program import MatchMagnitude, Merge, MixStreams, Route, Sparsify
+from tokenworks.kernels.program import MatchMagnitude, Merge, MixStreams, Sparsify
 
 Rows = torch.Tensor
-LEAST_SUM = 1e-20
-"""Added to a sum of routing weights before they are divided by it."""
 
 
 def add(out: Rows, a: Rows, b: Rows) -> None:
@@ -50,26 +48,6 @@ def pool(out: Rows, x: Rows, row_starts: torch.Tensor, how: str, normalise: bool
     if normalise:
         rows = rows / (rows * rows).sum(dim=1, keepdim=True).sqrt()
     out.copy_(rows)
-
-
-def route(op: Route, out: Rows, x: Rows, bias: torch.Tensor | None, scales: torch.Tensor | None) -> None:
-    logits = x.float()
-    scores = torch.sigmoid(logits) if op.score == "sigmoid" else torch.softmax(logits, dim=1)
-    worth = scores if bias is None else scores + bias
-    if op.kept_groups < op.groups:
-        grouped = worth.view(len(worth), op.groups, -1)
-        of_groups = grouped.sort(dim=2, descending=True).values[:, :, : op.group_best].sum(dim=2)
-        dropped = of_groups.sort(dim=1, descending=True, stable=True).indices[:, op.kept_groups :]
-        out_of_it = torch.zeros_like(of_groups, dtype=torch.bool).scatter_(1, dropped, True)
-        worth = grouped.masked_fill(out_of_it[:, :, None], -torch.inf).view(worth.shape)
-    chosen = worth.sort(dim=1, descending=True, stable=True).indices[:, : op.top_k]
-    weights = scores.gather(1, chosen)
-    if op.normalise:
-        weights = weights / (weights.sum(dim=1, keepdim=True) + LEAST_SUM)
-    if scales is not None:
-        weights = weights * scales[chosen]
-    out[:, : op.top_k] = chosen
-    out[:, op.top_k :] = weights * op.scale
 
 
 def linear_heads(out: Rows, x: Rows, weights: torch.Tensor, kept: int) -> None:

@@ -26,9 +26,10 @@ from tokenworks.kernels.cuda.pairs import Blocks
 from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
 from tokenworks.kernels.cuda.products import skinny
 from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.routing import route, sort_pairs
 from tokenworks.kernels.cuda.rows import gather, take_drawn
 from tokenworks.kernels.cuda.sample import sample
-from tokenworks.kernels.program import Attend, Value
+from tokenworks.kernels.program import Attend, Route, Value
 
 META = torch.device("meta")
 WIDTH, INNER, QKV, VOCABULARY = 4096, 14336, 6144, 262144
@@ -153,6 +154,16 @@ def changed_logits() -> None:
     change_rows(numbers(64, VOCABULARY), [RowChange(3, np.arange(5, dtype=np.int32), some, some, np.ones(9, np.int32))])
 
 
+def routed() -> None:
+    """As DeepSeek-V3's are."""
+    op = Route(NOWHERE, NOWHERE, 8, "sigmoid", True, 2.5, "bias", 8, 4, 2)
+    route(op, numbers(32, 16), numbers(32, 256), numbers(256), None)
+
+
+def few_pairs() -> None:
+    sort_pairs(numbers(32, 16), empty(256, dtype=torch.int64), 256, 16)
+
+
 LAUNCHES: dict[str, Callable[[], object]] = {
     "product, gate and up": partial(gate_up, 32),
     "large product's end": lambda: Finish(empty(64, INNER), Scratch(META), gate=SILU).apply(empty(64, 2 * INNER)),
@@ -173,6 +184,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "MXFP4 experts": packed_experts,
     "activations in FP8": lambda: rounded(empty(512, 14336), 14336 // 2),
     "short convolution": convolution,
+    "routes": routed,
+    "pairs in blocks": few_pairs,
     "delta rule": partial(delta, 8),
     "delta rule, prompt": partial(delta, 512),
     "selective scan": partial(scan, 8),
