@@ -35,6 +35,11 @@ class ExpertWeights:
     """float32, as many columns as their weights have rows."""
     has_gates: bool
 
+    @property
+    def spread(self) -> bool:
+        """Some experts are not here: other ranks'."""
+        return len(self.numbers) > self.up.shape[0]
+
 
 def blocks_of(routes: torch.Tensor, weights: ExpertWeights) -> Blocks:
     """routes: [rows, 2 * top_k] as Route writes them. No value is read on the CPU."""
@@ -72,17 +77,18 @@ def experts(
     offset: float,
 ) -> None:
     """out[t] = the sum of what t's experts make of x[t], each times its weight. routes: [rows, 2 * top_k] as Route
-    writes them."""
+    writes them; out float32."""
     rows, top_k = len(x), routes.shape[1] // 2
     inner, width = weights.down.shape[2], weights.down.shape[1]
     blocks = blocks_of(routes, weights)
     made = torch.empty((rows * top_k, inner), dtype=torch.bfloat16, device=x.device)
-    shares = torch.zeros((rows, top_k, width), dtype=torch.float32, device=x.device)
+    make = torch.zeros if weights.spread else torch.empty
+    shares = make((rows, top_k, width), dtype=torch.float32, device=x.device)
     kind: Kind = ("gate" if weights.has_gates else "activate", activation, limit, offset)
     _launch(x, weights.up, weights.up_bias, made, blocks, None, top_k, inner, kind)
     plain: Kind = ("", "none", 0.0, 0.0)
     _launch(made, weights.down, weights.down_bias, shares.view(-1, width), blocks, routes, 1, width, plain)
-    out.copy_(shares.sum(dim=1))
+    torch.sum(shares, dim=1, out=out)
 
 
 def _launch(
