@@ -31,6 +31,9 @@ def test_a_gpu_that_is_used_says_what_bounds_it(here: Machine, monkeypatch: pyte
     assert "will be used: H100, compute capability 9.0" in text
     assert "copies at 3.00 TB/s" in text
     assert "8B bf16 200," in text
+    assert "tensor_parallel" not in text
+    two = doctor._gpu(replace(here, gpus=here.gpus * 2))
+    assert "the first of 2; `tensor_parallel` under `engine`" in two[1].text
 
 
 def test_none(here: Machine) -> None:

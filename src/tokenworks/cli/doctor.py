@@ -88,8 +88,10 @@ def _gpu(here: Machine) -> list[Finding]:
     gpu = facts()
     rate = f"copies at {gpu.copy_bytes_per_s / 1e12:.2f} TB/s: bounds decoding, which reads all weights at each step"
     expected = ", ".join(f"{name} {gpu.copy_bytes_per_s / size_bytes:.0f}" for name, size_bytes in MODEL_BYTES.items())
+    several = f"the first of {len(here.gpus)}; `tensor_parallel` under `engine` has a model use more"
     return [
         found,
+        *([Finding("", several)] if len(here.gpus) > 1 else []),
         Finding("", f"will be used: {gpu.name}, compute capability {gpu.capability}, PyTorch for CUDA {gpu.cuda}"),
         Finding("", f"{size(gpu.memory_bytes)}, {size(gpu.free_bytes)} free"),
         Finding("", rate),
