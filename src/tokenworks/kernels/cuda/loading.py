@@ -29,6 +29,9 @@ SLAB_BYTES = 8 << 20
 SLAB_WEIGHTS = 8 << 20
 """The same: what packing takes beside, about 30 bytes a weight, is taken once."""
 SCALE_BYTES = 4
+SWITCH_S = 5e-4
+"""How long a thread that computes keeps Python from the others meanwhile. A reader needs it for moments, some ten times
+a slab; with Python's own 5 ms another thread that computes makes packing half as slow again."""
 WILL_NEED = 3
 """Linux' MADV_WILLNEED."""
 
@@ -92,6 +95,8 @@ class Loading:
         self._coming: list[Future[None]] = []
 
     def __enter__(self) -> "Loading":
+        self._switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -101,6 +106,7 @@ class Loading:
         finally:
             self._pool.shutdown(cancel_futures=True)
             self._coming.clear()
+            sys.setswitchinterval(self._switch_s)
         if self._stream is not None:
             self._stream.synchronize()
             torch.cuda.empty_cache()  # what packing took belongs to this stream: nobody else would be given it

@@ -1,5 +1,6 @@
 """Weights come to the device in slabs, by several threads, with the numbers that their formats say."""
 
+import sys
 import threading
 from contextlib import nullcontext
 from functools import partial
@@ -83,6 +84,7 @@ def test_a_block_that_fails_waits_for_what_has_begun_and_leaves_the_rest() -> No
     with pytest.raises(KeyError):
         block()
     assert 1 <= len(done) <= 2
+    assert sys.getswitchinterval() == pytest.approx(0.005)
     assert not [each for each in threading.enumerate() if each.name.startswith("weights")]
 
 
