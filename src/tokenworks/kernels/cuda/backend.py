@@ -189,14 +189,16 @@ class CudaExecutable:
     def _begin(self, stepper: Stepper, batch: StepBatch, part: int | None) -> None:
         stepper.rows, graphs = stepper.counts(batch), stepper.graphs
         graph_rows = graphs.rows_for(batch) if graphs and part is None else None
+        carried = batch.row_starts
         if graph_rows is not None:
-            batch = by_rows(batch, graph_rows)
+            batch, carried = by_rows(batch, graph_rows)
         if not self._inputs.fits(batch):
             for each in self._steppers:
                 each.drop_graphs()
         rows = stepper.counts(batch)
         singles = rows["tokens"] == rows["sequences"] == rows["selected"]
-        step = self._inputs.load(batch, rows, singles_only=singles, adapter_slots=self._adapters.slots)
+        slots = self._adapters.slots
+        step = self._inputs.load(batch, rows, singles_only=singles, carried=carried, adapter_slots=slots)
         if batch.tokens.size and batch.tokens.min() < 0:
             take_drawn(step.arrays["tokens"], self._drawn)
         launches = stepper.launches(part)

@@ -66,8 +66,8 @@ class Graphs:
         """How many rows the graph has that runs such a step; None: none does."""
         if batch.features is not None:
             return None
-        rows, most = len(batch.tokens), int(np.diff(batch.row_starts).max())
-        if most > MOST_ROWS or (batch.states is not None and most > 1):  # states go from a row to the next one
+        rows = len(batch.tokens)
+        if np.diff(batch.row_starts).max() > MOST_ROWS:
             return None
         return next((size for size in self.sizes if rows <= size), None)
 

@@ -52,7 +52,7 @@ class Step:
         """`kept`: a layer's."""
         of = self.arrays
         where = (of["state_begin"], of["state_starts"], of["state_rows"], of["state_slots"])
-        return States(kept, of["row_starts"], *where)
+        return States(kept, of["state_row_starts"], *where)
 
     def seen(self, kind: RowKind, windows: bool) -> Seen:
         prefix = "selected_" if kind == "selected" else ""
@@ -102,10 +102,16 @@ class Inputs:
         return batch.block_tables.size <= len(self._tables)
 
     def load(
-        self, batch: StepBatch, rows: Mapping[RowKind, int], *, singles_only: bool, adapter_slots: int = 0
+        self,
+        batch: StepBatch,
+        rows: Mapping[RowKind, int],
+        *,
+        singles_only: bool,
+        carried: Int32 | None = None,
+        adapter_slots: int = 0,
     ) -> Step:
-        """adapter_slots: so many are ready, where the batch has adapters."""
-        arrays = self._arrays(batch, singles_only)
+        """carried: by_rows'; adapter_slots: so many are ready, where the batch has adapters."""
+        arrays = self._arrays(batch, singles_only, batch.row_starts if carried is None else carried)
         if batch.adapters is not None:
             arrays |= adapted_arrays(batch, arrays["sequences"], adapter_slots)
         views, at = {}, 4
@@ -130,7 +136,7 @@ class Inputs:
         inputs = None if batch.inputs is None else rows_on(batch.inputs, self.device)
         return Step(rows, views, self._tables, self.meta, self.tile_tokens, features, inputs, singles_only)
 
-    def _arrays(self, batch: StepBatch, singles_only: bool) -> dict[str, Int32]:
+    def _arrays(self, batch: StepBatch, singles_only: bool, carried: Int32) -> dict[str, Int32]:
         tokens, chosen = len(batch.tokens), batch.logit_rows
         sequences = np.repeat(np.arange(len(batch.row_starts) - 1, dtype=np.int32), np.diff(batch.row_starts))
         ends = batch.positions + np.int32(1) if batch.ends is None else batch.ends
@@ -163,7 +169,7 @@ class Inputs:
         if batch.states is not None:
             of = batch.states
             arrays |= {"state_begin": of.begin, "state_rows": of.rows, "state_slots": of.slots}
-            arrays["state_starts"] = np.searchsorted(of.rows, batch.row_starts).astype(np.int32)
+            arrays |= {"state_row_starts": carried, "state_starts": np.searchsorted(of.rows, carried).astype(np.int32)}
         if not singles_only:
             for name, starts in (("", batch.row_starts), ("window_", batch.window_starts)):
                 if starts is None:
@@ -175,27 +181,36 @@ class Inputs:
         return arrays
 
 
-def _padded_states(states: StateBatch, rows: Int32, more: int) -> StateBatch:
-    """Of steps in which every row is its sequence's last, and so is written."""
-    nowhere = np.full(more, -1, np.int32)
-    return StateBatch(np.concatenate([states.begin, nowhere]), rows, np.concatenate([states.slots, nowhere]))
+def _padded_states(states: StateBatch, tokens: int, rows: int) -> StateBatch:
+    """Of `rows` sequences and as many writings: rows behind the step's own go nowhere, as does no row at all."""
+    more, written = rows - tokens, len(states.rows)
+    nowhere = [tokens + np.arange(more, dtype=np.int32), np.full(tokens - written, rows, np.int32)]
+    return StateBatch(
+        np.pad(states.begin, (0, rows - len(states.begin)), constant_values=-1),
+        np.concatenate([states.rows, *nowhere]),
+        np.pad(states.slots, (0, rows - written), constant_values=-1),
+    )
 
 
-def by_rows(batch: StepBatch, rows: int) -> StepBatch:
+def by_rows(batch: StepBatch, rows: int) -> tuple[StepBatch, Int32]:
     """The same step as one of `rows` sequences with a row each; those behind its own have no blocks, see nothing and
-    keep nothing. Logits are wanted of as many rows, first of those that the step itself wants."""
-    more, wanted = rows - len(batch.tokens), len(batch.logit_rows)
-    counts = np.diff(batch.row_starts)
+    keep nothing. Logits are wanted of as many rows, first of those that the step itself wants.
+
+    And [rows + 1] where its own sequences begin and end, since states go from row to row; then those behind, then
+    sequences without rows.
+    """
+    tokens, wanted = len(batch.tokens), len(batch.logit_rows)
+    more, counts = rows - tokens, np.diff(batch.row_starts)
     if not more and len(counts) == wanted == rows:
-        return batch
+        return batch, batch.row_starts
+    behind = np.minimum(tokens + 1 + np.arange(rows - len(counts), dtype=np.int32), np.int32(rows))
     tables = np.full((rows, batch.block_tables.shape[1]), -1, np.int32)
     tables[: len(batch.tokens)] = np.repeat(batch.block_tables, counts, axis=0)
-    every = np.arange(rows, dtype=np.int32)
     zeros, adapters = np.zeros(more, np.int32), batch.adapters
     if adapters is not None:
         adapters = np.pad(np.repeat(adapters, counts), (0, more), constant_values=-1)
     ends = batch.positions + np.int32(1) if batch.ends is None else batch.ends
-    return replace(
+    made = replace(
         batch,
         tokens=np.concatenate([batch.tokens, zeros]),
         positions=np.concatenate([batch.positions, zeros]),
@@ -204,6 +219,7 @@ def by_rows(batch: StepBatch, rows: int) -> StepBatch:
         logit_rows=np.concatenate([batch.logit_rows, np.zeros(rows - wanted, np.int32)]),
         ends=np.concatenate([ends, zeros]),
         axes=None if batch.axes is None else np.pad(batch.axes, ((0, 0), (0, more))),
-        states=None if batch.states is None else _padded_states(batch.states, every, more),
+        states=None if batch.states is None else _padded_states(batch.states, tokens, rows),
         adapters=adapters,
     )
+    return made, np.concatenate([batch.row_starts, behind])

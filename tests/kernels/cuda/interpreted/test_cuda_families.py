@@ -2,19 +2,24 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from chunked_steps import STEPS, assert_steps, batch, compiled
+from chunked_steps import LIMITS, STEPS, assert_close, assert_steps, batch, compiled
 from small_checkpoints import DECODERS, write_decoder
 
+from tokenworks.kernels.backend import StateBatch
 from tokenworks.kernels.cuda.backend import CudaBackend
+from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.reference import ReferenceBackend
 
 FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "deepseek-v3", "qwen3-5", "bamba"]
+
+WIDE = replace(LIMITS, sequences=8)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,30 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_steps_of_prompts_and_decodes(name: str, written: Callable[[str], Path]) -> None:
     assert_steps(*(compiled(written(name), backend) for backend in (CudaBackend("cpu"), ReferenceBackend())))
+
+
+@pytest.mark.parametrize("name", ["qwen3-5", "bamba"])
+def test_states_go_through_guesses_by_graph(
+    name: str, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind each guess a state is kept; the next step begins with that of the first."""
+    ours, theirs = (compiled(written(name), backend) for backend in (CudaBackend("cpu"), ReferenceBackend()))
+    captured: list[object] = []
+    monkeypatch.setattr(Graphs, "_capture", lambda *given: captured.append(given))
+    ours._main.graphs = graphs = Graphs(torch.device("cpu"), WIDE, ours._main.plan, ours._scratch, ours._adapters)
+    assert graphs.sizes == [1, 2, 4, 8]
+    guesses = batch((1, 2, 5), (0, 3, 4), wanted=[0, 1, 2, 3])
+    kept = StateBatch(np.array([1, 0], np.int32), np.array([0, 1, 2, 3], np.int32), np.array([2, 3, 1, 0], np.int32))
+    after = batch((1, 3, 4), (0, 4, 6), wanted=[0, 1, 2])
+    begun = StateBatch(np.array([2, 0], np.int32), np.array([0, 2], np.int32), np.array([2, 0], np.int32))
+    for step in (
+        batch((1, 0, 2), (0, 0, 3), wanted=[1]),
+        replace(guesses, states=kept),
+        replace(after, states=begun),
+    ):
+        assert_close(np.asarray(ours.run(step)), theirs.run(step))
+        captured.pop()
+        graphs.drop()
 
 
 def test_alone_is_as_among_others(written: Callable[[str], Path]) -> None:
