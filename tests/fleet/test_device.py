@@ -10,8 +10,10 @@ import pytest
 from tokenworks.config import EngineSettings
 from tokenworks.fleet import device
 from tokenworks.fleet.device import Capacity, capacity, check_ranks, choose_backend, gpu_trouble
+from tokenworks.fleet.load import suited
 from tokenworks.fleet.settings import WorkerSettings
 from tokenworks.kernels.cpu.backend import CpuBackend
+from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.protocol.errors import ModelError
 
 
@@ -133,3 +135,15 @@ def test_what_nobody_has_said_follows_the_device() -> None:
     assert capacity(EngineSettings(), gpu_backend) == Capacity("bfloat16", 4096, 256, None)
     said = EngineSettings(cache_dtype="fp8", step_tokens=7, sequences=3, cache_mb=5)
     assert capacity(said, gpu_backend) == Capacity("fp8", 7, 3, 5)
+
+
+def test_a_gpu_rounds_by_itself(minilm: Path) -> None:
+    """So weights come to it as they are in the file."""
+    checkpoint, wanted = open_checkpoint(minilm), settings(dtype="bfloat16")
+    name = next(name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2)
+    formats = {
+        each: suited(checkpoint, wanted, types.SimpleNamespace(name=each)).tensors[name].format  # type: ignore[arg-type]
+        for each in ("cpu", "cuda")
+    }
+    assert formats == {"cpu": "BF16", "cuda": checkpoint.tensors[name].format}
+    assert formats["cuda"] != "BF16"
