@@ -19,6 +19,8 @@ from triton.runtime import interpreter
 _put_in_place = interpreter._patch_lang
 _make_block_type = tl.core.block_type.__init__
 _find_np_dtype = interpreter._get_np_dtype
+_unwrap_any, _are_equal = tl.core._unwrap_if_constexpr, tl.core.dtype.__eq__
+_PLAIN = frozenset({int, bool, float, str, type(None), tl.core.tensor, tl.core.dtype, tl.core.block_type})
 
 _block_types: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
 """What is in block types, by their elements' name and shape; types have no hash of their own."""
@@ -58,6 +60,18 @@ def _np_dtype(kind: tl.dtype) -> Any:
     return _np_dtypes[kind.name]
 
 
+def _unwrap(what: Any) -> Any:
+    """Most by far are no constants of the compiler's, or such a constant itself."""
+    kind = type(what)
+    if kind in _PLAIN:
+        return what
+    return what.value if kind is tl.constexpr else _unwrap_any(what)
+
+
+def _equal(self: tl.dtype, other: Any) -> bool:
+    return self is other or _are_equal(self, other)
+
+
 @contextmanager
 def installed() -> Iterator[None]:
     """As long as the block runs, in which nothing but the interpreter may use triton.language."""
@@ -72,6 +86,8 @@ def installed() -> Iterator[None]:
     with (
         patch.object(interpreter, "_patch_lang", put_in_place_once),
         patch.object(interpreter, "_get_np_dtype", _np_dtype),
+        patch.object(tl.core, "_unwrap_if_constexpr", _unwrap),
+        patch.object(tl.core.dtype, "__eq__", _equal),
         patch.object(tl.core.block_type, "__init__", _init_block_type),
         patch.object(tl.core.tensor, "__init__", _init_tensor),
     ):
