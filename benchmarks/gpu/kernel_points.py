@@ -42,8 +42,8 @@ def part_a(report: Report) -> None:
 def product(report: Report, top: dict[str, float], name: str, rows: int, n: int, k: int) -> None:
     import torch
 
-    from tokenworks.kernels.cuda.finish import Finish, Scratch
-    from tokenworks.kernels.cuda.products import skinny
+    from tokenworks.kernels.cuda.products.dense import skinny
+    from tokenworks.kernels.cuda.products.finish import Finish, Scratch
 
     scratch = Scratch(torch.device(device()))
     x = torch.randn(rows, k, device=device(), dtype=torch.bfloat16)
@@ -67,9 +67,9 @@ def packed_product(report: Report, top: dict[str, float], name: str, rows: int, 
     """Of 4.5 bits a weight, beside humming's where that is installed."""
     import torch
 
-    from tokenworks.kernels.cuda.blocks import BlockMatrix, pack_blocks
-    from tokenworks.kernels.cuda.finish import Finish, Scratch
     from tokenworks.kernels.cuda.loading import Loading, Source
+    from tokenworks.kernels.cuda.products.blocks import BlockMatrix, pack_blocks
+    from tokenworks.kernels.cuda.products.finish import Finish, Scratch
     from tokenworks.kernels.tensor import Description
 
     where = torch.device(device())
@@ -98,9 +98,9 @@ def packed_product(report: Report, top: dict[str, float], name: str, rows: int, 
 def attention(report: Report, top: dict[str, float], shape: Shape, sequences: int, context: int) -> None:
     import torch
 
-    from tokenworks.kernels.cuda.attention import Seen, attend, splits_for
-    from tokenworks.kernels.cuda.attention import Shape as HeadShape
-    from tokenworks.kernels.cuda.finish import Scratch
+    from tokenworks.kernels.cuda.attention.launch import Seen, attend, splits_for
+    from tokenworks.kernels.cuda.attention.launch import Shape as HeadShape
+    from tokenworks.kernels.cuda.products.finish import Scratch
 
     heads, kv, head = shape.heads, shape.kv_heads, shape.head
     nowhere = Value(0, 0, 1, 1)
@@ -143,7 +143,7 @@ def exact_attention(q: Any, k: Any, v: Any) -> Any:
 def sampling(report: Report) -> None:
     import torch
 
-    from tokenworks.kernels.cuda.sample import sample
+    from tokenworks.kernels.cuda.sampling.sample import sample
 
     logits = torch.randn(64, 128256, device=device()) * 3
     full = [torch.full((64,), value, device=device()) for value in (0.8, 0.95, 0.02, 0.4)]

@@ -18,7 +18,8 @@ def name_of(kernel: KernelInterface) -> str:
 def entry_kernels() -> set[str]:
     """Names of those that are launched: no other kernel calls them."""
     package = tokenworks.kernels.cuda
-    modules = [import_module(f"{package.__name__}.{each.name}") for each in pkgutil.iter_modules(package.__path__)]
+    names = [each.name for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    modules = [import_module(name) for name in names]
     kernels = {id(each): each for module in modules for each in vars(module).values() if isinstance(each, JITFunction)}
     called = {
         id(kernel.fn.__globals__.get(name)) for kernel in kernels.values() for name in kernel.fn.__code__.co_names

@@ -20,18 +20,18 @@ from tokenworks.kernels.backend import (
     StepBatch,
 )
 from tokenworks.kernels.check import check_operations, describe_weight, look_up, needs
-from tokenworks.kernels.cuda.adapters import Adapters
-from tokenworks.kernels.cuda.change import change_rows
+from tokenworks.kernels.cuda.adapters.slots import Adapters
 from tokenworks.kernels.cuda.compiling import compiling
 from tokenworks.kernels.cuda.device_rows import DeviceRows
-from tokenworks.kernels.cuda.finish import Scratch
+from tokenworks.kernels.cuda.elements.rows import take_drawn
 from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder
 from tokenworks.kernels.cuda.loading import Loading
-from tokenworks.kernels.cuda.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.plan import make_plan
-from tokenworks.kernels.cuda.rows import take_drawn
+from tokenworks.kernels.cuda.products.finish import Scratch
+from tokenworks.kernels.cuda.sampling.change import change_rows
+from tokenworks.kernels.cuda.sampling.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.stepper import Stepper
 from tokenworks.kernels.cuda.warming import warm_sampling
 from tokenworks.kernels.cuda.weights import Weights

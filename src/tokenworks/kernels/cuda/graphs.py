@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Limits, StepBatch
-from tokenworks.kernels.cuda.adapters import OF_ADAPTED, Adapters
-from tokenworks.kernels.cuda.finish import Scratch
+from tokenworks.kernels.cuda.adapters.slots import OF_ADAPTED, Adapters
 from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.plan import Call, Plan
+from tokenworks.kernels.cuda.products.finish import Scratch
 from tokenworks.kernels.program import Attend, Input, Pool
 
 PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Int32, Limits, StateBatch, StepBatch
-from tokenworks.kernels.cuda.adapt import AdaptedRows
-from tokenworks.kernels.cuda.adapters import adapted_arrays, adapted_rows
-from tokenworks.kernels.cuda.attention import Seen, tiles_of
+from tokenworks.kernels.cuda.adapters.adapt import AdaptedRows
+from tokenworks.kernels.cuda.adapters.slots import adapted_arrays, adapted_rows
+from tokenworks.kernels.cuda.attention.launch import Seen, tiles_of
+from tokenworks.kernels.cuda.attention.place import Places
 from tokenworks.kernels.cuda.device_rows import rows_on
-from tokenworks.kernels.cuda.place import Places
-from tokenworks.kernels.cuda.recurrent import States
+from tokenworks.kernels.cuda.recurrent.walked import States
 from tokenworks.kernels.flow import RowKind
 
 FIRST_TABLE_NUMBERS = 1 << 16

@@ -5,19 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from tokenworks.kernels.backend import Limits
-from tokenworks.kernels.cuda import plain
-from tokenworks.kernels.cuda.adapters import Adapters
-from tokenworks.kernels.cuda.attention import Shape, attend, splits_for
-from tokenworks.kernels.cuda.experts import ExpertWeights, experts
-from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
-from tokenworks.kernels.cuda.gate import gate
+from tokenworks.kernels.cuda.adapters.slots import Adapters
+from tokenworks.kernels.cuda.attention.launch import Shape, attend, splits_for
+from tokenworks.kernels.cuda.attention.place import HeadPart, Rotation, place
+from tokenworks.kernels.cuda.elements import plain
+from tokenworks.kernels.cuda.elements.gate import gate
+from tokenworks.kernels.cuda.elements.norm import Groups, norm
+from tokenworks.kernels.cuda.elements.rows import gather
+from tokenworks.kernels.cuda.experts.layer import ExpertWeights, experts
+from tokenworks.kernels.cuda.experts.routing import route
 from tokenworks.kernels.cuda.inputs import Step
-from tokenworks.kernels.cuda.norm import Groups, norm
-from tokenworks.kernels.cuda.place import HeadPart, Rotation, place
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
-from tokenworks.kernels.cuda.recurrent import delta_rule, selective_scan, short_convolution
-from tokenworks.kernels.cuda.routing import route
-from tokenworks.kernels.cuda.rows import gather
+from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.recurrent.walked import delta_rule, selective_scan, short_convolution
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.group import Group

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Limits, RowChange, SampleBatch, StateBatch, StepBatch
-from tokenworks.kernels.cuda.change import change_rows
-from tokenworks.kernels.cuda.logits import draw, log_probabilities
-from tokenworks.kernels.cuda.rows import take_drawn
+from tokenworks.kernels.cuda.elements.rows import take_drawn
+from tokenworks.kernels.cuda.sampling.change import change_rows
+from tokenworks.kernels.cuda.sampling.logits import draw, log_probabilities
 
 PROMPTS = (4, 20, 40, 128, 300)
 """Tokens of a prompt: products have other tiles for each, and at last cuBLAS'."""

@@ -8,13 +8,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tokenworks.kernels.cuda.block_experts import PackedStack
-from tokenworks.kernels.cuda.block_layout import bring_packed, bytes_of, coding_of, numbers
-from tokenworks.kernels.cuda.blocks import pack_blocks
-from tokenworks.kernels.cuda.finish import Finish
+from tokenworks.kernels.cuda.experts.blocks import PackedStack
 from tokenworks.kernels.cuda.loading import Loading, Slab, Source
-from tokenworks.kernels.cuda.products import Bf16Matrix
-from tokenworks.kernels.cuda.stacked import StackedMatrix
+from tokenworks.kernels.cuda.products.block_layout import bring_packed, bytes_of, coding_of, numbers
+from tokenworks.kernels.cuda.products.blocks import pack_blocks
+from tokenworks.kernels.cuda.products.dense import Bf16Matrix
+from tokenworks.kernels.cuda.products.finish import Finish
+from tokenworks.kernels.cuda.products.stacked import StackedMatrix
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.tensor import Description, Tensor
 

@@ -8,27 +8,27 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import RowChange
-from tokenworks.kernels.cuda import block_codings
-from tokenworks.kernels.cuda.adapt import BLOCK_ROWS, AdaptedRows, LowRankAddend, Room, Table
-from tokenworks.kernels.cuda.attention import Seen, Shape, attend
-from tokenworks.kernels.cuda.block_codings import Coding
-from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
-from tokenworks.kernels.cuda.block_layout import Packed
-from tokenworks.kernels.cuda.blocks import BlockMatrix
-from tokenworks.kernels.cuda.change import change_rows
-from tokenworks.kernels.cuda.experts import ExpertWeights, _launch
-from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
-from tokenworks.kernels.cuda.fp8 import rounded
-from tokenworks.kernels.cuda.gate import gate
-from tokenworks.kernels.cuda.logprobs import logprobs
-from tokenworks.kernels.cuda.norm import Groups, norm
-from tokenworks.kernels.cuda.pairs import Blocks
-from tokenworks.kernels.cuda.place import HeadPart, Places, Rotation, place
-from tokenworks.kernels.cuda.products import skinny
-from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan, short_convolution
-from tokenworks.kernels.cuda.routing import route, sort_pairs
-from tokenworks.kernels.cuda.rows import gather, take_drawn
-from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.cuda.adapters.adapt import BLOCK_ROWS, AdaptedRows, LowRankAddend, Room, Table
+from tokenworks.kernels.cuda.attention.launch import Seen, Shape, attend
+from tokenworks.kernels.cuda.attention.place import HeadPart, Places, Rotation, place
+from tokenworks.kernels.cuda.elements.gate import gate
+from tokenworks.kernels.cuda.elements.norm import Groups, norm
+from tokenworks.kernels.cuda.elements.rows import gather, take_drawn
+from tokenworks.kernels.cuda.experts.blocks import PackedStack, launch_packed
+from tokenworks.kernels.cuda.experts.layer import ExpertWeights, _launch
+from tokenworks.kernels.cuda.experts.pairs import Blocks
+from tokenworks.kernels.cuda.experts.routing import route, sort_pairs
+from tokenworks.kernels.cuda.products import block_codings
+from tokenworks.kernels.cuda.products.block_codings import Coding
+from tokenworks.kernels.cuda.products.block_layout import Packed
+from tokenworks.kernels.cuda.products.blocks import BlockMatrix
+from tokenworks.kernels.cuda.products.dense import skinny
+from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.fp8 import rounded
+from tokenworks.kernels.cuda.recurrent.walked import States, delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.sampling.change import change_rows
+from tokenworks.kernels.cuda.sampling.logprobs import logprobs
+from tokenworks.kernels.cuda.sampling.sample import sample
 from tokenworks.kernels.program import Attend, Route, Value
 
 META = torch.device("meta")

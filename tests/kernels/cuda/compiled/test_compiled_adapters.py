@@ -7,10 +7,10 @@ pytest.importorskip("triton")
 from compile_gate import assert_compiles, launches_of
 from kernel_launches import INNER, META, SILU, WIDTH, addend, empty, matrix
 
-from tokenworks.kernels.cuda.block_codings import E2M1_16
-from tokenworks.kernels.cuda.blocks import FUSED_ROWS
-from tokenworks.kernels.cuda.finish import Finish, Scratch
-from tokenworks.kernels.cuda.products import Bf16Matrix
+from tokenworks.kernels.cuda.products.block_codings import E2M1_16
+from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS
+from tokenworks.kernels.cuda.products.dense import Bf16Matrix
+from tokenworks.kernels.cuda.products.finish import Finish, Scratch
 
 
 def test_a_product_of_decodes_takes_it_in() -> None:

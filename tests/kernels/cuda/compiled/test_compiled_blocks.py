@@ -9,10 +9,10 @@ pytest.importorskip("triton")
 from compile_gate import Launch, assert_compiles, launches_of
 from kernel_launches import LAUNCHES, SILU, packed_product
 
-from tokenworks.kernels.cuda import block_codings
-from tokenworks.kernels.cuda.block_codings import Coding
-from tokenworks.kernels.cuda.blocks import FUSED_ROWS
-from tokenworks.kernels.cuda.finish import Gated
+from tokenworks.kernels.cuda.products import block_codings
+from tokenworks.kernels.cuda.products.block_codings import Coding
+from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS
+from tokenworks.kernels.cuda.products.finish import Gated
 
 
 def product(coding: Coding, tokens: int, gate: Gated | None = None) -> Launch:

@@ -21,7 +21,7 @@ from tokenworks.kernels.adapter import LowRank
 from tokenworks.kernels.backend import Limits, RowChange, SampleBatch
 from tokenworks.kernels.cuda.backend import CudaExecutable
 from tokenworks.kernels.cuda.compiling import compiling
-from tokenworks.kernels.cuda.logits import DeviceLogits
+from tokenworks.kernels.cuda.sampling.logits import DeviceLogits
 from tokenworks.kernels.cuda.warming import empty_step
 from tokenworks.kernels.formats import tensor_bytes
 from tokenworks.kernels.program import Linear, Program, ProgramBuilder

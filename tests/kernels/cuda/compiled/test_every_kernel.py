@@ -8,7 +8,7 @@ from all_kernels import entry_kernels, name_of
 from compile_gate import CHIPS, SHARED_BYTES, assert_compiles, launches_of
 from kernel_launches import LAUNCHES, VARIANTS
 
-from tokenworks.kernels.cuda import attention
+from tokenworks.kernels.cuda.attention import launch as attention
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

@@ -10,10 +10,10 @@ from chunked_steps import by_graph_and_eagerly
 
 from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cuda.backend import CudaBackend, CudaExecutable
-from tokenworks.kernels.cuda.blocks import BlockMatrix, pack_blocks
-from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
 from tokenworks.kernels.cuda.graphs import PADDED_ROWS
-from tokenworks.kernels.cuda.products import multiply_large, skinny
+from tokenworks.kernels.cuda.products.blocks import BlockMatrix, pack_blocks
+from tokenworks.kernels.cuda.products.dense import multiply_large, skinny
+from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor

@@ -12,10 +12,11 @@ import pytest
 import torch
 from adapted_model import FORMS, INNER, MIXED, adaptation, batch_of, model, run
 
-from tokenworks.kernels.cuda import blocks, products
-from tokenworks.kernels.cuda.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
+from tokenworks.kernels.cuda.adapters.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.cuda.products import blocks
+from tokenworks.kernels.cuda.products import dense as products
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.protocol.errors import ModelError
 

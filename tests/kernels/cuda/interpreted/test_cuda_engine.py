@@ -12,7 +12,7 @@ from tokenworks.engine.engine import Engine
 from tokenworks.kernels.adapter import LowRank
 from tokenworks.kernels.backend import Backend, Float32, Limits, StepBatch
 from tokenworks.kernels.cuda.backend import CudaBackend, CudaExecutable
-from tokenworks.kernels.cuda.logits import DeviceLogits
+from tokenworks.kernels.cuda.sampling.logits import DeviceLogits
 from tokenworks.kernels.program import Linear
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.kernels.tensor import Tensor

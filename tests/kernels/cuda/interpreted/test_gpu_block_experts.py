@@ -6,9 +6,9 @@ import torch
 from bring import brought
 from test_gpu_blocks import random_tensor
 
-from tokenworks.kernels.cuda.block_experts import PackedStack
-from tokenworks.kernels.cuda.block_layout import bring_packed
-from tokenworks.kernels.cuda.experts import ExpertWeights, experts
+from tokenworks.kernels.cuda.experts.blocks import PackedStack
+from tokenworks.kernels.cuda.experts.layer import ExpertWeights, experts
+from tokenworks.kernels.cuda.products.block_layout import bring_packed
 from tokenworks.kernels.formats import dequantise
 
 EXPERTS, WIDTH, INNER, TOP_K = 5, 256, 192, 2

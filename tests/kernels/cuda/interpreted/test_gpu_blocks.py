@@ -5,10 +5,10 @@ import pytest
 import torch
 from bring import CPU, brought
 
-from tokenworks.kernels.cuda.block_layout import bytes_of
-from tokenworks.kernels.cuda.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
-from tokenworks.kernels.cuda.finish import Finish, Gated, Scratch
-from tokenworks.kernels.cuda.stacked import StackedMatrix
+from tokenworks.kernels.cuda.products.block_layout import bytes_of
+from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
+from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.stacked import StackedMatrix
 from tokenworks.kernels.cuda.weights import pack
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.tensor import Description, Tensor

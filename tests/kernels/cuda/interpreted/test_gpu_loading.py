@@ -13,8 +13,8 @@ from bring import CPU, brought, sources_of
 from test_gpu_blocks import random_tensor
 
 from tokenworks.kernels.cuda import loading as module
-from tokenworks.kernels.cuda.block_layout import bring_packed, coding_of
 from tokenworks.kernels.cuda.loading import Loading, Slab, Source
+from tokenworks.kernels.cuda.products.block_layout import bring_packed, coding_of
 from tokenworks.kernels.cuda.weights import Weights, pack_bf16
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.tensor import Description, Tensor, describe

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenworks.kernels.cuda import recurrent
-from tokenworks.kernels.cuda.recurrent import States, delta_rule, selective_scan
+from tokenworks.kernels.cuda.recurrent import walked as recurrent
+from tokenworks.kernels.cuda.recurrent.walked import States, delta_rule, selective_scan
 from tokenworks.kernels.program import DeltaRule, SelectiveScan, Value
 from tokenworks.kernels.reference.recurrent import advance
 

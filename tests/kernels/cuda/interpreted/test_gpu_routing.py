@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokenworks.kernels.cuda import experts
-from tokenworks.kernels.cuda.experts import ExpertWeights, blocks_of
-from tokenworks.kernels.cuda.routing import route
+from tokenworks.kernels.cuda.experts import layer as experts
+from tokenworks.kernels.cuda.experts.layer import ExpertWeights, blocks_of
+from tokenworks.kernels.cuda.experts.routing import route
 from tokenworks.kernels.program import Route, Value
 from tokenworks.kernels.reference.experts import LEAST_SUM, choose_experts
 

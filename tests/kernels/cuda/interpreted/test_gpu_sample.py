@@ -7,10 +7,10 @@ from kernel_support import distribution, may_choose
 
 from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW, RowChange
 from tokenworks.kernels.changes import apply_changes
-from tokenworks.kernels.cuda.change import change_rows
-from tokenworks.kernels.cuda.logprobs import logprobs
-from tokenworks.kernels.cuda.rows import take_drawn
-from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.cuda.elements.rows import take_drawn
+from tokenworks.kernels.cuda.sampling.change import change_rows
+from tokenworks.kernels.cuda.sampling.logprobs import logprobs
+from tokenworks.kernels.cuda.sampling.sample import sample
 from tokenworks.kernels.reference.sampling import log_probabilities
 
 Options = tuple[float, int, float, float]

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.pairs import Blocks
+from tokenworks.kernels.cuda.experts.pairs import Blocks
 from tokenworks.kernels.cuda.sizes import power_of_2
 from tokenworks.kernels.program import Route
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import activate, gated
+from tokenworks.kernels.cuda.elements.activations import activate, gated
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 

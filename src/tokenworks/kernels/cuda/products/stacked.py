@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from tokenworks.kernels.cuda.finish import Finish
+from tokenworks.kernels.cuda.products.finish import Finish
 
 
 class Part(Protocol):

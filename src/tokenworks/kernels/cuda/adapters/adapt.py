@@ -151,7 +151,7 @@ def _shares(width: int, rows: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LowRankAddend:
-    """What a step's adapters add to one product: finish.py's Addend."""
+    """What a step's adapters add to one product: products/finish.py's Addend."""
 
     table: Table
     rows: AdaptedRows

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.block_layout import Packed
-from tokenworks.kernels.cuda.finish import Finish
+from tokenworks.kernels.cuda.products.block_layout import Packed
+from tokenworks.kernels.cuda.products.finish import Finish
 from tokenworks.kernels.cuda.sizes import power_of_2
 
 LARGEST: tl.constexpr = tl.constexpr(448.0)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW
-from tokenworks.kernels.cuda.ranking import (
+from tokenworks.kernels.cuda.sampling.ranking import (
     CHUNK,
     INFINITE,
     LEAST,

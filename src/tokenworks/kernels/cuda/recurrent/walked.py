@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.chunked import CHUNK, DELTA_CHUNK, delta_chunks, scan_chunks, softplus
+from tokenworks.kernels.cuda.recurrent.chunked import CHUNK, DELTA_CHUNK, delta_chunks, scan_chunks, softplus
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 LENGTH_EPSILON = 1e-6

@@ -10,7 +10,7 @@ import torch
 
 from tokenworks.kernels.adapter import Adaptation
 from tokenworks.kernels.backend import Int32, StepBatch
-from tokenworks.kernels.cuda.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
+from tokenworks.kernels.cuda.adapters.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
 from tokenworks.kernels.cuda.sizes import power_of_2
 from tokenworks.kernels.formats import dequantise
 from tokenworks.protocol.errors import ModelError

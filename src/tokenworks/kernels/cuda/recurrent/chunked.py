@@ -1,4 +1,4 @@
-"""The recurrences of recurrent.py for prompts: CHUNK rows at a time, most of the work in products on the tensor cores.
+"""The recurrences of walked.py for prompts: CHUNK rows at a time, most of the work in products on the tensor cores.
 
 Within a chunk everything is written as sums over its rows, each with the decay between the two; the state of before the
 chunk comes in with the decay since its beginning. A chunk ends early behind a row whose state is written down. Of the

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.ranking import (
+from tokenworks.kernels.cuda.sampling.ranking import (
     CHUNK,
     LEAST,
     id_of_place,

@@ -17,10 +17,12 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import gated
-from tokenworks.kernels.cuda.block_codings import E4M3_ROW
-from tokenworks.kernels.cuda.block_layout import Packed, bring_packed
-from tokenworks.kernels.cuda.finish import (
+from tokenworks.kernels.cuda.elements.activations import gated
+from tokenworks.kernels.cuda.loading import Loading, Source
+from tokenworks.kernels.cuda.products.block_codings import E4M3_ROW
+from tokenworks.kernels.cuda.products.block_layout import Packed, bring_packed
+from tokenworks.kernels.cuda.products.dense import multiply_large
+from tokenworks.kernels.cuda.products.finish import (
     Finish,
     Gated,
     come_last,
@@ -29,9 +31,7 @@ from tokenworks.kernels.cuda.finish import (
     with_addend,
     write_tile,
 )
-from tokenworks.kernels.cuda.fp8 import UNIT, multiply_fp8, runs_fp8
-from tokenworks.kernels.cuda.loading import Loading, Source
-from tokenworks.kernels.cuda.products import multiply_large
+from tokenworks.kernels.cuda.products.fp8 import UNIT, multiply_fp8, runs_fp8
 
 FUSED_ROWS = 256
 TILE = 128

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import activate, gated
+from tokenworks.kernels.cuda.elements.activations import activate, gated
 from tokenworks.kernels.program import Activation
 
 Kind = tuple[str, Activation, float, float]

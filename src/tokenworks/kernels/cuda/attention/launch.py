@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Int32
-from tokenworks.kernels.cuda.attend import attend_tile
+from tokenworks.kernels.cuda.attention.tile import attend_tile
 from tokenworks.kernels.cuda.device import shared_bytes
-from tokenworks.kernels.cuda.finish import Scratch
-from tokenworks.kernels.cuda.products import PROGRAMS
+from tokenworks.kernels.cuda.products.dense import PROGRAMS
+from tokenworks.kernels.cuda.products.finish import Scratch
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Attend
 

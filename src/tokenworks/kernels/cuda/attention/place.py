@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import cos_sin
+from tokenworks.kernels.cuda.elements.activations import cos_sin
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 
 

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.block_experts import PackedStack, launch_packed
-from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
-from tokenworks.kernels.cuda.routing import FEW_PAIRS, sort_pairs
+from tokenworks.kernels.cuda.experts.blocks import PackedStack, launch_packed
+from tokenworks.kernels.cuda.experts.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.experts.routing import FEW_PAIRS, sort_pairs
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 

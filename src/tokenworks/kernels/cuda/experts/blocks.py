@@ -1,4 +1,4 @@
-"""Products of experts' weights of 4 and 8 bits (blocks.py) with the rows that chose them (experts.py)."""
+"""Products of experts' weights of 4 and 8 bits (products/blocks.py) with the rows that chose them (layer.py)."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.block_layout import Packed
-from tokenworks.kernels.cuda.blocks import STAGES, STEP, TILE, is_even, share_of_product
-from tokenworks.kernels.cuda.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.experts.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.products.block_layout import Packed
+from tokenworks.kernels.cuda.products.blocks import STAGES, STEP, TILE, is_even, share_of_product
 
 
 @dataclass(frozen=True, slots=True)

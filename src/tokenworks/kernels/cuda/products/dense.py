@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import gated
-from tokenworks.kernels.cuda.finish import (
+from tokenworks.kernels.cuda.elements.activations import gated
+from tokenworks.kernels.cuda.products.finish import (
     Finish,
     Gated,
     come_last,

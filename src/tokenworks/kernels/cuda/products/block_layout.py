@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from tokenworks.kernels.cuda.block_codings import (
+from tokenworks.kernels.cuda.loading import Loading, Slab, Source
+from tokenworks.kernels.cuda.products.block_codings import (
     E2M1_16,
     E2M1_32,
     E4M3_64,
@@ -21,7 +22,6 @@ from tokenworks.kernels.cuda.block_codings import (
     U8_ROW,
     Coding,
 )
-from tokenworks.kernels.cuda.loading import Loading, Slab, Source
 from tokenworks.kernels.formats import E2M1_DOUBLED, E4M3
 from tokenworks.kernels.tensor import Description
 

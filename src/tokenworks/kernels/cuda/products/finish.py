@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.activations import gated
+from tokenworks.kernels.cuda.elements.activations import gated
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
 from tokenworks.kernels.program import Activation
 
@@ -25,7 +25,7 @@ class Gated:
 
 
 class Addend(Protocol):
-    """What adapters add to a product, before anything else comes in (adapt.py). One of the two is asked for, once."""
+    """What adapters add to a product, before anything else comes in (adapters/adapt.py). One of the two is asked for, once."""
 
     def added(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[M, N] float32, and [M] int32: which rows of it count, as they have an adapter; others' are -1."""

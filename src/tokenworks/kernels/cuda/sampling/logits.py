@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tokenworks.kernels.backend import Float32, Int32, SampleBatch
-from tokenworks.kernels.cuda.logprobs import logprobs
-from tokenworks.kernels.cuda.sample import sample
+from tokenworks.kernels.cuda.sampling.logprobs import logprobs
+from tokenworks.kernels.cuda.sampling.sample import sample
 from tokenworks.kernels.cuda.transfer import Arriving, send
 
 

@@ -1,0 +1,1 @@
+"""Low-rank adapters: what they add to products, and where they lie."""

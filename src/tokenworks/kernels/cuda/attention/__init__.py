@@ -1,0 +1,1 @@
+"""Attention over pages, and K and V on their way to them."""

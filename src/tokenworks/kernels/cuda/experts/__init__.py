@@ -1,0 +1,1 @@
+"""Mixtures of experts: who goes where, and the products of each expert with its rows."""
