@@ -25,7 +25,8 @@ class Gated:
 
 
 class Addend(Protocol):
-    """What adapters add to a product, before anything else comes in (adapters/adapt.py). One of the two is asked for, once."""
+    """What adapters add to a product, before anything else comes in (adapters/adapt.py). One of the two is asked for,
+    once."""
 
     def added(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[M, N] float32, and [M] int32: which rows of it count, as they have an adapter; others' are -1."""
