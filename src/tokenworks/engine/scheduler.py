@@ -36,6 +36,7 @@ from tokenworks.engine.sequence import AdapterUse, Sequence, State
 from tokenworks.engine.space import CacheSpace
 from tokenworks.engine.speculate import Speculator
 from tokenworks.engine.states import States
+from tokenworks.engine.tell import chunk_of
 from tokenworks.kernels.backend import Limits
 from tokenworks.protocol.messages import EngineStats, Finish, Generate, Medium, TokenChunk
 
@@ -217,7 +218,8 @@ class Scheduler:
             if index in result.prompt_logprobs:
                 sequence.prompt_logprobs += result.prompt_logprobs[index]
             if samples:
-                chunk = self._tell(sequence, made, result, index)
+                chunk = chunk_of(sequence, made, result, index)
+                self._output_tokens += len(chunk.token_ids)
                 events.append(chunk)
                 if chunk.finish is not None:
                     self._forget(sequence)
@@ -355,43 +357,6 @@ class Scheduler:
             if victim is sequence:
                 return False
         return True
-
-    def _tell(self, sequence: Sequence, made: list[int], result: StepResult, index: int) -> TokenChunk:
-        """The chunk with a sequence's new tokens, and its ending if they are the last."""
-        request = sequence.request
-        finish: Finish | None = None
-        stop_token_id: int | None = None
-        token_ids: tuple[int, ...] = ()
-        if request.sampling.max_tokens:
-            token_ids = tuple(made)
-            token = made[-1]
-            self._output_tokens += len(made)
-            if index in result.complete or (token in sequence.ends and sequence.output_tokens >= sequence.min_tokens):
-                finish = Finish.STOP
-                stop_token_id = token if token in sequence.ends else None
-        if finish is None and len(sequence.tokens) >= sequence.longest:
-            finish = Finish.LENGTH
-        logprobs = tuple(result.logprobs.get(index, ()))
-        if not sequence.first_chunk_due:
-            return TokenChunk(
-                request.request_id,
-                token_ids,
-                logprobs,
-                finish=finish,
-                stop_token_id=stop_token_id,
-            )
-        sequence.first_chunk_due = False
-        prompt_logprobs = tuple(sequence.prompt_logprobs)
-        sequence.prompt_logprobs, sequence.prompt_logprobs_due = [], False
-        return TokenChunk(
-            request.request_id,
-            token_ids,
-            logprobs,
-            prompt_logprobs,
-            sequence.cached_tokens or 0,
-            finish,
-            stop_token_id,
-        )
 
     def _end(self, sequence: Sequence, finish: Finish, *, error: str | None = None) -> None:
         """Ends a sequence that made no token in this step."""
