@@ -255,12 +255,19 @@ async def test_embeddings(minilm):
         together = await pool.embed("m", inputs)
         vectors = np.frombuffer(together.vectors, "<f4").reshape(len(inputs), together.width)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
-        alone = [await pool.embed("m", [tokens]) for tokens in inputs]
+        counted = sum(map(len, inputs))
+        assert pool.stats("m").prompt_tokens_total == counted
+        alone = []
+        for each in inputs:
+            alone.append(await pool.embed("m", [each]))
+            counted += len(each)
+            assert pool.stats("m").prompt_tokens_total == counted, "whoever has the answer finds it counted"
         assert b"".join(each.vectors for each in alone) == together.vectors
         with pytest.raises(EngineError, match="input 0"):
             await pool.embed("m", [[10**6]])
         (chunk,) = await collect(pool, request(1))
         assert chunk.finish is Finish.FAILED
+        assert pool.stats("m").prompt_tokens_total == counted, "a refusal takes nothing back"
         kill(pool)
         assert (await pool.embed("m", inputs)).vectors == together.vectors
 

@@ -84,14 +84,17 @@ class EncoderEngine:
                     done.append(Embedded(call.request.request_id, self._width, vectors.tobytes()))
             self._steps += 1
             self._tokens += tokens
+        return done, StepDone((), self.stats(), tokens / self._limits.step_tokens)
+
+    def stats(self) -> EngineStats:
+        """How much runs and waits now, and how much was done since the start."""
         running = sum(call.begun for call in self._calls.values())
-        stats = EngineStats(
+        return EngineStats(
             running=running,
             waiting=len(self._calls) - running,
             prompt_tokens_total=self._tokens,
             steps_total=self._steps,
         )
-        return done, StepDone((), stats, tokens / self._limits.step_tokens)
 
     def _begin(self, calls: Sequence[_Call]) -> None:
         new = {call.request.request_id: call for call in calls if not call.begun}

@@ -37,7 +37,6 @@ from tokenworks.protocol.messages import (
     DropAdapter,
     Embed,
     Embedded,
-    EngineStats,
     Finish,
     Generate,
     LoadAdapter,
@@ -128,16 +127,16 @@ def _embed(link: WorkerLink, engine: "EncoderEngine", termination: "_Termination
                 case Generate(request_id) if not termination.asked:
                     error = "This model makes embeddings; it generates no text."
                     chunk = TokenChunk(request_id, finish=Finish.FAILED, error=error)
-                    link.send(StepDone((chunk,), EngineStats()))
+                    link.send(StepDone((chunk,), engine.stats()))
                 case LoadAdapter(request_id) if not termination.asked:
                     link.send(AdapterLoaded(request_id, "This model is an encoder, and takes no adapters."))
                 case Drain():
                     termination.asked = True
         if engine.busy:
             done, step = engine.step()
+            link.send(step)  # first: who has an answer finds it counted in the metrics
             for embedded in done:
                 link.send(embedded)
-            link.send(step)
 
 
 class _Termination:
