@@ -43,7 +43,8 @@ def product(report: Report, top: dict[str, float], name: str, rows: int, n: int,
     import torch
 
     from tokenworks.kernels.cuda.products.dense import skinny
-    from tokenworks.kernels.cuda.products.finish import Finish, Scratch
+    from tokenworks.kernels.cuda.products.finish import Finish
+    from tokenworks.kernels.cuda.scratch import Scratch
 
     scratch = Scratch(torch.device(device()))
     x = torch.randn(rows, k, device=device(), dtype=torch.bfloat16)
@@ -69,7 +70,8 @@ def packed_product(report: Report, top: dict[str, float], name: str, rows: int, 
 
     from tokenworks.kernels.cuda.loading import Loading, Source
     from tokenworks.kernels.cuda.products.blocks import BlockMatrix, pack_blocks
-    from tokenworks.kernels.cuda.products.finish import Finish, Scratch
+    from tokenworks.kernels.cuda.products.finish import Finish
+    from tokenworks.kernels.cuda.scratch import Scratch
     from tokenworks.kernels.tensor import Description
 
     where = torch.device(device())
@@ -100,7 +102,7 @@ def attention(report: Report, top: dict[str, float], shape: Shape, sequences: in
 
     from tokenworks.kernels.cuda.attention.launch import Seen, attend, splits_for
     from tokenworks.kernels.cuda.attention.launch import Shape as HeadShape
-    from tokenworks.kernels.cuda.products.finish import Scratch
+    from tokenworks.kernels.cuda.scratch import Scratch
 
     heads, kv, head = shape.heads, shape.kv_heads, shape.head
     nowhere = Value(0, 0, 1, 1)

@@ -29,9 +29,9 @@ from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.plan import make_plan
-from tokenworks.kernels.cuda.products.finish import Scratch
 from tokenworks.kernels.cuda.sampling.change import change_rows
 from tokenworks.kernels.cuda.sampling.logits import DeviceLogits, draw, log_probabilities, on_device
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.cuda.stepper import Stepper
 from tokenworks.kernels.cuda.warming import warm_sampling
 from tokenworks.kernels.cuda.weights import Weights

@@ -19,7 +19,7 @@ from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cuda.adapters.slots import OF_ADAPTED, Adapters
 from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.plan import Call, Plan
-from tokenworks.kernels.cuda.products.finish import Scratch
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.program import Attend, Input, Pool
 
 PADDED_ROWS = (1, 2, 4, *range(8, 64, 8), *range(64, 257, 16))

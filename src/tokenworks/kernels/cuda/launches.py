@@ -16,8 +16,9 @@ from tokenworks.kernels.cuda.experts.layer import ExpertWeights, experts
 from tokenworks.kernels.cuda.experts.routing import route
 from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
-from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.recurrent.walked import delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.group import Group

@@ -1,6 +1,9 @@
 """Sizes of grids and tiles. Triton's own functions of these names can be used in kernels too, and pay for it with ten
 microseconds a call."""
 
+PROGRAMS = 264
+"""Two for each multiprocessor of a Hopper chip: work is cut into so many at least, where it can be."""
+
 
 def cdiv(count: int, size: int) -> int:
     """How many of `size` hold `count`."""

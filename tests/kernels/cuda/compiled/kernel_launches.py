@@ -23,12 +23,13 @@ from tokenworks.kernels.cuda.products.block_codings import Coding
 from tokenworks.kernels.cuda.products.block_layout import Packed
 from tokenworks.kernels.cuda.products.blocks import BlockMatrix
 from tokenworks.kernels.cuda.products.dense import skinny
-from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.products.fp8 import rounded
 from tokenworks.kernels.cuda.recurrent.walked import States, delta_rule, selective_scan, short_convolution
 from tokenworks.kernels.cuda.sampling.change import change_rows
 from tokenworks.kernels.cuda.sampling.logprobs import logprobs
 from tokenworks.kernels.cuda.sampling.sample import sample
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.program import Attend, Route, Value
 
 META = torch.device("meta")

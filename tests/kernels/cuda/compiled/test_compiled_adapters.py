@@ -10,7 +10,8 @@ from kernel_launches import INNER, META, SILU, WIDTH, addend, empty, matrix
 from tokenworks.kernels.cuda.products.block_codings import E2M1_16
 from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS
 from tokenworks.kernels.cuda.products.dense import Bf16Matrix
-from tokenworks.kernels.cuda.products.finish import Finish, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish
+from tokenworks.kernels.cuda.scratch import Scratch
 
 
 def test_a_product_of_decodes_takes_it_in() -> None:

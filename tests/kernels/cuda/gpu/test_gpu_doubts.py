@@ -13,7 +13,8 @@ from tokenworks.kernels.cuda.backend import CudaBackend, CudaExecutable
 from tokenworks.kernels.cuda.graphs import PADDED_ROWS
 from tokenworks.kernels.cuda.products.blocks import BlockMatrix, pack_blocks
 from tokenworks.kernels.cuda.products.dense import multiply_large, skinny
-from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish, Gated
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor

@@ -7,8 +7,9 @@ from bring import CPU, brought
 
 from tokenworks.kernels.cuda.products.block_layout import bytes_of
 from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
-from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.products.stacked import StackedMatrix
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.cuda.weights import pack
 from tokenworks.kernels.formats import FORMATS, dequantise
 from tokenworks.kernels.tensor import Description, Tensor

@@ -10,7 +10,8 @@ from test_gpu_blocks import random_tensor
 
 from tokenworks.kernels.cuda.products import fp8
 from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
-from tokenworks.kernels.cuda.products.finish import Finish, Gated, Scratch
+from tokenworks.kernels.cuda.products.finish import Finish, Gated
+from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.formats import dequantise
 
 ROWS = FUSED_ROWS + 1

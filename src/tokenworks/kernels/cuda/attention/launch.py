@@ -12,9 +12,8 @@ import torch
 from tokenworks.kernels.backend import Int32
 from tokenworks.kernels.cuda.attention.tile import attend_tile
 from tokenworks.kernels.cuda.device import shared_bytes
-from tokenworks.kernels.cuda.products.dense import PROGRAMS
-from tokenworks.kernels.cuda.products.finish import Scratch
-from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+from tokenworks.kernels.cuda.scratch import Scratch
+from tokenworks.kernels.cuda.sizes import PROGRAMS, cdiv, power_of_2
 from tokenworks.kernels.program import Attend
 
 FEW_ROWS = 4

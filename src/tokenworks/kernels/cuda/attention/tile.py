@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from tokenworks.kernels.cuda.elements.activations import tanh
-from tokenworks.kernels.cuda.products.finish import come_last
+from tokenworks.kernels.cuda.scratch import come_last
 
 LOWEST: tl.constexpr = tl.constexpr(-1e30)
 """Stands for minus infinity, whose difference with itself is a number."""

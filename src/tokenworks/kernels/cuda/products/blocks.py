@@ -17,28 +17,17 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.elements.activations import gated
 from tokenworks.kernels.cuda.loading import Loading, Source
 from tokenworks.kernels.cuda.products.block_codings import E4M3_ROW
 from tokenworks.kernels.cuda.products.block_layout import Packed, bring_packed
 from tokenworks.kernels.cuda.products.dense import multiply_large
-from tokenworks.kernels.cuda.products.finish import (
-    Finish,
-    Gated,
-    come_last,
-    keep_share,
-    sum_of_shares,
-    with_addend,
-    write_tile,
-)
+from tokenworks.kernels.cuda.products.finish import Finish, finish_tile
 from tokenworks.kernels.cuda.products.fp8 import UNIT, multiply_fp8, runs_fp8
+from tokenworks.kernels.cuda.sizes import PROGRAMS, cdiv
 
 FUSED_ROWS = 256
 TILE = 128
 """Rows of weights."""
-PROGRAMS = 264
-"""Two for each multiprocessor of a Hopper chip: so many at least are wanted at work."""
-
 STEP = 32
 """Words of a row in a step. One size for all, so that sums are made in the same order: up to 64 tokens a token's result
 has the same bits, however many others are in the step."""
@@ -92,7 +81,7 @@ class BlockMatrix:
         weights, coding = self.weights, self.weights.coding
         words = weights.words.shape[1]
         tall, wide = 32, 64
-        _dequantise[(triton.cdiv(self.out_features, tall), triton.cdiv(words, wide))](
+        _dequantise[(cdiv(self.out_features, tall), cdiv(words, wide))](
             weights.words, weights.scales, weights.row_scales, out, self.out_features, self.in_features, words,
             ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
             N=tall, KW=wide, EVEN=words % wide == 0, num_warps=4,
@@ -100,31 +89,23 @@ class BlockMatrix:
 
     def _shape(self, width: int, rows: int, tokens: int) -> tuple[int, int]:
         """(tiles, shares of the columns)."""
-        tiles = triton.cdiv(width, TILE) * triton.cdiv(rows, tokens)
-        steps, splits = triton.cdiv(self.weights.words.shape[1], STEP), 1
+        tiles = cdiv(width, TILE) * cdiv(rows, tokens)
+        steps, splits = cdiv(self.weights.words.shape[1], STEP), 1
         while tiles * splits * 2 <= PROGRAMS and steps >= splits * 2 * SHARE_STEPS:
             splits *= 2
         return tiles, splits
 
     def _fused(self, x: torch.Tensor, finish: Finish) -> None:
         weights, coding, rows = self.weights, self.weights.coding, len(x)
-        gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
         width = self.out_features // 2 if finish.gate else self.out_features
         tokens = next((each for each in STAGES if rows <= each), max(STAGES))
         tiles, splits = self._shape(width, rows, tokens)
-        partials = counters = None
-        if splits > 1:
-            partials = finish.scratch.partials(tiles * splits * TILE * tokens * (2 if finish.gate else 1))
-            counters = finish.scratch.counters(tiles)
-        added, adapted = (None, None) if finish.addend is None else finish.addend.added()
         # A gate's two tiles and what is added to them would not fit the registers of four.
-        warps = 8 if added is not None and tokens == max(STAGES) else 4
-        _product[(triton.cdiv(width, TILE), splits, triton.cdiv(rows, tokens))](
-            x, weights.words, weights.scales, weights.row_scales, out, residual, finish.bias, partials, counters,
-            added, adapted, rows, width, self.in_features, weights.words.shape[1],
-            x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0,
-            added.stride(0) if added is not None else 0, gate.limit, gate.offset,
-            GATE=finish.gate.activation if finish.gate else None,
+        warps = 8 if finish.addend is not None and tokens == max(STAGES) else 4
+        _product[(cdiv(width, TILE), splits, cdiv(rows, tokens))](
+            x, weights.words, weights.scales, weights.row_scales, *finish.arguments(tiles, splits, TILE * tokens),
+            rows, width, self.in_features, weights.words.shape[1], x.stride(0),
+            GATE=finish.gate_name,
             ASSEMBLY=coding.assembly, CONSTRAINTS=coding.constraints, CODES=coding.codes, RUN=coding.run,
             M=tokens, N=TILE, KW=STEP, EVEN=is_even(weights), SPLITS=splits, num_warps=warps, num_stages=STAGES[tokens],
         )  # fmt: skip
@@ -187,8 +168,8 @@ def share_of_product(
 
 @triton.jit(do_not_specialize=["rows"])
 def _product(
-    x, words, scales, row_scales, out, residual, bias, partials, counters, added, adapted,
-    rows, width, depth, row_words, x_stride, out_stride, residual_stride, added_stride, limit, offset,
+    x, words, scales, row_scales, out, out_stride, residual, residual_stride, bias, partials, counters, added, adapted,
+    added_stride, limit, offset, rows, width, depth, row_words, x_stride,
     GATE: tl.constexpr, ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, CODES: tl.constexpr, RUN: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, KW: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -202,35 +183,16 @@ def _product(
         x, words, scales, row_scales, inside, m, m < rows, begin, end, depth, row_words, x_stride,
         ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
     )  # fmt: skip
+    up = acc
     if GATE is not None:
         up = share_of_product(
             x, words, scales, row_scales, inside + width, m, m < rows, begin, end, depth, row_words, x_stride,
             ASSEMBLY, CONSTRAINTS, CODES, RUN, M, N, KW, EVEN,
         )  # fmt: skip
-    last = True
-    if SPLITS > 1:
-        OF_TILE: tl.constexpr = SPLITS if GATE is None else 2 * SPLITS
-        keep_share(acc, partials, tile, split, OF_TILE, N, M)
-        if GATE is not None:
-            keep_share(up, partials, tile, SPLITS + split, OF_TILE, N, M)
-        last = come_last(counters, tile, SPLITS)
-        if last:
-            acc = sum_of_shares(partials, tile, 0, SPLITS, OF_TILE, N, M)
-            if GATE is not None:
-                up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
-    if last:
-        if added is not None:
-            acc = with_addend(acc, n, m, rows, width, added, adapted, added_stride)
-            if GATE is not None:
-                up = with_addend(up, n, m, rows, width, added + width, adapted, added_stride)
-        if GATE is not None:
-            if bias is not None:
-                acc += tl.load(bias + inside)[:, None]
-                up += tl.load(bias + inside + width)[:, None]
-            acc = gated(acc, up, GATE, limit, offset)
-            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, None)
-        else:
-            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, bias)
+    finish_tile(
+        acc, up, tile, split, n, m, rows, width, out, out_stride, residual, residual_stride, bias, partials, counters,
+        added, adapted, added_stride, limit, offset, GATE, SPLITS, N, M,
+    )  # fmt: skip
 
 
 @triton.jit

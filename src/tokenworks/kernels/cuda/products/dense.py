@@ -9,21 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenworks.kernels.cuda.elements.activations import gated
-from tokenworks.kernels.cuda.products.finish import (
-    Finish,
-    Gated,
-    come_last,
-    keep_share,
-    sum_of_shares,
-    with_addend,
-    write_tile,
-)
-from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+from tokenworks.kernels.cuda.products.finish import Finish, finish_tile
+from tokenworks.kernels.cuda.sizes import PROGRAMS, cdiv, power_of_2
 
 SKINNY_ROWS = 32
-PROGRAMS = 264
-"""Two for each multiprocessor of a Hopper chip: so many are at work at once."""
 LEAST_STEPS = 4
 """Of a share of K: below, starting it costs more than its reading."""
 MOST_SPLITS = 16
@@ -105,29 +94,20 @@ def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
     rows = x.shape[0]
     if not rows:
         return
-    gate, out, residual = finish.gate or Gated("none", 0.0, 0.0), finish.out, finish.residual
-    width, depth, gated = out.shape[1], weights.shape[1], finish.gate is not None
+    width, depth, gated = finish.out.shape[1], weights.shape[1], finish.gate is not None
     block_n, block_k, splits = skinny_shape(width, depth, gated)
     block_m = 16 if rows <= 16 else 32
     tiles = cdiv(width, block_n)
-    partials = counters = None
-    if splits > 1:
-        numbers, counts = scratch_of(width, depth, gated)
-        partials, counters = finish.scratch.partials(numbers), finish.scratch.counters(counts)
-    added, adapted = (None, None) if finish.addend is None else finish.addend.added()
     _skinny[(tiles, splits)](
-        x, weights, out, residual, finish.bias, partials, counters, added, adapted,
-        rows, width, depth, x.stride(0), out.stride(0), residual.stride(0) if residual is not None else 0,
-        added.stride(0) if added is not None else 0, gate.limit, gate.offset,
-        GATE=finish.gate.activation if finish.gate else None,
-        M=block_m, N=block_n, K=block_k, SPLITS=splits, num_warps=4, num_stages=4,
+        x, weights, *finish.arguments(tiles, splits, block_n * block_m), rows, width, depth, x.stride(0),
+        GATE=finish.gate_name, M=block_m, N=block_n, K=block_k, SPLITS=splits, num_warps=4, num_stages=4,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _skinny(
-    x, weights, out, residual, bias, partials, counters, added, adapted,
-    rows, width, depth, x_stride, out_stride, residual_stride, added_stride, limit, offset,
+    x, weights, out, out_stride, residual, residual_stride, bias, partials, counters, added, adapted, added_stride,
+    limit, offset, rows, width, depth, x_stride,
     GATE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -147,27 +127,7 @@ def _skinny(
         acc = tl.dot(tl.load(of_weights + k[None, :], mask=inside, other=0.0), tokens, acc)
         if GATE is not None:
             up = tl.dot(tl.load(of_up + k[None, :], mask=inside, other=0.0), tokens, up)
-    last = True
-    if SPLITS > 1:
-        OF_TILE: tl.constexpr = SPLITS if GATE is None else 2 * SPLITS
-        keep_share(acc, partials, tile, split, OF_TILE, N, M)
-        if GATE is not None:
-            keep_share(up, partials, tile, SPLITS + split, OF_TILE, N, M)
-        last = come_last(counters, tile, SPLITS)
-        if last:
-            acc = sum_of_shares(partials, tile, 0, SPLITS, OF_TILE, N, M)
-            if GATE is not None:
-                up = sum_of_shares(partials, tile, SPLITS, SPLITS, OF_TILE, N, M)
-    if last:
-        if added is not None:
-            acc = with_addend(acc, n, m, rows, width, added, adapted, added_stride)
-            if GATE is not None:
-                up = with_addend(up, n, m, rows, width, added + width, adapted, added_stride)
-        if GATE is not None:
-            if bias is not None:
-                acc += tl.load(bias + n, mask=n < width, other=0.0)[:, None]
-                up += tl.load(bias + width + n, mask=n < width, other=0.0)[:, None]
-            acc = gated(acc, up, GATE, limit, offset)
-            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, None)
-        else:
-            write_tile(acc, n, m, rows, width, out, out_stride, residual, residual_stride, bias)
+    finish_tile(
+        acc, up, tile, split, n, m, rows, width, out, out_stride, residual, residual_stride, bias, partials, counters,
+        added, adapted, added_stride, limit, offset, GATE, SPLITS, N, M,
+    )  # fmt: skip
