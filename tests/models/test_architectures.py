@@ -1,5 +1,6 @@
 """Every architecture against transformers: small random checkpoints, logits of whole prompts."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -108,6 +109,19 @@ def test_greedy_continuations_are_those_of_transformers(name: str, written: Call
     theirs = reference_logits(reference_model(folder), prompt + made)
     assert theirs[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == made
     assert len(set(made)) > 3
+
+
+@pytest.mark.parametrize(
+    "name", ["phi3", "olmo2", "olmo3", "glm4", "mixtral", "qwen3-moe", "granite-moe", "glm4-moe", "gpt-oss", "bamba"]
+)
+def test_what_a_config_leaves_out_is_what_its_class_has(name: str, tmp_path: Path) -> None:
+    write_decoder(name, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rms_norm_eps", "rope_parameters", *(["num_key_value_heads"] if name == "glm4" else [])):
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs = log_softmax(reference_logits(reference_model(tmp_path), IDS))
+    np.testing.assert_allclose(log_softmax(our_logits(tmp_path, IDS, CpuBackend())), theirs, atol=1e-4, rtol=0)
 
 
 def test_long_rope_follows_the_context_that_is_served(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tokenworks.models.parts.mamba import Mamba2
 from tokenworks.models.parts.part import Mixer
 
 
-def mamba2(f: Fields) -> Mamba2:
+def mamba2(f: Fields, norm_epsilon: float) -> Mamba2:
     inner = f.integer("mamba_expand", 2) * f.integer("hidden_size")
     heads = f.integer("mamba_n_heads", 128)
     size = inner // heads if f.table.get("mamba_d_head", "auto") == "auto" else f.integer("mamba_d_head")
@@ -27,7 +27,7 @@ def mamba2(f: Fields) -> Mamba2:
         groups=f.integer("mamba_n_groups", 1),
         state_size=f.integer("mamba_d_state", 256),
         kernel=f.integer("mamba_d_conv", 4),
-        norm_epsilon=from_hf.norm_epsilon(f),
+        norm_epsilon=norm_epsilon,
         biased=frozenset(biased | ({"conv"} if f.flag("mamba_conv_bias", True) else set())),
     )
 
@@ -36,11 +36,11 @@ def _bamba(f: Fields) -> DecoderConfig:
     count, places = from_hf.layer_count(f), f.table.get("attn_layer_indices") or []
     if not isinstance(places, list) or not all(isinstance(n, int) and 0 <= n < count for n in places):
         raise f.wrong("attn_layer_indices", f"a list of layers, from 0 to {count - 1}")
-    rope = from_hf.only_rope(f, share=0.5)
+    rope, epsilon = from_hf.only_rope(f, share=0.5), from_hf.norm_epsilon(f, 1e-5)
     attention = from_hf.attention(f, rope, biased=from_hf.attention_biases(f))
-    mixers: list[Mixer] = [attention if number in places else mamba2(f) for number in range(count)]
+    mixers: list[Mixer] = [attention if number in places else mamba2(f, epsilon) for number in range(count)]
     mlp = from_hf.mlp(f, biased=frozenset({"gate", "up", "down"}) if f.flag("mlp_bias", False) else frozenset())
-    return from_hf.decoder(f, "bamba", mixers, mlp, {"global": rope})
+    return from_hf.decoder(f, "bamba", mixers, mlp, {"global": rope}, norm_epsilon=epsilon)
 
 
 _IN_LAYER = "model.layers.{}."

@@ -81,8 +81,8 @@ def head_size(f: Fields, default: int | None = None, key: str = "head_dim") -> i
     return size
 
 
-def norm_epsilon(f: Fields) -> float:
-    return f.number("rms_norm_eps", 1e-6)
+def norm_epsilon(f: Fields, default: float = 1e-6) -> float:
+    return f.number("rms_norm_eps", default)
 
 
 def mlp(f: Fields, **differences: Any) -> Mlp:

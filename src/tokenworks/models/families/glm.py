@@ -23,7 +23,8 @@ def _read(f: Fields, name: str) -> DecoderConfig:
     size = from_hf.head_size(f, 128)
     rope = from_hf.only_rope(f, size, share=0.5)
     biased = frozenset("qkv") if f.flag("attention_bias", True) else frozenset[str]()
-    attention = from_hf.attention(f, rope, head_size=size, scale=size**-0.5, biased=biased)
+    heads = f.integer("num_key_value_heads", 2)
+    attention = from_hf.attention(f, rope, head_size=size, kv_heads=heads, scale=size**-0.5, biased=biased)
     mixers = [attention] * from_hf.layer_count(f)
     return from_hf.decoder(
         f, name, mixers, from_hf.mlp(f), {"global": rope}, norm_epsilon=f.number("rms_norm_eps", 1.5625e-7)

@@ -22,11 +22,12 @@ def _read(f: Fields) -> DecoderConfig:
     rope = from_hf.rope(f, section, size, f.number("rope_theta", 1e4))
     if rope.size == size and not any(part.has("partial_rotary_factor") for part in (f, section) if part is not None):
         rope = replace(rope, size=size // 2)
+    epsilon = from_hf.norm_epsilon(f, 1e-5)
     attention = from_hf.attention(
         f,
         rope,
         biased=frozenset("qkv") if f.flag("attention_bias", False) else frozenset(),
-        qk_norm_epsilon=from_hf.norm_epsilon(f) if f.flag("use_qk_norm", False) else 0.0,
+        qk_norm_epsilon=epsilon if f.flag("use_qk_norm", False) else 0.0,
     )
     width, dense = f.integer("moe_intermediate_size"), f.count("first_k_dense_replace", 1)
     part = mixtures.mixture(
@@ -44,7 +45,15 @@ def _read(f: Fields) -> DecoderConfig:
     count = from_hf.layer_count(f)
     layers = [from_hf.mlp(f) if number < dense else part for number in range(count)]
     guesser = from_hf.multi_token(f, attention, part)
-    return from_hf.decoder(f, "glm4_moe", [attention] * count, layers, {"global": rope}, multi_token=guesser)
+    return from_hf.decoder(
+        f,
+        "glm4_moe",
+        [attention] * count,
+        layers,
+        {"global": rope},
+        norm_epsilon=epsilon,
+        multi_token=guesser,
+    )
 
 
 def _read_gguf(file: GgufFile) -> DecoderConfig:

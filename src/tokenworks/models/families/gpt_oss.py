@@ -16,10 +16,14 @@ from tokenworks.models.parts.rope import Yarn
 _ALL = frozenset({"router", "gate", "up", "down"})
 _LIMIT, _ALPHA = 7.0, 1.702
 """Gates are at most _LIMIT, what they multiply is between -_LIMIT and it; x sigmoid(_ALPHA x) is gelu_quick."""
+_ROPE = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
+"""Where the file says none; with it the library's class has all of it."""
 
 
 def _read(f: Fields) -> DecoderConfig:
     f.refuse("swiglu_alpha", (_ALPHA,), f"only {_ALPHA} is supported")
+    if not (f.has("rope_parameters") or f.has("rope_scaling")):
+        f = replace(f, table={**f.table, "rope_parameters": _ROPE})
     rope = from_hf.only_rope(f, base=150000.0)
     biased = frozenset("qkvo") if f.flag("attention_bias", True) else frozenset[str]()
     attention = from_hf.attention(f, rope, biased=biased, sinks=True)
@@ -35,7 +39,8 @@ def _read(f: Fields) -> DecoderConfig:
         biased=_ALL,
     )
     mixers = [replace(attention, window=window) for window in windows]
-    return from_hf.decoder(f, "gpt_oss", mixers, part, {"global": rope})
+    epsilon = from_hf.norm_epsilon(f, 1e-5)
+    return from_hf.decoder(f, "gpt_oss", mixers, part, {"global": rope}, norm_epsilon=epsilon)
 
 
 def _read_gguf(file: GgufFile) -> DecoderConfig:

@@ -50,7 +50,7 @@ def _hybrid(f: Fields) -> DecoderConfig:
         biased=from_hf.attention_biases(f),
         scale=f.number("attention_multiplier", 1.0),
     )
-    known: dict[str, Mixer] = {"linear_attention": (part := bamba.mamba2(f)), "mamba": part}
+    known: dict[str, Mixer] = {"linear_attention": (part := bamba.mamba2(f, from_hf.norm_epsilon(f))), "mamba": part}
     known |= {"full_attention": attention, "attention": attention}
     count = from_hf.layer_count(f)
     kinds = f.table.get("layer_types") or ["mamba"] * count

@@ -56,7 +56,8 @@ def _phi3(f: Fields) -> DecoderConfig:
     rope = from_hf.only_rope(f)
     windows = from_hf.windows(f, [f.has("sliding_window")] * from_hf.layer_count(f))
     mixers = [from_hf.attention(f, rope, window=window) for window in windows]
-    return from_hf.decoder(f, "phi3", mixers, from_hf.mlp(f), {"global": rope})
+    epsilon = from_hf.norm_epsilon(f, 1e-5)
+    return from_hf.decoder(f, "phi3", mixers, from_hf.mlp(f), {"global": rope}, norm_epsilon=epsilon)
 
 
 def of_gguf(file: GgufFile) -> DecoderConfig:

@@ -11,7 +11,7 @@ from tokenworks.models.files.names import LAYER, GgufArchitecture, HfArchitectur
 
 
 def _read(f: Fields) -> DecoderConfig:
-    rope = from_hf.only_rope(f)
+    rope = from_hf.only_rope(f, base=1e6)
     windows = from_hf.windows(f, [f.has("sliding_window")] * from_hf.layer_count(f))
     mixers = [from_hf.attention(f, rope, window=window) for window in windows]
     feed_forward = mixtures.mixture(
@@ -20,7 +20,8 @@ def _read(f: Fields) -> DecoderConfig:
         width=f.integer("intermediate_size"),
         normalise=True,
     )
-    return from_hf.decoder(f, "mixtral", mixers, feed_forward, {"global": rope})
+    epsilon = from_hf.norm_epsilon(f, 1e-5)
+    return from_hf.decoder(f, "mixtral", mixers, feed_forward, {"global": rope}, norm_epsilon=epsilon)
 
 
 def _read_gguf(file: GgufFile) -> DecoderConfig:

@@ -44,6 +44,8 @@ def _olmoe(f: Fields) -> DecoderConfig:
 
 
 def _decoder(f: Fields, architecture: str, windows: list[int], ropes: dict[str, Rope]) -> DecoderConfig:
+    epsilon = from_hf.norm_epsilon(f, 1e-5)
+
     def attention(window: int) -> Attention:
         name = "local" if window and "local" in ropes else "global"
         return from_hf.attention(
@@ -52,12 +54,12 @@ def _decoder(f: Fields, architecture: str, windows: list[int], ropes: dict[str, 
             rope=name,
             window=window,
             biased=from_hf.attention_biases(f),
-            qk_norm_epsilon=from_hf.norm_epsilon(f),
+            qk_norm_epsilon=epsilon,
             qk_norm_whole=True,
         )
 
     mixers = [attention(window) for window in windows]
-    return from_hf.decoder(f, architecture, mixers, from_hf.mlp(f), ropes, norms="behind")
+    return from_hf.decoder(f, architecture, mixers, from_hf.mlp(f), ropes, norms="behind", norm_epsilon=epsilon)
 
 
 def _olmo2_gguf(file: GgufFile) -> DecoderConfig:
