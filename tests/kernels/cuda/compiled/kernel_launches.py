@@ -14,9 +14,9 @@ from tokenworks.kernels.cuda.attention.place import HeadPart, Places, Rotation, 
 from tokenworks.kernels.cuda.elements.gate import gate
 from tokenworks.kernels.cuda.elements.norm import Groups, norm
 from tokenworks.kernels.cuda.elements.rows import gather, take_drawn
-from tokenworks.kernels.cuda.experts.blocks import PackedStack, launch_packed
-from tokenworks.kernels.cuda.experts.layer import ExpertWeights, _launch
-from tokenworks.kernels.cuda.experts.pairs import Blocks
+from tokenworks.kernels.cuda.experts.blocks import PackedStack, multiply_packed
+from tokenworks.kernels.cuda.experts.dense import multiply_dense
+from tokenworks.kernels.cuda.experts.pairs import Blocks, PairProduct
 from tokenworks.kernels.cuda.experts.routing import route, sort_pairs
 from tokenworks.kernels.cuda.products import block_codings
 from tokenworks.kernels.cuda.products.block_codings import Coding
@@ -89,8 +89,8 @@ def heads_to_their_places() -> None:
 
 def experts(height: int) -> None:
     blocks = Blocks(height, whole(16 * height), whole(16))
-    weights = ExpertWeights(whole(64), empty(64, 2 * 1408, 2048), empty(64, 2048, 1408), None, None, True)
-    _launch(empty(8, 2048), weights.up, None, empty(48, 1408), blocks, None, 6, 1408, ("gate", "silu", 0.0, 0.0))
+    product = PairProduct(empty(8, 2048), empty(48, 1408), blocks, 6, None, "gate", SILU)
+    multiply_dense(product, empty(64, 2 * 1408, 2048))
 
 
 def matrix(coding: Coding, rows: int = WIDTH, columns: int = WIDTH) -> BlockMatrix:
@@ -109,8 +109,8 @@ def packed_experts() -> None:
     height = 16
     stack = PackedStack(matrix(block_codings.E2M1_32, 32 * 5760, 2880).weights, 32)
     blocks = Blocks(height, whole(16 * height), whole(16))
-    how = ("gate", "silu", 7.0, 1.0)
-    launch_packed(empty(64, 2880), stack, None, empty(64, 2880), blocks, None, 4, 2880, how)
+    product = PairProduct(empty(64, 2880), empty(64, 2880), blocks, 4, None, "gate", Gated("silu", 7.0, 1.0))
+    multiply_packed(product, stack)
 
 
 def states(size: int) -> States:

@@ -5,15 +5,15 @@ expert's last one filled up; how many there are is known on the device alone, so
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import triton
-import triton.language as tl
 
-from tokenworks.kernels.cuda.experts.blocks import PackedStack, launch_packed
-from tokenworks.kernels.cuda.experts.pairs import Blocks, Kind, write_pairs
+from tokenworks.kernels.cuda.experts.blocks import PackedStack, multiply_packed
+from tokenworks.kernels.cuda.experts.dense import multiply_dense
+from tokenworks.kernels.cuda.experts.pairs import Blocks, PairProduct
 from tokenworks.kernels.cuda.experts.routing import FEW_PAIRS, sort_pairs
-from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
+from tokenworks.kernels.cuda.products.finish import Gated
 from tokenworks.kernels.program import Activation
 
 LOW_PAIRS = 16
@@ -84,67 +84,16 @@ def experts(
     made = torch.empty((rows * top_k, inner), dtype=torch.bfloat16, device=x.device)
     make = torch.zeros if weights.spread else torch.empty
     shares = make((rows, top_k, width), dtype=torch.float32, device=x.device)
-    kind: Kind = ("gate" if weights.has_gates else "activate", activation, limit, offset)
-    _launch(x, weights.up, weights.up_bias, made, blocks, None, top_k, inner, kind)
-    plain: Kind = ("", "none", 0.0, 0.0)
-    _launch(made, weights.down, weights.down_bias, shares.view(-1, width), blocks, routes, 1, width, plain)
+    act = Gated(activation, limit, offset)
+    ends_with: Literal["gate", "activation"] = "gate" if weights.has_gates else "activation"
+    _multiply(PairProduct(x, made, blocks, top_k, weights.up_bias, ends_with, act), weights.up)
+    whole = shares.view(-1, width)
+    _multiply(PairProduct(made, whole, blocks, 1, weights.down_bias, routes=routes), weights.down)
     torch.sum(shares, dim=1, out=out)
 
 
-def _launch(
-    x: torch.Tensor,
-    weights: torch.Tensor | PackedStack,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    blocks: Blocks,
-    routes: torch.Tensor | None,
-    share: int,
-    width: int,
-    kind: Kind,
-) -> None:
+def _multiply(product: PairProduct, weights: torch.Tensor | PackedStack) -> None:
     if isinstance(weights, PackedStack):
-        launch_packed(x, weights, bias, out, blocks, routes, share, width, kind)
-        return
-    how, activation, limit, offset = kind
-    depth = weights.shape[2]
-    n = min(64, max(16, power_of_2(width)))
-    k = min(64 if how == "gate" else 128, max(16, power_of_2(depth)))
-    _product[(len(blocks.experts), cdiv(width, n))](
-        x, weights, bias, out, blocks.pairs, blocks.experts, routes,
-        width, depth, x.stride(0), out.stride(0), weights.shape[1], 0 if routes is None else routes.stride(0),
-        limit, offset,
-        HOW=how, KIND=activation, SHARE=share, TOP_K=1 if routes is None else routes.shape[1] // 2,
-        M=blocks.height, N=n, K=k, num_warps=4, num_stages=4 if blocks.height == 16 else 3,
-    )  # fmt: skip
-
-
-@triton.jit
-def _product(
-    x, weights, bias, out, pairs, block_experts, routes,
-    width, depth, x_stride, out_stride, expert_rows, routes_stride, limit, offset,
-    HOW: tl.constexpr, KIND: tl.constexpr, SHARE: tl.constexpr, TOP_K: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """One block's rows and N of their expert's outputs. A pair's row of x is pair // SHARE."""
-    expert = tl.load(block_experts + tl.program_id(0))
-    if expert >= 0:
-        n, m = tl.program_id(1) * N + tl.arange(0, N), tl.arange(0, M)
-        pair = tl.load(pairs + tl.program_id(0) * M + m)
-        valid = pair >= 0
-        first = expert.to(tl.int64) * expert_rows
-        of_weights = weights + (first + n)[:, None] * depth
-        of_up = weights + (first + n + width)[:, None] * depth
-        of_x = x + (pair // SHARE).to(tl.int64)[None, :] * x_stride
-        acc = tl.zeros([N, M], tl.float32)
-        up = tl.zeros([N, M], tl.float32)
-        for begin in range(0, depth, K):
-            k = begin + tl.arange(0, K)
-            tokens = tl.load(of_x + k[:, None], mask=(k < depth)[:, None] & valid[None, :], other=0.0).to(tl.bfloat16)
-            inside = (n < width)[:, None] & (k < depth)[None, :]
-            acc = tl.dot(tl.load(of_weights + k[None, :], mask=inside, other=0.0), tokens, acc)
-            if HOW == "gate":
-                up = tl.dot(tl.load(of_up + k[None, :], mask=inside, other=0.0), tokens, up)
-        write_pairs(
-            acc, up, pair, n, valid, bias, first, width, routes, routes_stride, out, out_stride, limit, offset,
-            HOW, KIND, TOP_K,
-        )  # fmt: skip
+        multiply_packed(product, weights)
+    else:
+        multiply_dense(product, weights)
