@@ -16,7 +16,7 @@ from tokenworks.kernels.cuda.adapters.slots import adapted_arrays, adapted_rows
 from tokenworks.kernels.cuda.attention.launch import Seen, tiles_of
 from tokenworks.kernels.cuda.attention.place import Places
 from tokenworks.kernels.cuda.device_rows import rows_on
-from tokenworks.kernels.cuda.recurrent.walked import States
+from tokenworks.kernels.cuda.recurrent.states import States
 from tokenworks.kernels.flow import RowKind
 
 FIRST_TABLE_NUMBERS = 1 << 16

@@ -17,7 +17,8 @@ from tokenworks.kernels.cuda.experts.routing import route
 from tokenworks.kernels.cuda.inputs import Step
 from tokenworks.kernels.cuda.plan import ELEMENT_BYTES, Launch, Part, Place, Plan, Product
 from tokenworks.kernels.cuda.products.finish import Finish, Gated
-from tokenworks.kernels.cuda.recurrent.walked import delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.recurrent.convolution import short_convolution
+from tokenworks.kernels.cuda.recurrent.launch import delta_rule, selective_scan
 from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.cuda.weights import Weights
 from tokenworks.kernels.flow import RowKind

@@ -25,7 +25,9 @@ from tokenworks.kernels.cuda.products.blocks import BlockMatrix
 from tokenworks.kernels.cuda.products.dense import skinny
 from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.products.fp8 import rounded
-from tokenworks.kernels.cuda.recurrent.walked import States, delta_rule, selective_scan, short_convolution
+from tokenworks.kernels.cuda.recurrent.convolution import short_convolution
+from tokenworks.kernels.cuda.recurrent.launch import delta_rule, selective_scan
+from tokenworks.kernels.cuda.recurrent.states import States
 from tokenworks.kernels.cuda.sampling.change import change_rows
 from tokenworks.kernels.cuda.sampling.logprobs import logprobs
 from tokenworks.kernels.cuda.sampling.sample import sample

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokenworks.kernels.cuda.recurrent import walked as recurrent
-from tokenworks.kernels.cuda.recurrent.walked import States, delta_rule, selective_scan
+from tokenworks.kernels.cuda.recurrent import launch
+from tokenworks.kernels.cuda.recurrent.launch import delta_rule, selective_scan
+from tokenworks.kernels.cuda.recurrent.states import States
 from tokenworks.kernels.program import DeltaRule, SelectiveScan, Value
 from tokenworks.kernels.reference.recurrent import advance
 
@@ -55,7 +56,7 @@ def test_states_are_the_definitions(
     weights = [each.astype(np.float32) for each in weights[: 3 if isinstance(op, SelectiveScan) else 2]]
     kept = rng.standard_normal((SLOTS, floats)).astype(np.float32)
     starts = np.concatenate([[0], np.cumsum(LENGTHS)])
-    monkeypatch.setattr(recurrent, "PROMPT_ROWS", 16 if by_chunks else rows)
+    monkeypatch.setattr(launch, "PROMPT_ROWS", 16 if by_chunks else rows)
     expected, made = kept.astype(np.float64), []
     writings = iter(WRITINGS)
     for begin, start, stop in zip(BEGIN, starts, starts[1:], strict=False):

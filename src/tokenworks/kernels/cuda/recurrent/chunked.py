@@ -9,17 +9,14 @@ numbers (10 bits behind the point, more than activations' bfloat16 has), sums an
 import triton
 import triton.language as tl
 
+from tokenworks.kernels.cuda.recurrent.states import begin_sequence, part_of_state, softplus, write_state
+
 CHUNK = 32
 """Rows of the selective scan at a time, ..."""
 DELTA_CHUNK = 16
 """... and of the delta rule, which solves as many equations. More would not fit the registers."""
 
 PRECISION: tl.constexpr = tl.constexpr("tf32")
-
-
-@triton.jit
-def softplus(x):
-    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -48,15 +45,12 @@ def scan_chunks(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     sequence, head = tl.program_id(0), tl.program_id(1)
-    n, p, i = tl.arange(0, N), tl.program_id(2) * P + tl.arange(0, P), tl.arange(0, ROWS)
-    good_n, good_p = n < STATE, p < HEAD
-    at = head * STATE * HEAD + n[:, None] * HEAD + p[None, :]
-    good = good_n[:, None] & good_p[None, :]
-    begin = tl.load(begins + sequence)
-    state = tl.load(kept + begin.to(tl.int64) * kept_stride + at, mask=good & (begin >= 0), other=0.0)
+    n, p, good_n, good_p, at, good = part_of_state(head, tl.program_id(2), STATE, HEAD, N, P)
+    i = tl.arange(0, ROWS)
+    state, start, end, writing, end_writing = begin_sequence(
+        sequence, kept, kept_stride, row_starts, begins, starts, at, good
+    )
     rate, shift, passed = tl.load(decay + head), tl.load(step_bias + head), tl.load(skip + head)
-    writing, end_writing = tl.load(starts + sequence), tl.load(starts + sequence + 1)
-    start, end = tl.load(row_starts + sequence), tl.load(row_starts + sequence + 1)
     group = head // SHARED * STATE
     while start < end:
         stop, is_written = _chunk_end(start, end, write_rows, writing, end_writing, ROWS)
@@ -81,8 +75,7 @@ def scan_chunks(
         left = of_b * tl.exp(total - since)[:, None]
         state = tl.dot(tl.trans(left), brought, tl.exp(total) * state, input_precision=PRECISION)
         if is_written:
-            slot = tl.load(write_slots + writing)
-            tl.store(kept + slot.to(tl.int64) * kept_stride + at, state, mask=good & (slot >= 0))
+            write_state(state, kept, kept_stride, write_slots, writing, at, good)
             writing += 1
         start = stop
 
@@ -108,16 +101,13 @@ def delta_chunks(
     N: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, DOUBLINGS: tl.constexpr,
 ):  # fmt: skip
     sequence, head = tl.program_id(0), tl.program_id(1)
-    n, p, i = tl.arange(0, N), tl.program_id(2) * P + tl.arange(0, P), tl.arange(0, ROWS)
-    good_n, good_p = n < KEY, p < VALUE
-    at = head * KEY * VALUE + n[:, None] * VALUE + p[None, :]
-    good = good_n[:, None] & good_p[None, :]
-    begin = tl.load(begins + sequence)
-    state = tl.load(kept + begin.to(tl.int64) * kept_stride + at, mask=good & (begin >= 0), other=0.0)
+    n, p, good_n, good_p, at, good = part_of_state(head, tl.program_id(2), KEY, VALUE, N, P)
+    i = tl.arange(0, ROWS)
+    state, start, end, writing, end_writing = begin_sequence(
+        sequence, kept, kept_stride, row_starts, begins, starts, at, good
+    )
     rate, shift = tl.load(decay + head), tl.load(step_bias + head)
     of_key = (head % KEY_HEADS if ALTERNATING else head // SHARED) * KEY
-    writing, end_writing = tl.load(starts + sequence), tl.load(starts + sequence + 1)
-    start, end = tl.load(row_starts + sequence), tl.load(row_starts + sequence + 1)
     while start < end:
         stop, is_written = _chunk_end(start, end, write_rows, writing, end_writing, ROWS)
         row = (start + i).to(tl.int64)
@@ -148,7 +138,6 @@ def delta_chunks(
         left = of_k * tl.exp(total - since)[:, None]
         state = tl.dot(tl.trans(left), added, tl.exp(total) * state, input_precision=PRECISION)
         if is_written:
-            slot = tl.load(write_slots + writing)
-            tl.store(kept + slot.to(tl.int64) * kept_stride + at, state, mask=good & (slot >= 0))
+            write_state(state, kept, kept_stride, write_slots, writing, at, good)
             writing += 1
         start = stop
