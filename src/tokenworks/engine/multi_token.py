@@ -23,7 +23,7 @@ from tokenworks.engine.passes import Passes
 from tokenworks.engine.plan import StepPlan
 from tokenworks.engine.sequence import Sequence
 from tokenworks.engine.speculate import MOST_GUESSES
-from tokenworks.kernels.backend import Executable, Float32, Int32, Limits, StepBatch
+from tokenworks.kernels.backend import Executable, Float32, Int32, Limits, StepBatch, join_rows
 
 _PENDING = 32
 """So many pairs of a sequence are run at once if nobody guesses meanwhile."""
@@ -42,10 +42,10 @@ class _Follower:
 
     __slots__ = ("first", "hidden", "rates", "sequence")
 
-    def __init__(self, sequence: Sequence, first: int, width: int) -> None:
+    def __init__(self, sequence: Sequence, first: int, hidden: Float32) -> None:
         self.sequence = sequence
         self.first = first
-        self.hidden = np.empty((0, width), np.float32)
+        self.hidden = hidden
         self.rates = tuple(Rate(_REMEMBERED_TRIALS) for _ in range(_DEPTHS))
 
     @property
@@ -99,9 +99,9 @@ class MultiToken:
             count, name = piece.end - piece.start, piece.sequence.request.request_id
             follower = self._followers.get(name)
             if follower is None:
-                follower = self._followers[name] = _Follower(piece.sequence, piece.start, hidden.shape[1])
+                follower = self._followers[name] = _Follower(piece.sequence, piece.start, hidden[:0])
             assert follower.first + len(follower.hidden) == piece.start
-            follower.hidden = np.concatenate((follower.hidden, hidden[row : row + count]))
+            follower.hidden = join_rows((follower.hidden, hidden[row : row + count]))
             row += count
 
     def catch_up(self) -> None:
@@ -207,7 +207,7 @@ class MultiToken:
             row_starts=row_starts,
             block_tables=tables,
             logit_rows=row_starts[1:] - np.int32(1) if guesses else np.empty(0, np.int32),
-            inputs=np.concatenate([run.hidden for run in runs]),
+            inputs=join_rows([run.hidden for run in runs]),
         )
         logits, hidden = self._executable.run_sequel(batch)
         # Whatever numbers come, also such as are not finite: an index in range.

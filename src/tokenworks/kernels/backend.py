@@ -192,8 +192,8 @@ class Executable(Protocol):
     @property
     def hidden(self) -> Float32:
         """[T, width] what the program hands out beside its result, of the last run; valid until the next one. May be
-        rows that lie on a device and behave as numpy's do for len, shape, copy, slices and np.concatenate; np.asarray
-        fetches them. A sequel's steps take such rows as their inputs."""
+        rows that lie on a device and behave as numpy's do for len, shape, copy and slices; join_rows puts them
+        together, np.asarray fetches them. A sequel's steps take such rows as their inputs."""
 
     def run_sequel(self, batch: StepBatch) -> tuple[Float32, Float32]:
         """A step of the program's sequel: its result and what it hands out; valid until the next run."""
@@ -235,6 +235,14 @@ class Executable(Protocol):
     def logprobs(self, logits: Float32, chosen: Int32, top: int) -> tuple[Float32, Int32, Int32, Float32]:
         """Of log_softmax(logits): the chosen tokens' values [R] and ranks [R] (1 is best), the `top` likeliest token
         ids [R, top] and their values [R, top], best first, ties by lower id. Does not change `logits`."""
+
+
+def join_rows(parts: Sequence[Float32]) -> Float32:
+    """Rows that one executable has handed out, at least one such part, one after the other: where they lie."""
+    first, *others = parts
+    if isinstance(first, np.ndarray):
+        return np.concatenate(parts)
+    return first.joined(others)
 
 
 class Backend(Protocol):

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from tokenworks.kernels.backend import Executable, Float32, Limits, StepBatch
+from tokenworks.kernels.backend import Executable, Float32, Limits, StepBatch, join_rows
 from tokenworks.kernels.program import Program
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.config import DecoderConfig, Layer
@@ -73,11 +73,11 @@ def passes(model: Executable) -> list[np.ndarray]:
     made = [np.asarray(model.run(prompts)).copy()]
     hidden = model.hidden
     made.append(np.asarray(hidden).copy())
-    pairs = np.concatenate((hidden[2:4], hidden[4:7]))
+    pairs = join_rows((hidden[2:4], hidden[4:7]))
     logits, further = model.run_sequel(batch((2, 3, 5), (0, 1, 4), hidden=pairs, wanted=[1, 4]))
     assert logits.argmax(axis=1).tolist() == np.asarray(logits).argmax(axis=1).tolist()
     made += [np.asarray(logits).copy(), np.asarray(further).copy()]
-    inputs = np.concatenate([further[1:2], further[:1]])
+    inputs = join_rows([further[1:2], further[:1]])
     made += [np.asarray(each).copy() for each in model.run_sequel(batch((0, 4, 5), (2, 5, 6), hidden=inputs))]
     made.append(np.asarray(model.run(batch((2, 4, 5)))).copy())
     return made

@@ -13,9 +13,9 @@ LARGE_BYTES = 4 << 20
 
 
 class DeviceRows:
-    """[rows, width] float32 that nobody writes to, used as numpy's array would be for len, shape, copy, slices and
-    np.concatenate of rows, none of which moves a number: they are put together when they are read. np.asarray fetches
-    them."""
+    """[rows, width] float32 that nobody writes to, used as numpy's array would be for len, shape, copy and slices. Like
+    joining (kernels/backend.py's join_rows) these move no number: rows are put together when they are read. np.asarray
+    fetches them."""
 
     def __init__(self, parts: Sequence[torch.Tensor], width: int, device: torch.device) -> None:
         """parts: [rows, width], one after the other."""
@@ -44,15 +44,9 @@ class DeviceRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float32:
         return cast(Float32, self.tensor().cpu().numpy().astype(dtype or np.float32))
 
-    def __array_function__(self, function: Any, types: Any, given: Any, named: Any) -> Any:
-        """numpy's own way to ask what is no array of its own (NEP 18)."""
-        if function is not np.concatenate or named or len(given) != 1:
-            return NotImplemented
-        parts = [part for each in given[0] for part in self._parts_of(each)]
-        return DeviceRows(parts, self._width, self._device)
-
-    def _parts_of(self, rows: "DeviceRows | Float32") -> Sequence[torch.Tensor]:
-        return rows._parts if isinstance(rows, DeviceRows) else [torch.from_numpy(rows).to(self._device)]
+    def joined(self, others: Sequence["DeviceRows"]) -> "DeviceRows":
+        """These rows, then the others'."""
+        return DeviceRows([part for rows in (self, *others) for part in rows._parts], self._width, self._device)
 
     def tensor(self) -> torch.Tensor:
         """[rows, width], on the device, contiguous."""
