@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -75,11 +75,11 @@ class _Staging:
     """When the device has what was in it last."""
 
 
-@dataclass(slots=True)
 class _Reader(threading.local):
-    """What is a thread's own."""
+    """What is a thread's own. Without __slots__, which all threads would share."""
 
-    staging: list[_Staging] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.staging: list[_Staging] = []
 
 
 class Loading:

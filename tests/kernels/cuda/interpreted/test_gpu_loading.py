@@ -2,9 +2,11 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,3 +150,13 @@ def test_two_buffers_in_turn_bring_what_none_brings(name: str, monkeypatch: pyte
     assert len(frees) == -(-ROWS // 3)
     assert [each.split()[1] for each in frees] == [each.split()[1] for each in sents]
     assert len(set(sents)) == 2 and all(one != other for one, other in pairwise(sents))
+
+
+def test_each_reader_has_buffers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory=False, **how: empty(*given, **how))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(synchronize=lambda: None))
+    with Loading(CPU, 2) as loading, ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        buffers = [thread.submit(loading._staging, 8).result() for thread in (one, one, other, other, one, other)]
+    assert len({id(each) for each in buffers}) == 4
+    assert buffers[4] is buffers[0] and buffers[5] is buffers[2]
