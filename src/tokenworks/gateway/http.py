@@ -1,5 +1,6 @@
 """The edge: bodies read within bounds and decoded, failures turned into replies in each API's own shape."""
 
+import asyncio
 import logging
 import re
 from typing import Any, TypeVar
@@ -10,9 +11,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tokenworks.gateway.stream import ClientGone
-from tokenworks.protocol.errors import BodyTooLarge, EngineError, InvalidRequest, Overloaded, TokenworksError
+from tokenworks.protocol.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    TokenworksError,
+)
 
 T = TypeVar("T")
+
+_BODY_PAUSE_S = 60
 
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _encode = msgspec.json.Encoder().encode
@@ -25,20 +35,25 @@ async def read_body(request: Request, type_: type[T]) -> T:
 
 
 async def read_bytes(request: Request, limit_bytes: int) -> bytes:
-    """The request's body. Raises InvalidRequest for one that is compressed, and BodyTooLarge as soon as the announced
-    or the received size passes the limit (the rest is never kept)."""
+    """The request's body. Raises InvalidRequest for one that is compressed, BodyTooLarge as soon as the announced or
+    the received size passes the limit (the rest is never kept), and BodyTooSlow when none of it comes for a while."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise InvalidRequest(f"the body's content-encoding is {encoding[:50]}; this server takes none")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > limit_bytes:
-            raise _too_large(limit_bytes)
-    return bytes(data)
+    data, pieces = bytearray(), request.stream()
+    try:
+        while True:
+            async with asyncio.timeout(_BODY_PAUSE_S):
+                data += await anext(pieces)
+            if len(data) > limit_bytes:
+                raise _too_large(limit_bytes)
+    except StopAsyncIteration:
+        return bytes(data)
+    except TimeoutError:
+        raise BodyTooSlow(f"nothing more of the body came for {_BODY_PAUSE_S} seconds") from None
 
 
 def _too_large(limit_bytes: int) -> BodyTooLarge:
@@ -121,6 +136,7 @@ _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "request_too_large",
     500: "api_error",
     503: "overloaded_error",
@@ -141,6 +157,8 @@ def error_response(request: Request, error: TokenworksError, headers: dict[str, 
     headers = dict(headers or {})
     if isinstance(error, Overloaded):
         headers["retry-after"] = "1"
+    if isinstance(error, BodyTooSlow):
+        headers["connection"] = "close"
     if request.url.path.startswith("/v1/messages"):
         return json_response(anthropic_error(error), error.status, headers)
     return json_response(openai_error(error), error.status, headers)

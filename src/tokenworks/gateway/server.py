@@ -1,6 +1,7 @@
 """The server's life: bind, start the workers, serve until a signal, and end everything it started."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenworks.protocol.errors import UserError
 from tokenworks.protocol.messages import Ready
 
 _BACKLOG = 2048
+OPEN_FILES_MAX = 65_536
 
 
 class AddressInUse(UserError):
@@ -35,6 +37,14 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
+def allow_open_files() -> None:
+    """Each client is an open file, of which shells allow 1024: as many as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 def serve(
     models: Sequence[PoolModel],
     settings: ServerSettings,
@@ -48,6 +58,7 @@ def serve(
     """
     import uvloop
 
+    allow_open_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(models, settings, data_directory, on_ready))
 

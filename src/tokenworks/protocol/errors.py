@@ -6,6 +6,7 @@ TokenworksError
 │   ├── ContextTooLong        400 context_length_exceeded
 │   ├── ModelNotFound         404 model_not_found
 │   ├── BodyTooLarge          413 request_too_large
+│   ├── BodyTooSlow           408 request_timeout
 │   ├── ConfigError           a configuration file: file, line, what was expected
 │   └── ModelError            a model file or source that cannot be used: which, why, what instead
 └── FactoryError              our side: HTTP 5xx
@@ -64,6 +65,10 @@ class ModelNotFound(UserError):
 
 class BodyTooLarge(UserError):
     status, code = 413, "request_too_large"
+
+
+class BodyTooSlow(UserError):
+    status, code = 408, "request_timeout"
 
 
 class ConfigError(UserError):
