@@ -78,6 +78,8 @@ BAD_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"structured_outputs": {"grammar": "start: nothing"}}, "structured_outputs.grammar"),
     ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
     ({"tools": [{"function": {"name": "f", "parameters": {"not": {}}}}], "tool_choice": "required"}, "tools"),
+    ({"tools": [{"function": {"name": "f", "parameters": deep(400)}}], "tool_choice": "required"}, "tools"),
+    ({"structured_outputs": {"regex": "[^\\s\\S]"}}, "structured_outputs.regex"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
     ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json"),
     ({"structured_outputs": {"grammar": "start: start"}}, "structured_outputs.grammar"),

@@ -51,6 +51,12 @@ CASES: list[tuple[ToolFormat, str, Parts]] = [
     (GEMMA, '[weather(city="Lyon"), clock()]', [("weather", {"city": "Lyon"}), ("clock", {})]),
     (GEMMA, '```json\n{"name": "weather", "parameters": {"city": "Lyon"}}\n```', [("weather", {"city": "Lyon"})]),
     (GEMMA, "```tool_code\nprint(weather(city='Lyon'))\n```", [("weather", {"city": "Lyon"})]),
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"city": NaN}}</tool_call>',
+     ['<tool_call>{"name": "weather", "arguments": {"city": NaN}}</tool_call>']),
+    (HERMES, '<tool_call>{"name": "weather", "arguments": {"city": "a\\ud800b"}}</tool_call>',
+     [("weather", {"city": "a?b"})]),
+    (GEMMA, "[weather(city=1e999)]", ["[weather(city=1e999)]"]),
+    (GEMMA, '[weather(city="\\udc00")]', [("weather", {"city": "?"})]),
     (GEMMA, "[weather(city=open('/etc/passwd'))]", ["[weather(city=open('/etc/passwd'))]"]),
 ]  # fmt: skip
 

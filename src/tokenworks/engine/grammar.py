@@ -37,7 +37,8 @@ def open_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 
 def reason(matcher: LLMatcher) -> str:
     """What is wrong with a matcher in error, without the dump of the parser's state that may follow."""
-    return str(matcher.get_error()).partition("\n<state>")[0].strip()[:_REASON_CHARACTERS]
+    said = str(matcher.get_error()).partition("\n<state>")[0].strip()[:_REASON_CHARACTERS]
+    return "no text satisfies it" if said == "NoExtensionBias" else said
 
 
 def _refused(grammar: Grammar, why: str) -> InvalidRequest:

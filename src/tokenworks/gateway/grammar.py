@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from tokenworks.gateway.schema import readable
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.protocol.sampling import Grammar
 
@@ -33,7 +34,7 @@ def json_schema_grammar(schema: object, param: str) -> Grammar:
     if not isinstance(schema, dict | bool):
         raise InvalidRequest("a JSON schema is an object", param=param)
     if isinstance(schema, dict):
-        schema = {"x-guidance": {"whitespace_flexible": False}, **schema}
+        schema = {"x-guidance": {"whitespace_flexible": False}, **readable(schema, param)}
     return check_grammar(Grammar("json_schema", msgspec.json.encode(schema).decode()), param)
 
 

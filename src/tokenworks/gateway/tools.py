@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
+
+from tokenworks.gateway.schema import readable
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.protocol.messages import Finish
 from tokenworks.protocol.sampling import Grammar
@@ -36,7 +39,8 @@ class ToolCall(NamedTuple):
     """The token limit came before the call's end: `arguments` is only the beginning of JSON, perhaps nothing."""
 
 
-Parse = Callable[[str], list[tuple[str, dict[str, Any]]] | None]
+Parse = Callable[[str], list[tuple[str, str]] | None]
+"""Names and arguments, these as JSON; None for what is no call."""
 
 
 class Span(NamedTuple):
@@ -66,7 +70,7 @@ class ToolFormat:
     """What the JSON of a call names its arguments."""
 
 
-def _parse_json(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+def _parse_json(text: str) -> list[tuple[str, str]] | None:
     """`{"name", "arguments" or "parameters"}`, a list of them, or several with `;` or a line break between."""
     decoder, calls, at, text = json.JSONDecoder(), [], 0, text.strip()
     try:
@@ -90,8 +94,16 @@ def _parse_json(text: str) -> list[tuple[str, dict[str, Any]]] | None:
                 return None
         if not isinstance(arguments, dict):
             return None
-        result.append((call["name"], arguments))
+        try:
+            result.append((call["name"], _as_json(arguments)))
+        except ValueError:
+            return None
     return result or None
+
+
+def _as_json(arguments: dict[str, Any]) -> str:
+    """What is no JSON, though Python reads it, is not passed on: NaN is a ValueError, half a surrogate pair a `?`."""
+    return json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode(errors="replace").decode()
 
 
 _BEGUN_CALL = re.compile(
@@ -112,7 +124,7 @@ def _begun_call(text: str) -> ToolCall | None:
     return ToolCall(match["name"], arguments[:end], new_call_id(), cut)
 
 
-def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]] | None:
+def _parse_python(text: str) -> list[tuple[str, str]] | None:
     """`f(a=1)`, `[f(a=1), g()]` or one call a line; values are literals. Also takes the JSON form."""
     if (as_json := _parse_json(text)) is not None:
         return as_json
@@ -131,8 +143,8 @@ def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]] | None:
                 call = call.args[0]  # Gemma likes to print what it calls
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
                 return None
-            result.append((call.func.id, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}))
-        json.dumps(result)
+            arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
+            result.append((call.func.id, _as_json(arguments)))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
     return result or None
@@ -249,7 +261,7 @@ class ToolParser:
         begun = _begun_call(body) if calls is None and end < 0 and finish is Finish.LENGTH else None
         self._after_call = calls is not None and all(name in self._names for name, _ in calls)
         if calls is not None and self._after_call:
-            parts.extend(ToolCall(name, json.dumps(arguments), new_call_id()) for name, arguments in calls)
+            parts.extend(ToolCall(name, arguments, new_call_id()) for name, arguments in calls)
         elif begun is not None and begun.name in self._names:
             parts.append(begun)
         else:
@@ -287,31 +299,19 @@ def forced_grammar(tool_format: ToolFormat, tools: Sequence[Tool], *, parallel: 
             "type": "object",
             "properties": {
                 "name": {"const": tool.name},
-                tool_format.arguments_key: _moved(tool.parameters, f"#/properties/{tool_format.arguments_key}"),
+                tool_format.arguments_key: readable(
+                    tool.parameters, "tools", f"#/properties/{tool_format.arguments_key}"
+                ),
             },
             "required": ["name", tool_format.arguments_key],
             "additionalProperties": False,
         }
-        rules.append(f"call_{index}: %json {json.dumps(schema)}")
+        rules.append(f"call_{index}: %json {msgspec.json.encode(schema).decode()}")
     before, after = (f"{json.dumps(text)} " if text else "" for text in tool_format.wrap)
     any_call = " | ".join(f"call_{index}" for index in range(len(tools)))
     several = parallel and tool_format.wrap[1]
     start = 'start: call ("\\n" call)*' if several else "start: call"
     return Grammar("lark", "\n".join([start, f"call: {before}({any_call}) {after}", *rules]))
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """The schema with its local references pointing to where it now hangs."""
-    if isinstance(schema, list):
-        return [_moved(item, root) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, root)
-        for key, value in schema.items()
-    }
 
 
 def named_tools(tools: Sequence[Tool], names: Collection[str]) -> list[Tool]:
