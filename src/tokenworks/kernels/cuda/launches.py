@@ -6,7 +6,7 @@ import torch
 
 from tokenworks.kernels.backend import Limits
 from tokenworks.kernels.cuda.adapters.slots import Adapters
-from tokenworks.kernels.cuda.attention.launch import Shape, attend, splits_for
+from tokenworks.kernels.cuda.attention.launch import Shape, attend, reserve, splits_for
 from tokenworks.kernels.cuda.attention.place import HeadPart, Rotation, place
 from tokenworks.kernels.cuda.elements import plain
 from tokenworks.kernels.cuda.elements.gate import gate
@@ -354,7 +354,8 @@ class Binder:
             assert call.k is not None
             assert call.v is not None
             keys, values = self.view(call.k), self.view(call.v)
-        programs = shape.kv_heads * -(-shape.group // shape.together)
+        if paged:
+            reserve(shape, self._scratch)
         windows = "window_" if call.windows else ""
         positions = self._limits.blocks * self._limits.block_tokens
 
@@ -362,11 +363,12 @@ class Binder:
             n, seen = step.rows[kind], step.seen(kind, call.windows)
             given = (shape, seen, q[:n], out[:n], keys, values, sinks)
             if kind == "selected" or (step.singles_only and paged):
-                attend(*given, None, self._scratch, call, tile_tokens=1, splits=splits_for(n, programs, positions))
+                splits = splits_for(n, shape.programs, positions)
+                attend(*given, None, self._scratch, call, tile_tokens=1, splits=splits)
                 return
             name = f"{windows}singles{shape.tile_tokens}"
             singles, large = step.arrays[name], step.arrays[name.replace("singles", "tiles")]
-            splits = splits_for(singles.shape[0], programs, positions) if paged else 1
+            splits = splits_for(singles.shape[0], shape.programs, positions) if paged else 1
             attend(*given, singles, self._scratch, call, tile_tokens=1, splits=splits)
             attend(*given, large, self._scratch, call, tile_tokens=shape.tile_tokens, splits=1)
 

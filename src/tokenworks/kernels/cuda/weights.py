@@ -28,7 +28,7 @@ class Matrix(Protocol):
     """On the device."""
 
     def reserve(self, finish: Finish) -> None:
-        """Makes room in the scratch for products of few rows, which graphs hold."""
+        """Makes room in the scratch for products of up to as many rows as `finish` has: graphs hold its addresses."""
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
         """x [M, in_features], columns contiguous, float32 or bfloat16: the product goes where `finish` says."""

@@ -38,7 +38,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_steps_of_prompts_and_decodes(name: str, written: Callable[[str], Path]) -> None:
-    assert_steps(*(compiled(written(name), backend) for backend in (CudaBackend("cpu"), ReferenceBackend())))
+    ours = compiled(written(name), CudaBackend("cpu"))
+    reserved = ours._scratch.nbytes
+    assert_steps(ours, compiled(written(name), ReferenceBackend()))
+    assert ours._scratch.nbytes == reserved, "graphs hold addresses"
 
 
 @pytest.mark.parametrize("name", ["qwen3-5", "bamba"])

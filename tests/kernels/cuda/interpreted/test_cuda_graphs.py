@@ -102,13 +102,16 @@ def several(*sequences: tuple[int, int, int], wanted: list[int]) -> StepBatch:
 
 
 def test_what_gets_ready_is_what_real_steps_find(captured: list[int]) -> None:
-    ours = with_graphs()
+    """With so many positions that attention reads them in shares."""
+    ours = with_graphs(replace(LIMITS, blocks=1024))
+    reserved = ours._scratch.nbytes
     ours._warm_up(ours._main)
     before = len(captured)
-    assert before == len(ours._main.graphs.sizes)
+    assert before == len(ours._main.graphs._captured) == len(ours._main.graphs.sizes)
     ours.run(decodes((0, 0), (1, 0)))
     ours.run(decodes((0, 1), (1, 1), (2, 0)))
     assert len(captured) == before
+    assert ours._scratch.nbytes == reserved
 
 
 def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[int]) -> None:

@@ -53,6 +53,11 @@ class Shape:
         return min(self.group, self.tile_rows)
 
     @property
+    def programs(self) -> int:
+        """Of one tile."""
+        return self.kv_heads * cdiv(self.group, self.together)
+
+    @property
     def tile_tokens(self) -> int:
         """Rows of a prompt in one tile."""
         return max(1, self.tile_rows // self.together)
@@ -97,6 +102,21 @@ def splits_for(tiles: int, programs: int, positions: int) -> int:
     return splits
 
 
+def _padded_rows(shape: Shape, tile_tokens: int) -> int:
+    """Of a tile, for the tensor cores."""
+    return max(LEAST_TILE_ROWS, power_of_2(shape.together * tile_tokens))
+
+
+def _share_numbers(shape: Shape, tile_tokens: int) -> int:
+    """That a program leaves of its share: of each row the sum of values, the highest score, the sum of weights."""
+    return _padded_rows(shape, tile_tokens) * (max(16, power_of_2(shape.value_size)) + 2)
+
+
+def reserve(shape: Shape, scratch: Scratch) -> None:
+    """Room for the shares of any step: there are fewer programs than twice PROGRAMS where there are shares."""
+    scratch.reserve(partials=2 * PROGRAMS * _share_numbers(shape, 1), counters=PROGRAMS)
+
+
 def attend(
     shape: Shape,
     seen: Seen,
@@ -117,17 +137,17 @@ def attend(
     count = (q if tiles is None else tiles).shape[0]
     if not count:
         return
-    m = max(LEAST_TILE_ROWS, power_of_2(shape.together * tile_tokens))
+    m = _padded_rows(shape, tile_tokens)
     a = max(16, 1 << (shape.head_size.bit_length() - 1))
     b = 0 if a >= shape.head_size else max(16, power_of_2(shape.head_size - a))
     v = max(16, power_of_2(shape.value_size))
     n = 64 if max(a, v) < 256 else 32
     # Two steps' K beside q: of latent heads too much for the smallest chips.
     stages = 2 if (m + 2 * n) * (a + b) * q.element_size() <= shared_bytes(q.device) else 1
-    programs = shape.kv_heads * cdiv(shape.group, shape.together)
+    programs = shape.programs
     partials = counters = None
     if splits > 1:
-        partials = scratch.partials(count * programs * splits * m * (v + 2))
+        partials = scratch.partials(count * programs * splits * _share_numbers(shape, tile_tokens))
         counters = scratch.counters(count * programs)
     attend_tile[(count, programs, splits)](
         q, out, keys, values, sinks, partials, counters, tiles,

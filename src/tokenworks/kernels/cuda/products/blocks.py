@@ -20,7 +20,7 @@ import triton.language as tl
 from tokenworks.kernels.cuda.loading import Loading, Source
 from tokenworks.kernels.cuda.products.block_codings import E4M3_ROW
 from tokenworks.kernels.cuda.products.block_layout import Packed, bring_packed
-from tokenworks.kernels.cuda.products.dense import multiply_large
+from tokenworks.kernels.cuda.products.dense import multiply_large, reserve_large
 from tokenworks.kernels.cuda.products.finish import Finish, finish_tile
 from tokenworks.kernels.cuda.products.fp8 import UNIT, multiply_fp8, runs_fp8
 from tokenworks.kernels.cuda.sizes import PROGRAMS, cdiv
@@ -62,8 +62,15 @@ class BlockMatrix:
         self._in_fp8 = weights.fp8_inputs and fits and runs_fp8(weights.words.device)
 
     def reserve(self, finish: Finish) -> None:
-        """Room in the scratch for any fused product: where columns are shared out there are no more than PROGRAMS."""
+        """Room in the scratch for products of any number of rows. Fused ones have no more than PROGRAMS programs where
+        columns are shared out."""
         finish.scratch.reserve(partials=PROGRAMS * TILE * max(STAGES) * 2, counters=PROGRAMS)
+        rows, features = len(finish.out), self.out_features
+        if rows > FUSED_ROWS and self._in_fp8:
+            finish.scratch.reserve(product_bytes=rows * features * torch.bfloat16.itemsize)
+        elif rows > FUSED_ROWS:
+            finish.scratch.weights(features, self.in_features)
+            reserve_large(features, finish)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
         rows = len(x)

@@ -55,10 +55,12 @@ class Bf16Matrix:
         self.nbytes = weights.nbytes
 
     def reserve(self, finish: Finish) -> None:
-        """Room in the scratch for any skinny product."""
+        """Room in the scratch for products of any number of rows."""
         gated = finish.gate is not None
         partials, counters = scratch_of(self.out_features // (1 + gated), self.in_features, gated)
         finish.scratch.reserve(partials=partials, counters=counters)
+        if len(finish.out) > SKINNY_ROWS:
+            reserve_large(self.out_features, finish)
 
     def multiply(self, x: torch.Tensor, finish: Finish) -> None:
         if x.shape[0] <= SKINNY_ROWS:
@@ -67,19 +69,26 @@ class Bf16Matrix:
             multiply_large(x, self.weights, finish)
 
 
+def _apart(finish: Finish) -> torch.dtype | None:
+    """In which type a large product is kept before it is finished in a pass of its own; None: it is written to its
+    place. Rounded to bfloat16 where a gate reads it or it is written so."""
+    if finish.gate is None and finish.residual is None and finish.bias is None:
+        return None
+    return torch.float32 if finish.gate is None and finish.out.dtype == torch.float32 else torch.bfloat16
+
+
+def reserve_large(features: int, finish: Finish) -> None:
+    """Room in the scratch for a product of as many rows as `finish` has."""
+    dtype = _apart(finish)
+    if dtype is not None:
+        finish.scratch.reserve(product_bytes=len(finish.out) * features * dtype.itemsize)
+
+
 def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
-    """weights: [N, K] bfloat16. The product is rounded to bfloat16 where a gate reads it or it is written so, else it
-    stays float32."""
-    x = x.to(torch.bfloat16)
-    wide = finish.gate is None and finish.out.dtype == torch.float32
-    simple = finish.gate is None and finish.residual is None and finish.bias is None
-    if simple and not wide:
-        torch.mm(x, weights.t(), out=finish.out)
-        if finish.addend is not None:
-            finish.addend.add_to(finish.out)
-        return
-    product = finish.scratch.product(x.shape[0], weights.shape[0], torch.float32 if wide else torch.bfloat16)
-    if not wide:
+    """weights: [N, K] bfloat16."""
+    x, dtype = x.to(torch.bfloat16), _apart(finish)
+    product = finish.out if dtype is None else finish.scratch.product(x.shape[0], weights.shape[0], dtype)
+    if product.dtype == torch.bfloat16:
         torch.mm(x, weights.t(), out=product)
     elif x.is_cuda:
         torch.mm(x, weights.t(), out_dtype=torch.float32, out=product)
@@ -87,7 +96,8 @@ def multiply_large(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> No
         torch.mm(x.float(), weights.t().float(), out=product)
     if finish.addend is not None:
         finish.addend.add_to(product)
-    finish.apply(product)
+    if dtype is not None:
+        finish.apply(product)
 
 
 def skinny(x: torch.Tensor, weights: torch.Tensor, finish: Finish) -> None:
