@@ -143,7 +143,7 @@ def attend(
     v = max(16, power_of_2(shape.value_size))
     n = 64 if max(a, v) < 256 else 32
     # Two steps' K beside q: of latent heads too much for the smallest chips.
-    stages = 2 if (m + 2 * n) * (a + b) * q.element_size() <= shared_bytes(q.device) else 1
+    stages = 2 if (m + 2 * n) * (a + b) * max(2, keys.element_size()) <= shared_bytes(q.device) else 1
     programs = shape.programs
     partials = counters = None
     if splits > 1:
