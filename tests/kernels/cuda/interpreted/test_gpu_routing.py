@@ -56,3 +56,12 @@ def test_few_pairs_lie_as_many_do(rows: int, top_k: int, there: int, monkeypatch
     assert few.height == many.height
     assert few.pairs.tolist() == many.pairs.tolist()
     assert few.experts.tolist() == many.experts.tolist()
+
+
+def test_routes_that_nobody_has_written_are_no_index_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels are compiled, PyTorch's operations run on whatever the last step has left in memory."""
+    monkeypatch.setattr(experts, "FEW_PAIRS", 0)
+    garbage = torch.tensor([[torch.nan, 1e30, 0, 0], [-7, 5, 0, 0], [torch.inf, -torch.inf, 0, 0]])
+    weights = ExpertWeights(torch.arange(5), torch.empty(5, 4, 4), torch.empty(5, 4, 4), None, None, True)
+    blocks = blocks_of(garbage, weights)
+    assert sorted(blocks.pairs[blocks.pairs >= 0].tolist()) == list(range(6))

@@ -49,7 +49,8 @@ def blocks_of(routes: torch.Tensor, weights: ExpertWeights) -> Blocks:
     if pairs <= FEW_PAIRS:
         return sort_pairs(routes, weights.numbers, experts, height)
     most = pairs // height + min(experts, pairs)
-    whose = weights.numbers[chosen.reshape(-1).long()]
+    # Where launches are gone through to be compiled, nobody has written routes; no index may be out of range then.
+    whose = weights.numbers[chosen.reshape(-1).long().clamp_(0, len(weights.numbers) - 1)]
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=device)
     counts.scatter_add_(0, whose, torch.ones_like(whose))
     filled = (counts + (height - 1)) // height * height
