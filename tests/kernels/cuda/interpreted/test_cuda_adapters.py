@@ -121,6 +121,10 @@ def test_no_room_for_another_leaves_the_others(monkeypatch: pytest.MonkeyPatch) 
         run(ours, [([1, 2, 3], 1)])
 
 
+def fail(*given: object) -> None:
+    raise torch.OutOfMemoryError("none left")
+
+
 def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = (model(backend, "bf16", slots=[0, 1]) for backend in (CudaBackend("cpu"), ReferenceBackend()))
     captured: list[bool] = []
@@ -153,3 +157,9 @@ def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(captured) == 3, "it has moved"
     decodes(-1, -1, -1)
     assert len(captured) == 3, "those without do not read it"
+    decodes(0, 2, 1, 0, 1)
+    monkeypatch.setattr(Table, "__init__", fail)
+    with pytest.raises(ModelError, match="no room"):
+        ours.load_adapter(4, adaptation(0))
+    decodes(1, -1, 0, 2, 2)
+    assert len(captured) == 5, "arrays lie where so many slots have them, though there was no room for tables"

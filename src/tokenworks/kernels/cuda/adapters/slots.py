@@ -46,7 +46,8 @@ class Adapters:
         self.slots = 0
         """So many numbers of slots are ready."""
         self.moves = 0
-        """How often memory has moved or come: graphs of steps with adapters hold addresses."""
+        """How often memory has moved or come, or arrays have, whose sizes follow the slots: graphs of steps with adapters
+        hold addresses of both."""
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._loaded
@@ -69,8 +70,10 @@ class Adapters:
         """`adaptation` fits the program. Raises ModelError when there is no memory for it; the slot is empty then."""
         self.drop(slot)
         self._loaded.add(slot)
+        if slot >= self.slots:
+            self.slots = power_of_2(slot + 1)
+            self.moves += 1
         try:
-            self.slots = max(self.slots, power_of_2(slot + 1))
             for product in self._products.values():
                 self._load(product, slot, adaptation)
         except torch.OutOfMemoryError as error:
