@@ -109,6 +109,17 @@ def test_rows_that_no_token_can_be_drawn_from() -> None:
         assert 0 < good < 5000
 
 
+def test_log_probabilities_of_no_token_read_no_other_memory() -> None:
+    memory = torch.full((1 + 2 * 300,), torch.nan)
+    logits = memory[1:].view(2, 300)
+    logits.copy_(torch.from_numpy(np.random.default_rng(2).standard_normal((2, 300))))
+    values, ranks = torch.full((2,), torch.nan), torch.empty(2, dtype=torch.int32)
+    chosen, none = torch.tensor([-1, 7], dtype=torch.int32), torch.empty(2, 0)
+    logprobs(logits, chosen, values, ranks, none.int(), none)
+    assert values.isfinite().all(), "what lies before the first row"
+    torch.testing.assert_close(values[1], logits[1].log_softmax(0)[7])
+
+
 def test_changes_are_numpys() -> None:
     """A row without any, rows with some tokens changed, masks shorter than the vocabulary, and both."""
     rng = np.random.default_rng(2)

@@ -26,8 +26,9 @@ def logprobs(
     top_ids: torch.Tensor,
     top_values: torch.Tensor,
 ) -> None:
-    """logits [R, vocabulary] float32, columns contiguous; chosen [R] int32. Written: values [R] float32, ranks [R]
-    int32, top_ids [R, top] int32 and top_values [R, top] float32, contiguous; top <= vocabulary."""
+    """logits [R, vocabulary] float32, columns contiguous; chosen [R] int32, less than 0 where no token could be drawn:
+    what is written for such a row means nothing. Written: values [R] float32, ranks [R] int32, top_ids [R, top] int32
+    and top_values [R, top] float32, contiguous; top <= vocabulary."""
     rows, vocabulary = logits.shape
     top, chunks = top_ids.shape[1], cdiv(vocabulary, CHUNK)
     if not rows:
@@ -56,7 +57,7 @@ def _measure(logits, chosen, sums, places, rows, vocabulary, stride, top, CHUNK:
     at = sums + row * chunks + chunk
     tl.store(at, highest)
     tl.store(at + rows * chunks, tl.sum(tl.exp(values - offset), 0))
-    token = tl.load(chosen + row)
+    token = tl.maximum(tl.load(chosen + row), 0)
     order = ranked(values, ids, vocabulary)
     before = order > place_of(tl.load(logits + token), token)
     tl.store(at + 2 * rows * chunks, tl.sum(before.to(tl.float32), 0))
@@ -78,7 +79,8 @@ def _finish(
     before = tl.load(at + 2 * rows * chunks, mask=chunk < chunks, other=0.0)
     highest = tl.max(of_chunk, 0)
     whole = highest + tl.log(tl.sum(exponentials * tl.exp(of_chunk - highest), 0))
-    tl.store(values + row, tl.load(logits + row.to(tl.int64) * stride + tl.load(chosen + row)) - whole)
+    token = tl.maximum(tl.load(chosen + row), 0)
+    tl.store(values + row, tl.load(logits + row.to(tl.int64) * stride + token) - whole)
     tl.store(ranks + row, tl.sum(before, 0).to(tl.int32) + 1)
     place = tl.arange(0, PLACES)
     order = tl.load(places + row.to(tl.int64) * chunks * top + place, mask=place < chunks * top, other=LEAST)
