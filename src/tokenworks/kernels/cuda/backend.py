@@ -29,6 +29,7 @@ from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder
 from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.plan import make_plan
+from tokenworks.kernels.cuda.products.fp8 import FIRST_CAPABILITY
 from tokenworks.kernels.cuda.sampling.change import change_rows
 from tokenworks.kernels.cuda.sampling.logits import DeviceLogits, draw, log_probabilities, on_device
 from tokenworks.kernels.cuda.scratch import Scratch
@@ -91,6 +92,14 @@ class CudaExecutable:
             raise ModelError(
                 f"The GPU backend keeps K and V as {', '.join(CACHE_TYPES)}, not as {limits.cache_dtype!r}."
             )
+        if limits.cache_dtype == "fp8" and device.type == "cuda":
+            capability = torch.cuda.get_device_capability(device)
+            if capability < FIRST_CAPABILITY:
+                raise ModelError(
+                    "cache_dtype: fp8 needs a GPU of compute capability {}.{} or newer; this one's is {}.{}.".format(
+                        *FIRST_CAPABILITY, *capability
+                    )
+                )
         self._program, self._limits, self._device, self._group = program, limits, device, group
         wanted, marks_s = needs(program), [now_s()]
         shapes = self._shapes = dict[str, tuple[int, ...]]()

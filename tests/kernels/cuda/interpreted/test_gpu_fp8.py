@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 from bring import CPU, brought
+from guessing_model import model
 from test_gpu_blocks import random_tensor
 
+from tokenworks.kernels.backend import Limits
+from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.cuda.products import fp8
 from tokenworks.kernels.cuda.products.blocks import FUSED_ROWS, BlockMatrix, pack_blocks
 from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.scratch import Scratch
 from tokenworks.kernels.formats import dequantise
+from tokenworks.protocol.errors import ModelError
 
 ROWS = FUSED_ROWS + 1
 
@@ -97,3 +101,10 @@ def test_a_library_that_fails_or_errs_is_not_used(monkeypatch: pytest.MonkeyPatc
         assert not fp8.runs_fp8(CPU)
     monkeypatch.undo()
     fp8.runs_fp8.cache_clear()
+
+
+def test_a_cache_in_fp8_wants_a_chip_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    limits = Limits(16, 4, 4, 8, 4, "fp8", 1)
+    with pytest.raises(ModelError, match=r"cache_dtype: fp8 needs .* 8\.9 or newer; this one's is 8\.6"):
+        CudaBackend().compile(*model("grouped queries"), limits)

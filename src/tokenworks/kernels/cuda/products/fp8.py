@@ -20,6 +20,7 @@ LARGEST: tl.constexpr = tl.constexpr(448.0)
 UNIT = 16
 """cuBLAS and CUTLASS want rows and columns in such multiples."""
 FIRST_CAPABILITY = (8, 9)
+"""Of chips that have E4M3, be it only to keep numbers in it."""
 
 
 @cache
