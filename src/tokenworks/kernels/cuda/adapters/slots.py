@@ -46,8 +46,8 @@ class Adapters:
         self.slots = 0
         """So many numbers of slots are ready."""
         self.moves = 0
-        """How often memory has moved or come, or arrays have, whose sizes follow the slots: graphs of steps with adapters
-        hold addresses of both."""
+        """How often memory has moved or come, or steps' arrays have, whose sizes follow the slots: graphs of steps with
+        adapters hold addresses of both."""
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._loaded
