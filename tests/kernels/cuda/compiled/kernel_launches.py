@@ -130,10 +130,10 @@ def delta(rows: int) -> None:
     delta_rule(states(32 * 128 * 128), x, qk, qk, x, narrow, narrow, heads, heads, **how)
 
 
-def scan(rows: int) -> None:
-    x, heads, narrow, bc = numbers(rows, 64 * 64), numbers(64), numbers(rows, 64), numbers(rows, 8 * 128)
+def scan(rows: int, state: int = 128) -> None:
+    x, heads, narrow, bc = numbers(rows, 64 * 64), numbers(64), numbers(rows, 64), numbers(rows, 8 * state)
     how = {"groups": 8, "step_range": (0.0, 9.0)}
-    selective_scan(states(64 * 128 * 64), x, x, bc, bc, narrow, heads, heads, heads, **how)
+    selective_scan(states(64 * state * 64), x, x, bc, bc, narrow, heads, heads, heads, **how)
 
 
 def addend(x: torch.Tensor) -> LowRankAddend:
@@ -163,8 +163,8 @@ def routed() -> None:
     route(op, numbers(32, 16), numbers(32, 256), numbers(256), None)
 
 
-def few_pairs() -> None:
-    sort_pairs(numbers(32, 16), empty(256, dtype=torch.int64), 256, 16)
+def few_pairs(experts: int = 256) -> None:
+    sort_pairs(numbers(32, 16), empty(experts, dtype=torch.int64), experts, 16)
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
@@ -201,6 +201,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
 VARIANTS: dict[str, Callable[[], object]] = {
     "product, down": partial(down, 32),
     "experts, few pairs": partial(experts, 16),
+    "pairs of 512 experts": partial(few_pairs, 512),  # Qwen3-Next
+    "selective scan, prompt, states of 256 rows": partial(scan, 512, 256),  # Falcon-H1
     "sampling, one row of a small vocabulary": partial(draw, 1, 4096),
 }
 """Of the same kernels, for Hopper."""

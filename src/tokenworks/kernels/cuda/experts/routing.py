@@ -14,8 +14,8 @@ LEAST_SUM: tl.constexpr = tl.constexpr(1e-20)
 
 FEW_PAIRS = 512
 """Up to so many one program sorts: it compares each with each."""
-CHUNK = 64
-"""Pairs, or blocks, that it looks at together."""
+MOST_CHUNK, COMPARED = 64, 1 << 14
+"""Pairs, or blocks, that it looks at together, if they and all experts make no more numbers than fit the registers."""
 
 
 def route(
@@ -99,9 +99,10 @@ def sort_pairs(routes: torch.Tensor, numbers: torch.Tensor, experts: int, height
     most = pairs // height + min(experts, pairs)
     slots = torch.empty(most * height, dtype=torch.int32, device=routes.device)
     whose = torch.empty(most, dtype=torch.int32, device=routes.device)
+    chunk = min(MOST_CHUNK, max(1, COMPARED // power_of_2(experts)))
     _sort_pairs[(1,)](
         routes, numbers, slots, whose, pairs, top_k, routes.stride(0), experts, most,
-        HEIGHT=height, EXPERTS=power_of_2(experts), CHUNK=CHUNK, num_warps=8,
+        HEIGHT=height, EXPERTS=power_of_2(experts), CHUNK=chunk, num_warps=8,
     )  # fmt: skip
     return Blocks(height, slots, whose)
 

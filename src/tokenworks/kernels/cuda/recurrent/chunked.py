@@ -11,8 +11,9 @@ import triton.language as tl
 
 from tokenworks.kernels.cuda.recurrent.states import begin_sequence, part_of_state, softplus, write_state
 
-CHUNK = 32
-"""Rows of the selective scan at a time, ..."""
+CHUNK, WIDE_CHUNK = 32, 16
+"""Rows of the selective scan at a time; of states with more rows than WIDE_STATE ..."""
+WIDE_STATE = 128
 DELTA_CHUNK = 16
 """... and of the delta rule, which solves as many equations. More would not fit the registers."""
 

@@ -4,7 +4,14 @@ sequence, head, and part of the head's state. Where a step has many rows of a se
 
 import torch
 
-from tokenworks.kernels.cuda.recurrent.chunked import CHUNK, DELTA_CHUNK, delta_chunks, scan_chunks
+from tokenworks.kernels.cuda.recurrent.chunked import (
+    CHUNK,
+    DELTA_CHUNK,
+    WIDE_CHUNK,
+    WIDE_STATE,
+    delta_chunks,
+    scan_chunks,
+)
 from tokenworks.kernels.cuda.recurrent.states import States
 from tokenworks.kernels.cuda.recurrent.walked import walk_delta, walk_scan
 from tokenworks.kernels.cuda.sizes import cdiv, power_of_2
@@ -45,7 +52,8 @@ def selective_scan(
         walk_scan[(states.sequences, heads, cdiv(head, p))](*given, **sizes, N=n, P=p)
     else:
         n, p = max(16, n), max(16, p)
-        scan_chunks[(states.sequences, heads, cdiv(head, p))](*given, **sizes, N=n, P=p, ROWS=CHUNK, num_warps=8)
+        rows = CHUNK if n <= WIDE_STATE else WIDE_CHUNK
+        scan_chunks[(states.sequences, heads, cdiv(head, p))](*given, **sizes, N=n, P=p, ROWS=rows, num_warps=8)
 
 
 def _tile(rows: int, columns: int) -> tuple[int, int]:
