@@ -16,7 +16,7 @@ from tokenworks.gateway import responses_store
 from tokenworks.gateway.app import build_app
 from tokenworks.gateway.responses_store import ResponsesStore, StoredResponse
 from tokenworks.protocol.errors import FactoryError, WorkerLost
-from tokenworks.protocol.messages import Finish, Generate, Ready, TokenChunk
+from tokenworks.protocol.messages import NOT_FINITE, Finish, Generate, Ready, TokenChunk
 
 Script = Callable[[Generate], AsyncIterator[TokenChunk]]
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -63,6 +63,10 @@ async def impossible(request: Generate) -> AsyncIterator[TokenChunk]:
     yield TokenChunk(request.request_id, finish=Finish.FAILED, error="the grammar is too much")
 
 
+async def not_a_number(request: Generate) -> AsyncIterator[TokenChunk]:
+    yield TokenChunk(request.request_id, finish=Finish.FAILED, error=NOT_FINITE)
+
+
 async def lost_at_once(request: Generate) -> AsyncIterator[TokenChunk]:
     raise WorkerLost("no worker is left")
     yield
@@ -101,7 +105,11 @@ async def test_a_stream_that_fails_later_ends_with_an_error_event(
 @pytest.mark.parametrize("path", [path for path in BODIES if path != "/v1/responses"])
 @pytest.mark.parametrize(
     ("script", "status", "said"),
-    [(impossible, 400, "the grammar is too much"), (lost_at_once, 503, "no worker is left")],
+    [
+        (impossible, 400, "the grammar is too much"),
+        (not_a_number, 500, "not finite"),
+        (lost_at_once, 503, "no worker is left"),
+    ],
 )
 async def test_what_fails_before_the_first_token_has_its_own_status(
     serve: Callable[..., httpx.AsyncClient], path: str, stream: bool, script: Script, status: int, said: str

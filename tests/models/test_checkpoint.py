@@ -108,6 +108,7 @@ def test_a_truncated_safetensors_file(folder: Path, keep: int) -> None:
         {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]},
         7,
     ],
 )

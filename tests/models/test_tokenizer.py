@@ -330,6 +330,10 @@ def test_a_folder_declares_tokens_in_several_files(folder: Path) -> None:
     assert (ours.bos_token, ours.eos_token) == ("<|im_start|>", "<|im_end|>")
     assert ours.eos_token_ids == {0, 2, 17}
     assert ours.chat_template == "D"
+    (folder / "chat_template.json").write_text('{"chat_template": "P"}')  # of a processor, in older folders
+    assert load_tokenizer(folder).chat_template == "D"
+    (folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(folder).chat_template == "P"
     (folder / "chat_template.jinja").write_text("J")
     assert load_tokenizer(folder).chat_template == "J"
 

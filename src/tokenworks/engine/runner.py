@@ -13,10 +13,10 @@ import numpy as np
 
 from tokenworks.engine.features import MediaEncoder
 from tokenworks.engine.plan import Piece, StepPlan, StepResult
-from tokenworks.engine.sampler import NOT_FINITE, Drawn, Logprobs, Sampler
+from tokenworks.engine.sampler import Drawn, Logprobs, Sampler
 from tokenworks.engine.sequence import Sequence
 from tokenworks.kernels.backend import Executable, Float32, StateBatch, StepBatch
-from tokenworks.protocol.messages import TokenLogprobs
+from tokenworks.protocol.messages import NOT_FINITE, TokenLogprobs
 
 
 class Step:

@@ -14,9 +14,8 @@ from tokenworks.engine.constrain import Matcher
 from tokenworks.engine.sequence import Sequence, State
 from tokenworks.kernels.backend import EMPTY_ROW, UNFIT_ROW, Executable, Float32, Int32, RowChange, SampleBatch
 from tokenworks.protocol.errors import EngineError
-from tokenworks.protocol.messages import Generate, TokenLogprobs
+from tokenworks.protocol.messages import NOT_FINITE, Generate, TokenLogprobs
 
-NOT_FINITE = "the model gave numbers that are not finite"
 _MESSAGES = {
     UNFIT_ROW: NOT_FINITE,
     EMPTY_ROW: "grammar, rules and logit bias leave no token to choose",

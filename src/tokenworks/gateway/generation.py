@@ -15,7 +15,7 @@ from tokenworks.gateway.detokenise import Detokeniser, Vocabulary
 from tokenworks.gateway.stops import StopStrings
 from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import EngineError, InvalidRequest, TokenworksError, WorkerLost
-from tokenworks.protocol.messages import Finish, Generate, TokenChunk, TokenLogprobs
+from tokenworks.protocol.messages import NOT_FINITE, Finish, Generate, TokenChunk, TokenLogprobs
 from tokenworks.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ async def _sequence(pool: "Pool", ticket: Ticket, index: int) -> AsyncGenerator[
         async for chunk in chunks:
             if counts_prompt:
                 usage.cached_tokens += chunk.cached_tokens
+            if chunk.error == NOT_FINITE:
+                raise EngineError(f"{NOT_FINITE}: its weights may be damaged")
             if chunk.finish is Finish.FAILED:  # its own words are off: a grammar that grew too much, for one
                 raise InvalidRequest(chunk.error or "the engine cannot do this request")
             if chunk.finish is Finish.CANCELLED:

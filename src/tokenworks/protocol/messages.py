@@ -168,6 +168,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     heard_tones: int = 0
 
 
+NOT_FINITE = "the model gave numbers that are not finite"
+"""The error of a chunk with FAILED whose request is not to blame."""
+
+
 class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
     """What one step made for one request; the one that has `finish` is the last."""
 
@@ -183,7 +187,7 @@ class TokenChunk(msgspec.Struct, frozen=True, tag="chunk", omit_defaults=True):
     stop_token_id: int | None = None
     """The token of a STOP (the last of `token_ids`)."""
     error: str | None = None
-    """With FAILED: what is wrong with the request, for its client."""
+    """With FAILED: what is wrong with the request, for its client; or NOT_FINITE."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -59,9 +59,10 @@ def open_file(path: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(data[8:start].tobytes())
         entries = [
-            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), begin, end)
             for name, entry in header.items()
             if name != "__metadata__"
+            for begin, end in [map(int, entry["data_offsets"])]
         ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: its safetensors header is damaged ({error!r}).") from error

@@ -87,9 +87,9 @@ def _from_folder(folder: Path) -> ModelTokenizer:
         for name in ("config.json", "generation_config.json")
         for number in _listed(_json_or_empty(folder / name).get("eos_token_id"))
     }
-    template_path = folder / "chat_template.jinja"
-    template = template_path.read_text("utf-8") if template_path.exists() else _template(settings.get("chat_template"))
-    return ModelTokenizer(tokenizer, _ends(tokenizer, ids), _content(settings.get("bos_token")), eos, template)
+    return ModelTokenizer(
+        tokenizer, _ends(tokenizer, ids), _content(settings.get("bos_token")), eos, _chat_template(folder, settings)
+    )
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -185,6 +185,16 @@ def _content(token: object) -> str:
 
 def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """From its own file, from tokenizer_config.json, or from where older models that see have it."""
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        return own.read_text("utf-8")
+    return _template(settings.get("chat_template")) or _template(
+        _json_or_empty(folder / "chat_template.json").get("chat_template")
+    )
 
 
 def _template(value: object) -> str | None:
