@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from tokenworks.kernels.cuda.adapters.slots import Adapters
 from tokenworks.kernels.cuda.compiling import compiling
 from tokenworks.kernels.cuda.device_rows import DeviceRows
 from tokenworks.kernels.cuda.elements.rows import take_drawn
-from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.cuda.graphs import GraphMemory, Graphs
 from tokenworks.kernels.cuda.inputs import Inputs, by_rows
 from tokenworks.kernels.cuda.launches import Binder
 from tokenworks.kernels.cuda.loading import Loading
@@ -153,7 +153,7 @@ class CudaExecutable:
         )
         self.cache_bytes += sum(states.nbytes for states in self._states.values())
         if device.type == "cuda":
-            self._make_graphs(torch.cuda.graph_pool_handle())
+            self._make_graphs(GraphMemory(device))
             # With others first without graphs: the memory that these hold must not move any more, on whatever rank.
             for captures in (True,) if group is None else (False, True):
                 for stepper in self._steppers:
@@ -162,10 +162,9 @@ class CudaExecutable:
         spent_s = (after - before for before, after in pairwise(marks_s))
         self.phases_s: Mapping[str, float] = dict(zip(PHASES, spent_s, strict=True))
 
-    def _make_graphs(self, pool: Any) -> None:
-        """All share memory: they never run at the same time."""
+    def _make_graphs(self, pool: GraphMemory | None) -> None:
         for stepper in self._steppers:
-            given = (self._device, self._limits, stepper.plan, self._scratch, self._adapters, pool)
+            given = (self._limits, stepper.plan, self._scratch, self._adapters, pool)
             stepper.graphs = Graphs(*given, together=self._group is not None)
 
     def keep_packed(self) -> None:

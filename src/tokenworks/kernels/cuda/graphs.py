@@ -10,7 +10,6 @@ behind.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,28 +37,46 @@ def decode_sizes(limits: Limits, plan: Plan) -> list[int]:
     return sorted({min(size, most) for size in PADDED_ROWS})
 
 
+class GraphMemory:
+    """Memory for graphs that never run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        # When memory moves all steps' graphs go at once; but PyTorch insists that where one is captured into a pool
+        # that has been used, another one still is (CUDACachingAllocator.cpp, "use_count > 0").
+        self._stays = capture(lambda: torch.zeros(1, device=device), self)
+
+
+def capture(launch_all: Callable[[], object], pool: GraphMemory | None) -> torch.cuda.CUDAGraph:
+    """All that is launched has been so before: kernels are compiled, libraries have their workspaces."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (NCCL's watchdog, one that loads) may ask the device something meanwhile.
+    with torch.cuda.graph(graph, pool=None if pool is None else pool.handle, capture_error_mode="thread_local"):
+        launch_all()
+    return graph
+
+
 class Graphs:
     """Of one program."""
 
     def __init__(
         self,
-        device: torch.device,
         limits: Limits,
         plan: Plan,
         scratch: Scratch,
         adapters: Adapters,
-        pool: Any = None,
+        pool: GraphMemory | None,
         *,
         together: bool = False,
     ) -> None:
-        """pool: memory that other graphs, which do not run at the same time, take too. together: with other ranks, of
-        which each captures when the others do."""
+        """pool: None where nothing is captured. together: with other ranks, of which each captures when the others
+        do."""
         self._together = together
         self.sizes = decode_sizes(limits, plan)
         self._captured: dict[tuple[int, tuple[str, ...]], torch.cuda.CUDAGraph] = {}
         """By rows, and by the names of the step's arrays: they say where each lies."""
         self._pool = pool
-        self._device, self._scratch, self._adapters = device, scratch, adapters
+        self._scratch, self._adapters = scratch, adapters
         self._moves, self._adapter_moves = scratch.moves, adapters.moves
 
     def rows_for(self, batch: StepBatch) -> int | None:
@@ -85,7 +102,7 @@ class Graphs:
         launch_all()  # kernels are compiled, libraries make their workspaces
         self._follow_scratch()
         self._moves = self._scratch.moves
-        self._captured[key] = self._capture(launch_all)
+        self._captured[key] = capture(launch_all, self._pool)
 
     def _follow_scratch(self) -> None:
         if self._moves == self._scratch.moves:
@@ -97,14 +114,6 @@ class Graphs:
     def drop(self) -> None:
         """Memory that the graphs hold addresses of has moved."""
         self._captured = {}
-
-    def _capture(self, launch_all: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (NCCL's watchdog, one that loads) may ask the device something meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            launch_all()
-        return graph
 
 
 def _sees_rows(call: Call) -> bool:

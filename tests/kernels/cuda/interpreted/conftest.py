@@ -1,6 +1,7 @@
 """Every test here runs kernels under the interpreter with its bfloat16 and FP8 put right."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ pytest.importorskip("triton")
 import right_interpreter
 from all_kernels import LAUNCHED, name_of
 from triton.runtime.interpreter import InterpretedFunction
+
+from tokenworks.kernels.cuda import graphs
 
 launched: set[str] = set()
 
@@ -25,6 +28,19 @@ def shim() -> Iterator[None]:
     with right_interpreter.install(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpretedFunction, "run", noted)
         yield
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Something for each capture. A replay is the launches of the step that was captured, bound as they were."""
+    found: list[object] = []
+
+    def capture(launch_all: Callable[[], object], pool: object) -> SimpleNamespace:
+        found.append(pool)
+        return SimpleNamespace(replay=launch_all)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,9 +4,6 @@ under the engine while adapters come and go.
 Bounds: `down x` is rounded to bfloat16 once (2^-9 of it) beside what products round anyway.
 """
 
-from collections.abc import Callable
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +11,6 @@ from adapted_model import FORMS, INNER, MIXED, adaptation, batch_of, model, run
 
 from tokenworks.kernels.cuda.adapters.adapt import AdaptedRows, LowRankAddend, Room, Table, blocks_of
 from tokenworks.kernels.cuda.backend import CudaBackend
-from tokenworks.kernels.cuda.graphs import Graphs
 from tokenworks.kernels.cuda.products import blocks
 from tokenworks.kernels.cuda.products import dense as products
 from tokenworks.kernels.reference import ReferenceBackend
@@ -125,15 +121,8 @@ def fail(*given: object) -> None:
     raise torch.OutOfMemoryError("none left")
 
 
-def test_graphs_of_steps_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_steps_with_adapters(captured: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = (model(backend, "bf16", slots=[0, 1]) for backend in (CudaBackend("cpu"), ReferenceBackend()))
-    captured: list[bool] = []
-
-    def capture(self: Graphs, launch_all: Callable[[], None]) -> SimpleNamespace:
-        captured.append(True)
-        return SimpleNamespace(replay=launch_all)
-
-    monkeypatch.setattr(Graphs, "_capture", capture)
     ours._make_graphs(None)
 
     def decodes(*slots: int, rows: int = 1) -> None:

@@ -45,14 +45,10 @@ def test_steps_of_prompts_and_decodes(name: str, written: Callable[[str], Path])
 
 
 @pytest.mark.parametrize("name", ["qwen3-5", "bamba"])
-def test_states_go_through_guesses_by_graph(
-    name: str, written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_go_through_guesses_by_graph(name: str, written: Callable[[str], Path], captured: list[object]) -> None:
     """Behind each guess a state is kept; the next step begins with that of the first."""
     ours, theirs = (compiled(written(name), backend) for backend in (CudaBackend("cpu"), ReferenceBackend()))
-    captured: list[object] = []
-    monkeypatch.setattr(Graphs, "_capture", lambda *given: captured.append(given))
-    ours._main.graphs = graphs = Graphs(torch.device("cpu"), WIDE, ours._main.plan, ours._scratch, ours._adapters)
+    ours._main.graphs = graphs = Graphs(WIDE, ours._main.plan, ours._scratch, ours._adapters, None)
     assert graphs.sizes == [1, 2, 4, 8]
     guesses = batch((1, 2, 5), (0, 3, 4), wanted=[0, 1, 2, 3])
     kept = StateBatch(np.array([1, 0], np.int32), np.array([0, 1, 2, 3], np.int32), np.array([2, 3, 1, 0], np.int32))

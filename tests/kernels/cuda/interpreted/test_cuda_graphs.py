@@ -1,9 +1,11 @@
 """Decoding steps by graph, on CPU tensors: a capture is a replay of the first step's launches, bound as they were, so
 that whatever was not read from the device's memory anew would show."""
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from tokenworks.kernels.backend import CacheType, Executable, Limits, StepBatch
 from tokenworks.kernels.cuda import graphs, inputs
 from tokenworks.kernels.cuda.backend import CudaBackend
-from tokenworks.kernels.cuda.graphs import PADDED_ROWS, Graphs
+from tokenworks.kernels.cuda.graphs import PADDED_ROWS, GraphMemory, Graphs
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.reference import ReferenceBackend
 from tokenworks.kernels.tensor import Tensor
@@ -47,19 +49,6 @@ def decodes(*sequences: tuple[int, int]) -> StepBatch:
     return StepBatch(tokens, positions, every, tables, every[:-1])
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for each capture."""
-    rows: list[int] = []
-
-    def capture(self: Graphs, launch_all: Callable[[], None]) -> SimpleNamespace:
-        rows.append(-1)
-        return SimpleNamespace(replay=launch_all)
-
-    monkeypatch.setattr(Graphs, "_capture", capture)
-    return rows
-
-
 def with_graphs(limits: Limits = LIMITS) -> Executable:
     executable = CudaBackend("cpu").compile(*model(), limits)
     executable._make_graphs(None)
@@ -67,7 +56,7 @@ def with_graphs(limits: Limits = LIMITS) -> Executable:
 
 
 @pytest.mark.parametrize("cache", ["bfloat16", "fp8"])
-def test_a_graph_serves_every_later_step(cache: CacheType, captured: list[int]) -> None:
+def test_a_graph_serves_every_later_step(cache: CacheType, captured: list[object]) -> None:
     limits = replace(LIMITS, cache_dtype=cache)
     ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
     assert ours._main.graphs.sizes == [1, 2, 4, 5]
@@ -79,7 +68,7 @@ def test_a_graph_serves_every_later_step(cache: CacheType, captured: list[int]) 
     assert len(captured) == 2, "one for up to two sequences, one for up to four"
 
 
-def test_what_moves_is_captured_anew(captured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_moves_is_captured_anew(captured: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "FIRST_TABLE_NUMBERS", 6)
     ours = with_graphs()
     ours.run(decodes((0, 0)))
@@ -101,7 +90,7 @@ def several(*sequences: tuple[int, int, int], wanted: list[int]) -> StepBatch:
     return StepBatch(rows.tokens, rows.positions, starts, tables, np.array(wanted, np.int32))
 
 
-def test_what_gets_ready_is_what_real_steps_find(captured: list[int]) -> None:
+def test_what_gets_ready_is_what_real_steps_find(captured: list[object]) -> None:
     """With so many positions that attention reads them in shares."""
     ours = with_graphs(replace(LIMITS, blocks=1024))
     reserved = ours._scratch.nbytes
@@ -114,7 +103,7 @@ def test_what_gets_ready_is_what_real_steps_find(captured: list[int]) -> None:
     assert ours._scratch.nbytes == reserved
 
 
-def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[int]) -> None:
+def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[object]) -> None:
     limits = replace(LIMITS, cache_dtype="bfloat16", sequences=8, logit_rows=8)
     ours, theirs = with_graphs(limits), ReferenceBackend().compile(*model(), limits)
     for step in (
@@ -130,11 +119,38 @@ def test_guesses_run_by_the_graphs_of_as_many_sequences(captured: list[int]) -> 
     assert len(captured) == 3, "of eight rows, of four, of two"
 
 
-def test_long_prompts_and_larger_steps_run_without(captured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_and_larger_steps_run_without(captured: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     ours = with_graphs()
     monkeypatch.setattr(graphs, "MOST_ROWS", 2)
     ours.run(several((0, 0, 3), wanted=[2]))
     ours.run(several((0, 3, 6), (1, 0, 3), wanted=[2, 5]))
     assert captured == []
     many = Limits(4096, 900, 900, 1, 16, "bfloat16", 1)
-    assert Graphs(torch.device("cpu"), many, ours._main.plan, ours._scratch, ours._adapters).sizes == list(PADDED_ROWS)
+    assert Graphs(many, ours._main.plan, ours._scratch, ours._adapters, None).sizes == list(PADDED_ROWS)
+
+
+def test_a_pool_always_has_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins that are as strict as PyTorch about graphs that are captured when all others have gone."""
+    alive: weakref.WeakSet[object] = weakref.WeakSet()
+    used: list[str] = []
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    @contextmanager
+    def capturing(graph: Graph, pool: str, **how: object) -> Iterator[None]:
+        assert alive or not used
+        used.append(pool)
+        alive.add(graph)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    ours = with_graphs()
+    ours._make_graphs(GraphMemory(torch.device("cpu")))
+    for position in range(3):
+        ours.run(decodes((0, position)))
+        ours._main.drop_graphs()
+        gc.collect()
+    assert used == 4 * ["pool"]
