@@ -2,8 +2,8 @@
 
 Triton 3.6 keeps bfloat16 as uint16 and FP8 as uint8 and computes with those whole numbers; it rounds casts to bfloat16
 towards zero, and some casts to FP8 wrongly. Here operands are widened to float32, and results rounded to the nearest
-(ties to even); FP8 saturates, as `cvt.rn.satfinite` does. What is not put right is refused, so that nothing is wrong
-silently.
+(ties to even); FP8 saturates, as `cvt.rn.satfinite` does; products of float32 are of TF32 where the kernel allows it.
+What is not put right is refused, so that nothing is wrong silently.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,6 +49,11 @@ def narrowed(data: Array, dtype: tl.dtype) -> Array:
         most = torch.finfo(FP8[dtype]).max
         return torch.from_numpy(np.clip(numbers, -most, most)).to(FP8[dtype]).view(torch.uint8).numpy()
     raise NotImplementedError(f"{dtype} under the interpreter")
+
+
+def in_tf32(data: Array) -> Array:
+    """float32 as the tensor cores read it where TF32 is allowed: the last 13 bits are not looked at."""
+    return (np.ascontiguousarray(data).view(np.uint32) & 0xFFFFE000).view(np.float32)
 
 
 def put(result: Array, dtype: tl.dtype) -> TensorHandle:
@@ -121,6 +126,8 @@ class Right:
         if a.dtype.scalar.is_int():
             return Right.original["create_dot"](self, a, b, d, input_precision, imprecise)
         x, y = (widened(each.data, each.dtype.scalar).astype(np.float32) for each in (a, b))
+        if input_precision == interpreter._ir.INPUT_PRECISION.TF32:  # changes nothing of smaller floats
+            x, y = in_tf32(x), in_tf32(y)
         return TensorHandle((np.matmul(x, y) + d.data).astype(d.data.dtype), d.dtype.scalar)
 
     def create_atomic_rmw(

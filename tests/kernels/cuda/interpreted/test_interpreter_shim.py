@@ -84,6 +84,14 @@ def test_dot_is_that_of_the_numbers(dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), x.double() @ y.double(), rtol=1e-6, atol=1e-5)
 
 
+def test_dot_of_float32_is_of_tf32_where_nothing_is_said() -> None:
+    x, y, out = *normal(512, torch.float32).view(2, 16, 16), torch.empty(16, 16)
+    product[(1,)](x, y, out, 16)
+    cut = [(each.view(torch.int32) & -(1 << 13)).view(torch.float32).double() for each in (x, y)]
+    torch.testing.assert_close(out.double(), cut[0] @ cut[1], rtol=1e-6, atol=1e-5)
+    assert (out.double() - x.double() @ y.double()).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_casts_round_to_the_nearest_and_saturate(dtype: torch.dtype) -> None:
     x = odd_floats()

@@ -2,8 +2,8 @@
 
 Within a chunk everything is written as sums over its rows, each with the decay between the two; the state of before the
 chunk comes in with the decay since its beginning. A chunk ends early behind a row whose state is written down. Of the
-selective scan: arXiv 2405.21060, section 6; of the delta rule: arXiv 2406.06484 and 2412.06464. Products are of TF32
-numbers (10 bits behind the point, more than activations' bfloat16 has), sums and states float32.
+selective scan: arXiv 2405.21060, section 6; of the delta rule: arXiv 2406.06484 and 2412.06464. Most products are of
+TF32 numbers (10 bits behind the point, more than activations' bfloat16 has), sums and states float32.
 """
 
 import triton
@@ -84,13 +84,14 @@ def scan_chunks(
 @triton.jit
 def _inverse(a, ROWS: tl.constexpr, DOUBLINGS: tl.constexpr):
     """(1 + a)^-1 of a strictly lower triangular matrix [ROWS, ROWS]: (1 - a)(1 + a^2)(1 + a^4)..., since its powers
-    from ROWS = 2^(DOUBLINGS + 1) on are 0."""
+    from ROWS = 2^(DOUBLINGS + 1) on are 0. In float32: where keys are alike, as of a repeated token, powers have
+    numbers of some thousands, which cancel out."""
     row = tl.arange(0, ROWS)
     one = (row[:, None] == row[None, :]).to(tl.float32)
     power, inverse = -a, one - a
     for _ in tl.static_range(DOUBLINGS):
-        power = tl.dot(power, power, input_precision=PRECISION)
-        inverse = tl.dot(inverse, one + power, input_precision=PRECISION)
+        power = tl.dot(power, power, input_precision="ieee")
+        inverse = tl.dot(inverse, one + power, input_precision="ieee")
     return inverse
 
 
