@@ -13,7 +13,7 @@ from tokenworks.kernels.cuda.transfer import Arriving, send
 
 class DeviceLogits:
     """[rows, vocabulary] float32, used as numpy's array would be: a number gives a row, as a copy on the CPU, and takes
-    one; a list or a slice gives rows that stay on the device; whatever else one asks of an array is fetched."""
+    one; a list or slices give rows that stay on the device; whatever else one asks of an array is fetched."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows = rows
@@ -26,7 +26,7 @@ class DeviceLogits:
         return tuple(self.rows.shape)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
+        if isinstance(index, slice) or (isinstance(index, tuple) and all(isinstance(each, slice) for each in index)):
             return DeviceLogits(self.rows[index])
         if isinstance(index, list):
             return DeviceLogits(self.rows[self._on_device(index)])
