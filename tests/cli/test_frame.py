@@ -48,13 +48,16 @@ def test_a_start_loads_what_it_needs(program: str, without: str) -> None:
         (["serve", "smollm-135m"], "Did you mean smollm2-135m?"),
         (["serve", "./absent.gguf"], "There is no file or folder ./absent.gguf"),
         (["serve", "--name", "x"], "--name names the MODEL"),
-        (["serve", "--config", "./absent.yaml"], "absent.yaml:0: cannot be read: No such file"),
+        (["serve", "--config", "./absent.yaml"], "absent.yaml: cannot be read: No such file"),
         (["models", "pull", "hf:no-slash"], "expected hf:ORG/NAME"),
         (["models", "remove", "gemma3"], "gemma3 has not been pulled"),
         (["chat", "--url", "http://127.0.0.1:9"], "is a server there?"),
         (["chat", "--url", "nonsense"], "is a server there?"),
         (["bench", "--url", "ftp://x"], "expected http://HOST:PORT"),
         (["bench", "--repeats", "0"], "expected a whole number above 0"),
+        (["bench", "--repeats", "x"], "expected a whole number above 0, got x"),
+        (["bench", "--url", "http://127.0.0.1:9"], "is a server there?"),
+        (["bench", "--url", "http://127.0.0.1:9", "--json", "./absent/a.json"], "there is no such folder"),
     ],
 )
 def test_a_users_mistake_is_status_2_and_says_what_to_do(words: list[str], said: str) -> None:

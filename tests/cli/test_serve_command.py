@@ -1,16 +1,19 @@
 """serve: says where it is, answers, and leaves nothing behind however it ends."""
 
+import contextlib
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
-from command import run, serving
+from command import TOKENWORKS, WITHIN_S, run, serving
 
 
 def test_serves_until_ctrl_c(smollm2: Path) -> None:
@@ -38,6 +41,31 @@ def test_a_file_is_served_under_its_name_and_a_signal_in_mid_stream_ends_it(smol
             factory.process.send_signal(signal.SIGTERM)
             status, _ = factory.stop(signal.SIGTERM)  # the second does not wait for the stream
         assert status == 0
+
+
+def test_closed_and_full_streams_end_no_server(smollm2: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = f"{shlex.join(TOKENWORKS)} serve {smollm2} --port {port} <&- 2>&- >/dev/full"
+    process = subprocess.Popen(["bash", "-c", f"exec {started}"])
+    deadline_s = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready")
+            break
+        time.sleep(0.05)
+    time.sleep(0.1)  # it tells that it is ready
+    assert urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models").status == 200
+    process.terminate()
+    assert process.wait(WITHIN_S) == 0
+
+
+def test_too_little_memory_is_said_so(smollm2: Path, tmp_path: Path) -> None:
+    config = tmp_path / "factory.yaml"
+    config.write_text(f"models:\n- source: {smollm2}\nengine:\n  cache_mb: 200000000\n")  # beyond all addresses
+    done = run("serve", "--config", str(config), "--port", "0")
+    assert done.returncode == 2
+    assert smollm2.name in done.stderr and "cache_mb" in done.stderr
 
 
 def test_a_port_in_use(smollm2: Path) -> None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from tokenworks.gateway import http, http_protocol, server
+from tokenworks.gateway import http, http_protocol, http_server, server
 from tokenworks.gateway.http_protocol import HttpProtocol
 
 BODY = json.dumps({"model": "smollm2", "prompt": "One", "max_tokens": 1}).encode()
@@ -144,6 +144,15 @@ def test_a_slow_body_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None
         assert (await reader.read()).endswith(b"\r\n\r\nslowly")
 
     exchange(talk)
+
+
+async def test_a_drain_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "DRAIN_LIMIT_S", 0.02)
+    leaving = http_server._Server(uvicorn.Config(app))
+    leaving.ask_to_exit()
+    assert (leaving.should_exit, leaving.force_exit) == (True, False)
+    await asyncio.sleep(0.1)
+    assert leaving.force_exit
 
 
 def test_as_many_files_may_be_open_as_the_system_lets() -> None:

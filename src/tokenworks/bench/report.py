@@ -13,6 +13,7 @@ from tokenworks.bench.client import Client
 from tokenworks.bench.points import Point, measure
 from tokenworks.bench.prompts import Prompts, manual_texts
 from tokenworks.bench.server import OwnServer, listening_process, memory_bytes
+from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.telemetry.cores import cores_allowed
 
 
@@ -58,7 +59,10 @@ async def bench_url(
 ) -> dict[str, Any]:
     """Measures the server at `url`, any OpenAI-compatible one. `model` None: the first it serves."""
     client = Client(url, model)
-    client.model = model or (await client.models())[0]
+    try:
+        client.model = model or (await client.models())[0]
+    except OSError as error:
+        raise InvalidRequest(f"{url} cannot be reached ({error}): is a server there?") from error
     prompts = Prompts([token for text in manual_texts() for token in await client.tokenize(text)], seed)
     process = listening_process(client.port) if client.host in ("127.0.0.1", "localhost") else None
     points = await measure(

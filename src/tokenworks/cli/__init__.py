@@ -72,8 +72,18 @@ def command_parser(name: str) -> tuple[argparse.ArgumentParser, Command]:
     return own, command
 
 
+def _open_standard_streams() -> None:
+    """Where one is closed (`>&-`), the next file or socket would take its number, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
+    _open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
         words = ["version"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenworks.models.sources.catalogue import DEFAULT_MODEL
 from tokenworks.protocol.clock import wall_time_s
+from tokenworks.protocol.errors import InvalidRequest
 
 DESCRIPTION = """\
 Measures a server from outside, over HTTP, one point after the other: prefill of 512 tokens, decoding for one client,
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tokenworks.cli.pull_bar import PullBar
     from tokenworks.models.sources.resolve import resolve
 
+    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
+        raise InvalidRequest(f"--json {arguments.json}: there is no such folder.")
     how = {
         "concurrency": arguments.at_once,
         "repeats": arguments.repeats,
@@ -62,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
             resolve(source, bar)
         config = ["--config", arguments.config] if arguments.config else []
         report = asyncio.run(bench_own([source, *config], **how))
+    print(_as_table(report))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(_as_table(report))
     return 0
 
 
@@ -87,7 +90,6 @@ def _figure(value: float) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {number}")
-    return number
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tokenworks.gateway.server import serve
 
     on_demand = [model.name for model in models if model.start == "on_demand"]
-    serve(models, factory.server, data_directory(), lambda url, workers: _say_ready(url, workers, on_demand))
+    serve(models, factory.server, data_directory(), lambda url, workers: _announce(url, workers, on_demand))
     return 0
 
 
@@ -125,6 +126,14 @@ def _on_this_disk(factory: Factory) -> "list[PoolModel]":
     return list(models.values())
 
 
+def _announce(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) -> None:
+    """A full disk, or a reader that has left, does not end the server."""
+    try:
+        _say_ready(url, workers, on_demand)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) -> None:
     """Once every model that starts with the factory can answer."""
     print(f"Tokenworks serves {', '.join(workers)} at {url}, ready {process_age_s():.2f} s after its start.\n")
@@ -147,7 +156,6 @@ def _say_ready(url: str, workers: "dict[str, Ready]", on_demand: Sequence[str]) 
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {port}")
-    return port
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {text}")
+    return int(text)

@@ -65,6 +65,12 @@ def main(arguments: list[str]) -> int:
     except ModelError as error:
         sys.stderr.write(error.message + "\n")
         return UNUSABLE_STATUS
+    except MemoryError:
+        sys.stderr.write(
+            f"{settings.path}: there is not enough memory for its weights and cache. Lower `cache_mb` under `engine` "
+            "in factory.yaml, or take a model of fewer or smaller weights.\n"
+        )
+        return UNUSABLE_STATUS
     link = WorkerLink(end, termination.wake_fd)
     engine.on_begin = lambda request_ids: link.send(Begun(request_ids))
     link.send(ready)

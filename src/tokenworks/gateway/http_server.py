@@ -49,21 +49,22 @@ async def answer_until_signal(
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=DRAIN_LIMIT_S,
         )
     )
     starting = asyncio.create_task(serving.started())
     serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-    with _on_signals(server.ask_to_exit):
-        await asyncio.wait({starting, serving_task}, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done() and starting.exception() is None and not server.should_exit:
-            on_ready(url, starting.result())
-        elif not serving_task.done():
-            server.should_exit = True
-        await serving_task
-    if starting.done():
-        starting.result()
-    starting.cancel()
+    try:
+        with _on_signals(server.ask_to_exit):
+            await asyncio.wait({starting, serving_task}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done() and starting.exception() is None and not server.should_exit:
+                on_ready(url, starting.result())
+            elif not serving_task.done():
+                server.ask_to_exit()
+            await serving_task
+        if starting.done():
+            starting.result()
+    finally:
+        starting.cancel()  # a signal may have come before ours were set up, and nobody waits for it
 
 
 class _Server(uvicorn.Server):
@@ -74,8 +75,14 @@ class _Server(uvicorn.Server):
         yield
 
     def ask_to_exit(self) -> None:
-        self.force_exit = self.should_exit  # the second time
+        if self.should_exit:  # the second time
+            self._leave()
         self.should_exit = True
+        asyncio.get_running_loop().call_later(DRAIN_LIMIT_S, self._leave)
+
+    def _leave(self) -> None:
+        """Waits no longer. Who is still in flight hears of it when the pool is closed."""
+        self.force_exit = True
 
 
 @contextlib.contextmanager

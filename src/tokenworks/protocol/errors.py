@@ -72,12 +72,12 @@ class BodyTooSlow(UserError):
 
 
 class ConfigError(UserError):
-    """A configuration file is wrong; `line` counts from 1."""
+    """A configuration file is wrong; `line` counts from 1, 0 is the file as a whole."""
 
     code = "config_error"
 
     def __init__(self, file: str, line: int, message: str) -> None:
-        super().__init__(f"{file}:{line}: {message}")
+        super().__init__(f"{file}:{line}: {message}" if line else f"{file}: {message}")
         self.file, self.line = file, line
 
 
