@@ -5,16 +5,18 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from bring import brought
+from bring import brought, sources_of
 from chunked_steps import by_graph_and_eagerly
 
 from tokenworks.kernels.backend import Limits, StepBatch
 from tokenworks.kernels.cuda.backend import CudaBackend, CudaExecutable
 from tokenworks.kernels.cuda.graphs import PADDED_ROWS
+from tokenworks.kernels.cuda.loading import Loading
 from tokenworks.kernels.cuda.products.blocks import BlockMatrix, pack_blocks
 from tokenworks.kernels.cuda.products.dense import multiply_large, skinny
 from tokenworks.kernels.cuda.products.finish import Finish, Gated
 from tokenworks.kernels.cuda.scratch import Scratch
+from tokenworks.kernels.cuda.weights import pack_bf16
 from tokenworks.kernels.formats import dequantise
 from tokenworks.kernels.program import Program, ProgramBuilder
 from tokenworks.kernels.tensor import Tensor
@@ -28,13 +30,24 @@ def normal(device: str, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_large_products_are_written_as_float32(device: str, residual: bool) -> None:
-    """mm with out_dtype and out, through its own memory and straight."""
+    """mm with out_dtype and out, through its own memory and straight to some of a buffer's columns."""
     x, weights = normal(device, 65, 512).bfloat16(), normal(device, 256, 512).bfloat16()
-    out = torch.full((65, 256), torch.nan, device=device)
+    out = torch.full((65, 320), torch.nan, device=device)[:, 32:288]
     added = normal(device, 65, 256).float() if residual else None
     multiply_large(x, weights, Finish(out, Scratch(torch.device(device)), residual=added))
     wanted = x.double() @ weights.double().T + (0 if added is None else added.double())
     assert (out.double() - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_many_readers_bring_what_is_in_the_file(device: str) -> None:
+    """Each through pinned buffers of its own, several of them a weight."""
+    rng, rows = np.random.default_rng(5), 6000 if device == "cuda" else 60
+    files = [rng.standard_normal((rows, 2048)).astype(np.float16) for _ in range(12)]
+    tensors = [Tensor(f"{at}", "F16", file.shape, file.reshape(-1).view(np.uint8)) for at, file in enumerate(files)]
+    with Loading(torch.device(device), 8) as loading:
+        weights = [pack_bf16([source], loading).weights for source in sources_of(tensors)]
+    for file, weight in zip(files, weights, strict=True):
+        assert torch.equal(weight.cpu(), torch.from_numpy(file).bfloat16())
 
 
 @triton.jit
