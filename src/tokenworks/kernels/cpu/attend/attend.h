@@ -123,15 +123,22 @@ int segments_of(const AttendArgs& args) {
     return (positions + segment - 1) / segment;
 }
 
+int tasks_of(const AttendArgs& args, int rows_in_task) {
+    int blocks = 0;
+    for (int s = 0; s < args.sequences; s++)
+        blocks += (args.row_starts[s + 1] - args.row_starts[s] + rows_in_task - 1) / rows_in_task;
+    return blocks * args.kv_heads;
+}
+
 template <typename Path>
 void attend_by(const AttendArgs& args, Share& share) {
     // Enough rows to make loading K and V cheap; enough pieces of work to go round.
     const int segments = segments_of(args), pieces = 8 * share.parts;
     int rows = attend_task_rows(args.heads, args.kv_heads);
-    const bool few = args.rows * args.kv_heads < pieces * rows;
-    const bool split = few && segments > 1 && int64_t{args.rows} * args.heads * segments <= args.partials;
+    const bool split = tasks_of(args, rows) < pieces && segments > 1 &&
+                       int64_t{args.rows} * args.heads * segments <= args.partials;
     const int parts_of_task = split ? segments : 1;
-    while (rows > 4 && args.rows * args.kv_heads * parts_of_task < pieces * rows) rows /= 2;
+    while (rows > 4 && tasks_of(args, rows) * parts_of_task < pieces) rows /= 2;
     const int all_rows = rows * group_of(args), wide = whole_panels(value_size(args));
     float* memory = args.scratch + share.part * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const Partial total = partial_at(memory, all_rows, wide);

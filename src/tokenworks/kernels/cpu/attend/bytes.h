@@ -81,14 +81,20 @@ class BytePath {
   private:
     // Scales of the panels' positions, side by side.
     void load_facts(const Source& source, int start, int from, int to) const {
-        for (int at = from; at < to;) {
-            const int slot = (start + at) % args_.cache.block_tokens, left = args_.cache.block_tokens - slot;
-            const int count = left < to - at ? left : to - at;
+        const int tokens = args_.cache.block_tokens;
+        const bool whole = tokens % panel == 0;
+        for (int at = from, count; at < to; at += count) {
+            const int slot = (start + at) % tokens, left = tokens - slot;
             const ByteBlock block = byte_block_of(source, start + at);
-            const size_t bytes = static_cast<size_t>(count) * sizeof(float);
-            __builtin_memcpy(k_scale_ + at, facts_of(args_, block.k) + slot, bytes);
-            __builtin_memcpy(v_log_ + at, facts_of(args_, block.v) + slot, bytes);
-            at += count;
+            const float *k = facts_of(args_, block.k) + slot, *v = facts_of(args_, block.v) + slot;
+            count = whole ? panel : left < to - at ? left : to - at;
+            if (whole) {  // no call for a cache line
+                __builtin_memcpy(k_scale_ + at, k, panel * sizeof(float));
+                __builtin_memcpy(v_log_ + at, v, panel * sizeof(float));
+                continue;
+            }
+            __builtin_memcpy(k_scale_ + at, k, static_cast<size_t>(count) * sizeof(float));
+            __builtin_memcpy(v_log_ + at, v, static_cast<size_t>(count) * sizeof(float));
         }
         invert_scales(v_log_, from, to, v_inverse_);
     }
