@@ -26,7 +26,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What one worker may use."""
 
     threads: Positive | None = None
-    """Default: the cores this process may use, by affinity and control group."""
+    """Default: the cores this process may use, by affinity and control group. Steps use fewer where that is faster."""
     context_tokens: Positive | None = None
     """Default: the model's own, as far as the cache reaches."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

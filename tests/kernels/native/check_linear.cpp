@@ -94,7 +94,7 @@ Run run(const Kernels& kernels, const Weight& weight, std::vector<float>& x, int
     const Segment segment{&weight.matrix, nullptr, 0};
     const LinearArgs linear{rows, {made.output.data(), out_features}, nullptr, 0, prepared, &segment, 1};
     Team team(threads);
-    team.run([&](Share& share) {
+    team.run(threads, [&](Share& share) {
         kernels.prepare(prepare, share);
         share.barrier();
         kernels.linear(linear, share);

@@ -280,6 +280,7 @@ class Executor:
         adapters: npt.NDArray[np.int32] | None,
         first_part: int,
         end_part: int,
+        threads: int,
         /,
     ) -> None: ...
     def load_adapter(self, slot: int, adaptations: list[tuple[int, Raw, Raw, float]], /) -> None:

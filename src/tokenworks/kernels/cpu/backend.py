@@ -9,11 +9,13 @@ from tokenworks.kernels.changes import apply_changes
 from tokenworks.kernels.cpu import _cpu
 from tokenworks.kernels.cpu.keeper import ExpertKeeper
 from tokenworks.kernels.cpu.plan import Plan, make_plan
+from tokenworks.kernels.cpu.team_size import StepSize, TeamSize
 from tokenworks.kernels.cpu.weights import Loader, raw
 from tokenworks.kernels.cpu.writer import Writer
 from tokenworks.kernels.flow import RowKind
 from tokenworks.kernels.program import CacheLayer, KvLayer, Pause, Program, StateLayer, Value
 from tokenworks.kernels.tensor import Tensor
+from tokenworks.protocol.clock import now_s
 from tokenworks.protocol.errors import ModelError
 
 
@@ -49,6 +51,7 @@ class CpuExecutable:
         self, program: Program, weights: Mapping[str, Tensor], limits: Limits, place: PackedPlace | None
     ) -> None:
         self._executor = _cpu.Executor(limits.threads)
+        self._team_size = TeamSize(limits.threads)
         plans = [make_plan(step, limits) for step in program.steps]
         self._limits = limits
         self._loader = Loader(self._executor, program, weights, place)
@@ -133,6 +136,9 @@ class CpuExecutable:
         ):
             raise ValueError(f"A step of {rows} is larger than the limits it was compiled for: {self._limits}.")
         states = batch.states
+        size = StepSize(first_part, rows["tokens"], int(batch.positions.sum()))
+        threads = self._team_size.choose(size)
+        began_s = now_s()
         self._executor.run(
             batch.tokens,
             batch.positions,
@@ -151,7 +157,9 @@ class CpuExecutable:
             batch.adapters,
             first_part,
             end_part,
+            threads,
         )
+        self._team_size.took(size, threads, now_s() - began_s)
         if self._keeper is not None:
             self._keeper.step_done(rows["tokens"])
 

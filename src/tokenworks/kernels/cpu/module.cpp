@@ -98,7 +98,7 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
          std::optional<FloatTable> features, std::optional<Ints> feature_rows, std::optional<IntTable> axes,
          std::optional<Ints> ends, std::optional<FloatTable> inputs, std::optional<Ints> window_starts,
          std::optional<Ints> state_begin, std::optional<Ints> state_rows, std::optional<Ints> state_slots,
-         std::optional<Ints> adapters, int first_part, int end_part) {
+         std::optional<Ints> adapters, int first_part, int end_part, int threads) {
     require(row_starts.size() >= 1, "row_starts has no entries");
     const size_t sequences = row_starts.size() - 1;
     require(positions.size() == tokens.size(), "tokens and positions differ in length");
@@ -150,7 +150,7 @@ void run(Executor& executor, Ints tokens, Ints positions, Ints row_starts, IntTa
     }
     if (adapters) step.adapters = adapters->data();
     nb::gil_scoped_release unlocked;
-    executor.run(step, first_part, end_part);
+    executor.run(step, first_part, end_part, threads);
 }
 
 auto sample(Executor& executor, WritableTable logits, Floats temperature, Ints top_k, Floats top_p, Floats min_p,
@@ -339,7 +339,7 @@ NB_MODULE(_cpu, m) {
         .def("pool", &Executor::pool)
         .def("run", &run, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
              nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
-             nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg())
+             nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg())
         .def("load_adapter",
              [](Executor& executor, int slot, const std::vector<std::tuple<int, Raw, Raw, float>>& adaptations) {
                  std::vector<RawAdaptation> raws;

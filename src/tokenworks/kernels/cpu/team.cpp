@@ -58,7 +58,7 @@ void pin(int cpu) {
 // Pins the calling thread for a run; other work of that thread may go where it likes.
 class PinnedCaller {
   public:
-    explicit PinnedCaller(const std::vector<int>& cpus) : pinned_(!cpus.empty()) {
+    PinnedCaller(const std::vector<int>& cpus, int threads) : pinned_(threads > 1 && !cpus.empty()) {
         if (!pinned_) return;
         pthread_getaffinity_np(pthread_self(), sizeof before_, &before_);
         pin(cpus[0]);
@@ -75,7 +75,7 @@ class PinnedCaller {
 std::vector<int> allowed_cpus() { return {}; }
 void pin(int) {}
 struct PinnedCaller {
-    explicit PinnedCaller(const std::vector<int>&) {}
+    PinnedCaller(const std::vector<int>&, int) {}
 };
 #endif
 
@@ -99,7 +99,7 @@ void Share::barrier() {
     }
 }
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), turns_(std::make_unique<Turn[]>(static_cast<size_t>(threads))) {
     // With as many threads as CPUs, two on one CPU would leave another idle for a scheduler's tick or more. With fewer,
     // the system places them better than we could: it knows what else runs.
     std::vector<int> cpus = allowed_cpus();
@@ -109,31 +109,37 @@ Team::Team(int threads) : size_(threads) {
 
 Team::~Team() {
     stop_ = true;
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
+    call(1, size_);
     for (std::thread& thread : threads_) thread.join();
 }
 
-void Team::run(Job job, void* context) {
-    PinnedCaller pinned(cpus_);
+void Team::call(int begin, int end) {
+    for (int part = begin; part < end; part++) {
+        turns_[static_cast<size_t>(part)].number.fetch_add(1, std::memory_order_release);
+        turns_[static_cast<size_t>(part)].number.notify_one();
+    }
+}
+
+void Team::run(int threads, Job job, void* context) {
+    PinnedCaller pinned(cpus_, threads);
     job_ = job;
     context_ = context;
+    threads_now_ = threads;
     next_.store(0, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    Share share{0, size_, this};
+    call(1, threads);
+    Share share{0, threads, this};
     job(context, share);
     share.barrier();
 }
 
 void Team::work(int part) {
-    if (!cpus_.empty()) pin(cpus_[part]);
+    if (!cpus_.empty()) pin(cpus_[static_cast<size_t>(part)]);
     uint32_t seen = 0;
     for (;;) {
-        await_change(generation_, seen, idle_watch);
+        await_change(turns_[static_cast<size_t>(part)].number, seen, idle_watch);
         seen++;
         if (stop_) return;
-        Share share{part, size_, this};
+        Share share{part, threads_now_, this};
         job_(context_, share);
         share.barrier();
     }

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -35,7 +36,8 @@ struct Share {
     void barrier();
 };
 
-// A fixed set of threads, pinned to distinct CPUs; the caller of run() is part 0. Between runs the others sleep.
+// A fixed set of threads, pinned to distinct CPUs; the caller of run() is part 0. Between runs the others sleep, and
+// sleep on in runs of fewer threads.
 class Team {
   public:
     using Job = void (*)(void* context, Share& share);
@@ -46,25 +48,32 @@ class Team {
     Team& operator=(const Team&) = delete;
 
     int size() const { return size_; }
-    void run(Job job, void* context);
+
+    // On the first `threads` of them, 1 .. size(). A caller alone is pinned nowhere: it goes where there is room.
+    void run(int threads, Job job, void* context);
 
     template <typename F>
-    void run(F&& body) {
-        run([](void* context, Share& share) { (*static_cast<std::remove_reference_t<F>*>(context))(share); }, &body);
+    void run(int threads, F&& body) {
+        run(threads, [](void* context, Share& share) { (*static_cast<std::remove_reference_t<F>*>(context))(share); },
+            &body);
     }
 
   private:
     friend struct Share;
+    // Each word on a cache line of its own: they are what the threads watch.
+    struct alignas(64) Turn {
+        std::atomic<uint32_t> number{0};  // runs that this thread was called to
+    };
     void work(int part);
+    void call(int begin, int end);  // those parts
 
-    int size_;
+    int size_, threads_now_ = 0;  // of the run under way
     Job job_ = nullptr;
     void* context_ = nullptr;
     bool stop_ = false;
     std::vector<int> cpus_;  // where each part is pinned; empty: nowhere
-    // Each on a cache line of its own: they are what the threads watch.
-    alignas(64) std::atomic<uint32_t> generation_{0};  // runs begun
-    alignas(64) std::atomic<uint32_t> phase_{0};       // barriers passed
+    std::unique_ptr<Turn[]> turns_;
+    alignas(64) std::atomic<uint32_t> phase_{0};  // barriers passed
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> next_{0};
     std::vector<std::thread> threads_;

@@ -87,7 +87,7 @@ void Executor::load_adapter(int slot, const std::vector<RawAdaptation>& adaptati
             side->data = data;
             data += side->bytes();
         }
-    team_.run([&](Share& share) {
+    team_.run(team_.size(), [&](Share& share) {
         for (size_t i; (i = static_cast<size_t>(share.take())) < adaptations.size();) {
             pack_panels(adaptations[i].down, adapter.maps[i].down);
             pack_panels(adaptations[i].up, adapter.maps[i].up);

@@ -98,7 +98,7 @@ struct RawAdaptation {
 
 class Executor {
   public:
-    explicit Executor(int threads) : team_(threads) {}
+    explicit Executor(int threads) : team_(threads), threads_(threads) {}
 
     // Packs weights into new memory, in their order. Throws std::invalid_argument, with the weight's name, on an
     // unknown format or a wrong size.
@@ -168,7 +168,8 @@ class Executor {
     int64_t adapter_bytes() const;
 
     // Parts [first, end). Throws std::invalid_argument if a number in `step` points outside the model or the cache.
-    void run(Step step, int first, int end);
+    // Uses so many threads, and no others until the next run.
+    void run(Step step, int first, int end, int threads);
     void sample(SampleArgs args);  // but for the scratch
     void logprobs(const LogprobsArgs& args);
 
@@ -234,6 +235,7 @@ class Executor {
 
     const Kernels& kernels_ = kernels();
     Team team_;
+    int threads_;  // of the last run
     std::deque<PackedMatrix> matrices_;
     std::deque<std::vector<float>> vectors_;
     int64_t weight_bytes_ = 0;

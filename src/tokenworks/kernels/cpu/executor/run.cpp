@@ -1,6 +1,7 @@
-// How the executor runs a step: checked, then call after call on all threads.
+// How the executor runs a step: checked, then call after call on the threads that are asked for.
 #include "executor.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "../sample/scratch.h"
@@ -73,18 +74,20 @@ void Executor::check(const Step& step, size_t first_part, size_t end_part) const
     }
 }
 
-void Executor::run(Step step, int first_part, int end_part) {
+void Executor::run(Step step, int first_part, int end_part, int threads) {
     step.merged = merged_;
     const auto first = static_cast<size_t>(first_part), last = static_cast<size_t>(end_part);
     if (first_part < 0 || end_part <= first_part || last > part_starts_.size())
         throw std::invalid_argument("there is no such part");
+    if (threads < 1 || threads > team_.size()) throw std::invalid_argument("there are not so many threads");
     check(step, first, last);
     if (step.adapters) group_rows(step);
     if (selected_attend_) find_selected(step);
     const size_t begin = part_starts_[first], end = last == part_starts_.size() ? calls_.size() : part_starts_[last];
     if (step.state_begin) find_writings(step);
     finite_ = true;
-    team_.run([&](Share& share) {
+    threads_ = threads;
+    team_.run(threads_, [&](Share& share) {
         for (size_t i = begin; i < end; i++) calls_[i](step, share);
         for (const Watched& each : watched_) {
             if (each.end != end) continue;
@@ -98,11 +101,11 @@ void Executor::sample(SampleArgs args) {
     const size_t bytes = static_cast<size_t>(team_.size() * sample_thread_bytes(args.vocabulary));
     if (bytes > sample_scratch_.size()) sample_scratch_ = Region(bytes, false);
     args.scratch = reinterpret_cast<char*>(sample_scratch_.data());
-    team_.run([&](Share& share) { kernels_.sample(args, share); });
+    team_.run(std::clamp(args.rows, 1, threads_), [&](Share& share) { kernels_.sample(args, share); });
 }
 
 void Executor::logprobs(const LogprobsArgs& args) {
-    team_.run([&](Share& share) { kernels_.logprobs(args, share); });
+    team_.run(std::clamp(args.rows, 1, threads_), [&](Share& share) { kernels_.logprobs(args, share); });
 }
 
 }  // namespace tokenworks::cpu

@@ -61,7 +61,7 @@ Packed Executor::pack(const std::vector<RawWeight>& weights) {
         data += shapes[w].bytes();
         for (int p = 0; p < shapes[w].panels(); p += 16) tasks.push_back({w, p, std::min(p + 16, shapes[w].panels())});
     }
-    team_.run([&](Share& share) {
+    team_.run(team_.size(), [&](Share& share) {
         for (size_t t; (t = static_cast<size_t>(share.take())) < tasks.size();) {
             const Task& task = tasks[t];
             for (int p = task.begin; p < task.end; p++)
@@ -74,7 +74,7 @@ Packed Executor::pack(const std::vector<RawWeight>& weights) {
 
 std::vector<uint64_t> Executor::checksums(const std::vector<std::pair<const uint8_t*, size_t>>& pieces) {
     std::vector<uint64_t> sums(pieces.size());
-    team_.run([&](Share& share) {
+    team_.run(team_.size(), [&](Share& share) {
         for (size_t i; (i = static_cast<size_t>(share.take())) < pieces.size();)
             sums[i] = checksum(pieces[i].first, pieces[i].second);
     });
@@ -84,7 +84,7 @@ std::vector<uint64_t> Executor::checksums(const std::vector<std::pair<const uint
 Region Executor::copy(const uint8_t* data, size_t bytes) {
     constexpr size_t piece = size_t{2} << 20;
     Region region(bytes, true);
-    team_.run([&](Share& share) {
+    team_.run(team_.size(), [&](Share& share) {
         for (size_t at; (at = static_cast<size_t>(share.take()) * piece) < bytes;)
             std::memcpy(region.data() + at, data + at, std::min(piece, bytes - at));
     });
