@@ -1,6 +1,7 @@
 """Anthropic's API through the official client."""
 
 import json
+from typing import Any
 
 import anthropic
 import pytest
@@ -113,3 +114,34 @@ def test_an_output_schema_is_kept_to(claude: anthropic.Anthropic) -> None:
         output_config={"format": {"type": "json_schema", "schema": schema}},
     )
     assert json.loads(reply.content[0].text)["n"] in (1, 2)
+
+
+def test_a_conversation_that_another_model_began_goes_on(claude: anthropic.Anthropic) -> None:
+    def tokens(*content: dict[str, Any], role: str = "user") -> int:
+        turns = [{"role": role, "content": list(content)}, {"role": "user", "content": "Go on."}]
+        return claude.messages.count_tokens(model="smollm2", messages=turns).input_tokens
+
+    text = {"type": "text", "text": "bread"}
+    document = {"type": "document", "title": "A"}
+    for same in (
+        {**document, "source": {"type": "text", "media_type": "text/plain", "data": "bread"}},
+        {**document, "source": {"type": "content", "content": "bread"}},
+        {**document, "source": {"type": "content", "content": [text]}},
+        {"type": "search_result", "source": "u", "title": "t", "content": [text]},
+    ):
+        assert tokens(same) == tokens(text)
+    hosted = [
+        {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "bread"}},
+        {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []},
+    ]
+    assert tokens(*hosted, text, role="assistant") == tokens(text, role="assistant")
+    found = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "tool_reference", "tool_name": "bread"}]}
+    assert tokens(found) == tokens({**found, "content": "bread"})
+    with pytest.raises(anthropic.BadRequestError, match="as text"):
+        tokens({**document, "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}})
+
+
+def test_agents_bring_many_tools(claude: anthropic.Anthropic) -> None:
+    tools = [{"name": f"tool_{number}", "input_schema": {"type": "object"}} for number in range(140)]
+    ask = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}]}
+    assert claude.messages.count_tokens(**ask, tools=tools).input_tokens > 140

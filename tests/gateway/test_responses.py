@@ -128,3 +128,47 @@ def test_logprobs_are_included_on_request(client: openai.OpenAI) -> None:
     entries = reply.output[0].content[0].logprobs
     assert entries
     assert all(len(entry.top_logprobs) == 2 for entry in entries)
+
+
+def test_the_items_of_a_stored_response_are_listed(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="smollm2", input="My name is Ada.", max_output_tokens=5)
+    then = client.responses.create(
+        model="smollm2", input=[{"role": "user", "content": "And?"}], previous_response_id=first.id, max_output_tokens=3
+    )
+    listed = list(client.responses.input_items.list(then.id, limit=2, order="asc"))  # two pages
+    assert [(item.role, item.content[0].type) for item in listed] == [
+        ("user", "input_text"), ("assistant", "output_text"), ("user", "input_text"),
+    ]  # fmt: skip
+    assert (listed[0].content[0].text, listed[1].content[0].text) == ("My name is Ada.", first.output_text)
+    newest = client.responses.input_items.list(then.id)
+    assert [item.id for item in newest.data] == [item.id for item in reversed(listed)]
+    for wrong in ({"limit": 0}, {"order": "up"}, {"after": "item_x"}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.responses.input_items.list(then.id, **wrong)
+        assert refused.value.param in wrong
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_items.list("resp_none")
+
+
+def test_tokens_are_counted_as_they_are_read(client: openai.OpenAI) -> None:
+    ask = {"model": "smollm2", "input": "Hello", "instructions": "Be brief.", "tools": [TOOL]}
+    counted = client.responses.input_tokens.count(**ask)
+    assert counted.input_tokens == client.responses.create(**ask, max_output_tokens=1).usage.input_tokens
+
+
+def test_a_conversation_that_another_model_began_goes_on(client: openai.OpenAI) -> None:
+    def tokens(*items: dict[str, object]) -> int:
+        asked = [{"role": "user", "content": "Mend it."}, *items]
+        return client.responses.input_tokens.count(model="smollm2", input=asked).input_tokens
+
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}
+    searched = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search"}}
+    patched = {"type": "custom_tool_call", "call_id": "c", "name": "apply_patch", "input": "*** Begin"}
+    done = {"type": "custom_tool_call_output", "call_id": "c", "output": "Done"}
+    plain = {"type": "function_call", "call_id": "c", "name": "apply_patch", "arguments": '{"input": "*** Begin"}'}
+    assert tokens(thought, searched) == tokens()
+    assert tokens(patched, done) == tokens(plain, {**done, "type": "function_call_output"}) > tokens()
+    for wrong in ({"type": "poem"}, {"type": "custom_tool_call", "call_id": "c", "name": "f"}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            tokens(wrong)
+        assert refused.value.param == "input"

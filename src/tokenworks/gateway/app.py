@@ -71,6 +71,14 @@ ROUTES: tuple[Api, ...] = (
         None, responses_types.Response, False, (404,),
     ),
     Api(
+        "POST", "/v1/responses/input_tokens", responses.count_input_tokens, "Count a prompt's tokens",
+        responses_types.ResponsesBody, responses_types.InputTokens, False, _MODEL_ERRORS,
+    ),
+    Api(
+        "GET", "/v1/responses/{id}/input_items", responses.list_input_items, "What a stored response was made of",
+        None, responses_types.ItemList, False, (400, 404),
+    ),
+    Api(
         "DELETE", "/v1/responses/{id}", responses.delete_response, "Forget a stored response",
         None, responses_types.DeletedResponse, False, (404,),
     ),

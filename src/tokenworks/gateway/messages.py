@@ -17,7 +17,7 @@ from tokenworks.gateway.http import anthropic_error, json_response, read_body
 from tokenworks.gateway.messages_types import (
     AnyChoice,
     Base64Source,
-    Block,
+    ContentSource,
     CountTokensBody,
     DocumentBlock,
     ImageBlock,
@@ -26,12 +26,13 @@ from tokenworks.gateway.messages_types import (
     MessagesBody,
     MessageUsage,
     NoneChoice,
-    RedactedThinkingBlock,
+    PlainSource,
+    SearchResultBlock,
     StopReason,
     TextBlock,
-    ThinkingBlock,
     TokenCount,
     ToolChoice,
+    ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
     UrlSource,
@@ -228,8 +229,8 @@ def _from_message(message: InputMessage, pictures: Pictures) -> list[Message]:
     calls: list[dict[str, Any]] = []
     for block in message.content:
         match block:
-            case TextBlock():
-                texts.append(block.text)
+            case TextBlock() | DocumentBlock() | SearchResultBlock():
+                texts.append(_text(block))
             case ImageBlock():
                 texts.append(_picture(block, pictures))
             case ToolUseBlock():
@@ -239,10 +240,8 @@ def _from_message(message: InputMessage, pictures: Pictures) -> list[Message]:
                 result.append(
                     {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result_text(block, pictures)}
                 )
-            case ThinkingBlock() | RedactedThinkingBlock():
+            case _:  # thinking, and what hosted tools did
                 pass
-            case _:
-                raise _not_text(block)
     if texts or calls or not result:
         turn: Message = {"role": message.role, "content": "".join(texts)}
         if calls:
@@ -255,13 +254,23 @@ def _result_text(block: ToolResultBlock, pictures: Pictures) -> str:
     if block.content is None or isinstance(block.content, str):
         text = block.content or ""
     else:
-        texts = []
-        for part in block.content:
-            if isinstance(part, DocumentBlock):
-                raise _not_text(part)
-            texts.append(part.text if isinstance(part, TextBlock) else _picture(part, pictures))
-        text = "".join(texts)
+        text = "".join(
+            _picture(part, pictures) if isinstance(part, ImageBlock) else _text(part) for part in block.content
+        )
     return f"Error: {text}" if block.is_error else text
+
+
+def _text(block: TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock) -> str:
+    match block:
+        case TextBlock(text=text) | DocumentBlock(source=PlainSource(data=text)):
+            return text
+        case DocumentBlock(source=ContentSource(content=str(text))):
+            return text
+        case DocumentBlock(source=ContentSource(content=list(parts))) | SearchResultBlock(content=list(parts)):
+            return "".join(part.text for part in parts)
+        case ToolReferenceBlock(tool_name=name):
+            return name
+    raise InvalidRequest("this model reads texts alone: send what is in the document as text", param="messages")
 
 
 def _picture(block: ImageBlock, pictures: Pictures) -> str:
@@ -272,8 +281,3 @@ def _picture(block: ImageBlock, pictures: Pictures) -> str:
             return pictures.at(url)
         case _:
             raise InvalidRequest("no files are kept here: send the image in base64", param="messages")
-
-
-def _not_text(block: Block) -> InvalidRequest:
-    kind = block.__struct_config__.tag
-    return InvalidRequest(f"this model cannot take {kind} content", param="messages")

@@ -36,8 +36,33 @@ class ImageBlock(msgspec.Struct, tag_field="type", tag="image"):
     source: Base64Source | UrlSource | FileSource
 
 
+class PlainSource(msgspec.Struct, tag_field="type", tag="text"):
+    data: str
+
+
+class ContentSource(msgspec.Struct, tag_field="type", tag="content"):
+    content: str | list[TextBlock]
+
+
 class DocumentBlock(msgspec.Struct, tag_field="type", tag="document"):
-    """Refused: the models served here read no files."""
+    """A text; refused as a file: the models served here read none."""
+
+    source: PlainSource | ContentSource | Base64Source | UrlSource | FileSource
+    title: str | None = None
+
+
+class SearchResultBlock(msgspec.Struct, tag_field="type", tag="search_result"):
+    """What a client's own search found."""
+
+    content: list[TextBlock]
+    source: str
+    title: str
+
+
+class ToolReferenceBlock(msgspec.Struct, tag_field="type", tag="tool_reference"):
+    """A tool that a search among tools found."""
+
+    tool_name: str
 
 
 class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
@@ -48,13 +73,38 @@ class RedactedThinkingBlock(msgspec.Struct, tag_field="type", tag="redacted_thin
     """As ThinkingBlock."""
 
 
+class ServerToolUseBlock(msgspec.Struct, tag_field="type", tag="server_tool_use"):
+    """Of Anthropic's hosted tools, which another model of the conversation had; left out of the prompt, as is what they
+    found."""
+
+
+class WebSearchBlock(msgspec.Struct, tag_field="type", tag="web_search_tool_result"):
+    """As ServerToolUseBlock."""
+
+
+class WebFetchBlock(msgspec.Struct, tag_field="type", tag="web_fetch_tool_result"):
+    """As ServerToolUseBlock."""
+
+
 class ToolResultBlock(msgspec.Struct, tag_field="type", tag="tool_result"):
     tool_use_id: str
-    content: str | list[TextBlock | ImageBlock | DocumentBlock] | None = None
+    content: str | list[TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock] | None = None
     is_error: bool | None = None
 
 
-Block = TextBlock | ToolUseBlock | ToolResultBlock | ImageBlock | DocumentBlock | ThinkingBlock | RedactedThinkingBlock
+Block = (
+    TextBlock
+    | ToolUseBlock
+    | ToolResultBlock
+    | ImageBlock
+    | DocumentBlock
+    | SearchResultBlock
+    | ThinkingBlock
+    | RedactedThinkingBlock
+    | ServerToolUseBlock
+    | WebSearchBlock
+    | WebFetchBlock
+)
 
 
 class InputMessage(msgspec.Struct):
@@ -106,7 +156,7 @@ class CountTokensBody(msgspec.Struct, kw_only=True):
     model: str
     messages: Annotated[list[InputMessage], Meta(min_length=1)]
     system: str | list[SystemBlock] | None = None
-    tools: Annotated[list[InputTool], Meta(max_length=128)] | None = None
+    tools: Annotated[list[InputTool], Meta(max_length=1024)] | None = None
     tool_choice: AutoChoice | AnyChoice | ToolChoice | NoneChoice | None = None
 
 

@@ -55,7 +55,7 @@ def _operation(api: "Api", schema_of: dict[Any, Any], models: Sequence[str]) -> 
     if api.is_form:
         ok["content"]["text/plain"] = {"schema": {"type": "string"}}
     if api.streams:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        ok["content"]["text/event-stream"] = {}  # events: OpenAPI 3.1 describes whole bodies alone
     answers: dict[str, Any] = {"200": ok}
     error = AnthropicError if api.path.startswith("/v1/messages") else ErrorBody
     for status in api.errors:

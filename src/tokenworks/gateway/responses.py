@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,29 +11,27 @@ from starlette.requests import Request
 from starlette.responses import Response as HTTPResponse
 from starlette.types import ASGIApp
 
-from tokenworks.gateway.chat import choose_tools, template_call
+from tokenworks.gateway.chat import choose_tools
 from tokenworks.gateway.generation import Delta, Ticket, generate
 from tokenworks.gateway.grammar import json_schema_grammar
 from tokenworks.gateway.http import json_response, read_body
 from tokenworks.gateway.logprobs import chat_logprobs
 from tokenworks.gateway.pictures import Pictures
-from tokenworks.gateway.prompt import Message, chat_prompt
+from tokenworks.gateway.prompt import Prompt, chat_prompt
+from tokenworks.gateway.responses_items import page, template_messages
 from tokenworks.gateway.responses_store import StoredResponse
 from tokenworks.gateway.responses_types import (
     AllowedToolsChoice,
     DeletedResponse,
     IncompleteDetails,
     InputDetails,
-    InputFile,
-    InputImage,
     InputItem,
-    ItemContent,
+    InputTokens,
     NamedChoice,
     OutputCall,
     OutputDetails,
     OutputMessage,
     OutputText,
-    RefusalText,
     Response,
     ResponseFault,
     ResponsesBody,
@@ -95,6 +93,25 @@ async def get_response(request: Request) -> HTTPResponse:
     return HTTPResponse(stored.response, media_type="application/json")
 
 
+async def list_input_items(request: Request) -> HTTPResponse:
+    """GET /v1/responses/{id}/input_items: what the response was made of, the conversation before it included."""
+    serving: Serving = request.app.state.gateway
+    response_id = request.path_params["id"]
+    stored = await _stored(serving, response_id, None)
+    made = len(msgspec.json.decode(stored.response, type=Response).output)
+    items = msgspec.json.decode(stored.conversation, type=list[InputItem])
+    return json_response(page(items[: len(items) - made], response_id, request.query_params))
+
+
+async def count_input_tokens(request: Request) -> HTTPResponse:
+    """POST /v1/responses/input_tokens."""
+    serving: Serving = request.app.state.gateway
+    body = await read_body(request, ResponsesBody)
+    model = await serving.generator(body.model)
+    prompt, *_ = await _prompt(model, body, await _conversation(serving, body))
+    return json_response(InputTokens(len(prompt.ids)))
+
+
 async def delete_response(request: Request) -> HTTPResponse:
     """DELETE /v1/responses/{id}."""
     serving: Serving = request.app.state.gateway
@@ -119,6 +136,16 @@ async def _conversation(serving: Serving, body: ResponsesBody) -> list[InputItem
     if isinstance(body.input, str):
         return [*items, InputItem(type="message", role="user", content=body.input)]
     return [*items, *body.input]
+
+
+async def _prompt(
+    model: TextModel, body: ResponsesBody, items: list[InputItem]
+) -> tuple[Prompt, list[Tool], Grammar | None]:
+    """The prompt, the tools it shows, and the grammar where one of them must be called."""
+    tools, forced = _tools(model, body)
+    pictures = Pictures()
+    messages = template_messages(body.instructions, items, pictures)
+    return await chat_prompt(model, messages, pictures, tools, param="input"), tools, forced
 
 
 class _Run:
@@ -153,10 +180,7 @@ class _Run:
 
     @staticmethod
     async def prepare(model: TextModel, body: ResponsesBody, items: list[InputItem]) -> "_Run":
-        tools, forced = _tools(model, body)
-        pictures = Pictures()
-        messages = _template_messages(body.instructions, items, pictures)
-        prompt = await chat_prompt(model, messages, pictures, tools, param="input")
+        prompt, tools, forced = await _prompt(model, body, items)
         wants_logprobs = _LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
         sampling = Sampling(
             max_tokens=model.room(len(prompt.ids), body.max_output_tokens, "input"),
@@ -329,57 +353,3 @@ def _format_grammar(body: ResponsesBody) -> Grammar | None:
     if wanted.schema is None:
         raise InvalidRequest("a json_schema format needs a schema", param="text.format.schema")
     return json_schema_grammar(wanted.schema, "text.format.schema")
-
-
-def _template_messages(instructions: str | None, items: Sequence[InputItem], pictures: Pictures) -> list[Message]:
-    """As chat templates take them, pictures noted; calls that follow one another belong to one turn."""
-    result: list[Message] = []
-    if instructions:
-        result.append({"role": "system", "content": instructions})
-    for item in items:
-        match item.type:
-            case "message" | None:
-                if item.role is None or item.content is None:
-                    raise InvalidRequest("a message needs role and content", param="input")
-                role = "system" if item.role == "developer" else item.role
-                result.append({"role": role, "content": _content_text(item.content, pictures)})
-            case "function_call":
-                if item.call_id is None or item.name is None or item.arguments is None:
-                    raise InvalidRequest("a function_call needs call_id, name and arguments", param="input")
-                call = template_call(item.call_id, item.name, item.arguments)
-                if result and result[-1]["role"] == "assistant":
-                    result[-1].setdefault("tool_calls", []).append(call)
-                else:
-                    result.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            case "function_call_output":
-                if item.call_id is None or item.output is None:
-                    raise InvalidRequest("a function_call_output needs call_id and output", param="input")
-                result.append(
-                    {"role": "tool", "tool_call_id": item.call_id, "content": _content_text(item.output, pictures)}
-                )
-            case "reasoning":
-                pass  # an earlier turn's thinking is no part of the next prompt
-            case "item_reference":
-                raise InvalidRequest("item_reference: send the item itself, or previous_response_id", param="input")
-    return _system_first(result)
-
-
-def _system_first(messages: list[Message]) -> list[Message]:
-    """Templates take one system message, in front: instructions and developer messages are joined there."""
-    system = [message["content"] for message in messages if message["role"] == "system"]
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
-
-
-def _content_text(content: str | ItemContent, pictures: Pictures) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for part in content:
-        if isinstance(part, InputImage) and part.image_url is not None:
-            texts.append(pictures.at(part.image_url))
-            continue
-        if isinstance(part, InputImage | InputFile):
-            raise InvalidRequest("no files are kept here: send an image as input_image with image_url", param="input")
-        texts.append(part.refusal if isinstance(part, RefusalText) else part.text)
-    return "".join(texts)

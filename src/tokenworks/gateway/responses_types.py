@@ -26,6 +26,12 @@ class RefusalText(msgspec.Struct, tag_field="type", tag="refusal"):
     refusal: str
 
 
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    """An earlier turn's thinking; left out of the prompt."""
+
+    text: str
+
+
 class InputImage(msgspec.Struct, tag_field="type", tag="input_image", omit_defaults=True):
     image_url: str | None = None
     """data:image/...;base64,... or, from hosts that the configuration allows, http(s)."""
@@ -38,13 +44,13 @@ class InputFile(msgspec.Struct, tag_field="type", tag="input_file"):
     """Refused: the models served here read no files."""
 
 
-ItemContent = list[InputText | OutputTextIn | PlainText | RefusalText | InputImage | InputFile]
+ItemContent = list[InputText | OutputTextIn | PlainText | RefusalText | ReasoningText | InputImage | InputFile]
 
 
 class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A message, a call, a call's output; `type` may be left out of a message, so this is one shape for all."""
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"] | None = None
+    type: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | ItemContent | None = None
     id: str | None = None
@@ -52,6 +58,8 @@ class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    input: str | None = None
+    """Of a custom_tool_call: free text in place of arguments."""
     output: str | ItemContent | None = None
 
 
@@ -196,6 +204,19 @@ class Response(msgspec.Struct, kw_only=True):
     metadata: dict[str, str]
     user: str | UnsetType | None = UNSET
     usage: ResponseUsage | None = None
+
+
+class ItemList(msgspec.Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[InputItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class InputTokens(msgspec.Struct):
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
 
 
 class DeletedResponse(msgspec.Struct):
