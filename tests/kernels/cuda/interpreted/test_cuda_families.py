@@ -13,9 +13,12 @@ from chunked_steps import LIMITS, STEPS, assert_close, assert_steps, batch, comp
 from small_checkpoints import DECODERS, write_decoder
 
 from tokenworks.kernels.backend import StateBatch
+from tokenworks.kernels.cuda import inputs
 from tokenworks.kernels.cuda.backend import CudaBackend
 from tokenworks.kernels.cuda.graphs import Graphs
+from tokenworks.kernels.program import ProgramBuilder
 from tokenworks.kernels.reference import ReferenceBackend
+from tokenworks.kernels.tensor import Tensor
 
 FAMILIES = ["llama-tied-biased", "qwen3", "gemma2", "gpt-neox", "deepseek-v3", "qwen3-5", "bamba"]
 
@@ -71,3 +74,27 @@ def test_alone_is_as_among_others(written: Callable[[str], Path]) -> None:
     together = np.asarray(model.run(STEPS[2]))
     for row, piece in enumerate([(2, 9, 10), (0, 22, 23)]):
         np.testing.assert_array_equal(model.run(batch(piece))[0], together[2 * row])
+
+
+def test_parts_of_a_step_take_its_rows_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    b, rng = ProgramBuilder(), np.random.default_rng(1)
+    x = b.activate(b.linear(b.input(32), ("first",), 32), "gelu")
+    b.pause()
+    program = b.finish(b.linear(x, ("second",), 32))
+    numbers = {name: rng.standard_normal((32, 32)).astype(np.float32) / 6 for name in ("first", "second")}
+    weights = {name: Tensor(name, "F32", (32, 32), each.reshape(-1).view(np.uint8)) for name, each in numbers.items()}
+    step = replace(batch((0, 0, 9)), inputs=rng.standard_normal((9, 32)).astype(np.float32), states=None)
+    taken: list[int] = []
+
+    def taking(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        taken.append(len(rows))
+        return torch.from_numpy(rows).to(device)
+
+    monkeypatch.setattr(inputs, "rows_on", taking)
+    made = []
+    for backend in (CudaBackend("cpu"), ReferenceBackend()):
+        model = backend.compile(program, weights, LIMITS)
+        assert [len(model.run(step, part)) for part in range(model.parts)][:-1] == [0]
+        made.append(np.array(model.run(step, 1)))
+    np.testing.assert_allclose(*made, atol=0.02 * np.ptp(made[1]))
+    assert taken == [9]
