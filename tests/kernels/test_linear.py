@@ -135,6 +135,16 @@ def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(form_
         np.testing.assert_array_equal(run(product([w], x, threads=threads), step([(range(ROWS), 0)])), whole)
 
 
+def test_the_largest_codes_of_8_bits_do_not_overflow() -> None:
+    rng = np.random.default_rng(12)
+    signs = rng.choice([-1.0, 1.0], (23, 64)).astype(np.float32)
+    codes = rng.choice([-128, 127], (40, 64)).astype(np.int8)
+    signs[:2], codes[:2] = [[1], [-1]], [[-128], [127]]
+    w = Tensor("w", "I8", codes.shape, codes.reshape(-1).view(np.uint8), row_scales(40, rng))
+    got = run(product([w], signs), step([(range(23), 0)]))
+    assert relative_error(got, signs @ dequantise(w).astype(np.float64).T) < 2e-6
+
+
 @pytest.mark.parametrize("form_name", ["Q4_1", "F16", "BF16"])
 def test_products_too_large_for_one_task(form_name: str) -> None:
     rng = np.random.default_rng(11)

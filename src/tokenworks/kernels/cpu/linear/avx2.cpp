@@ -3,8 +3,10 @@
 // sum less the zero's part fits (8 * 2 * 12 * 127 = 24384). So here the zero's part (BlockFacts) is of two sums of 16 bits:
 // of inputs 0, 1 and of inputs 2, 3 of each four.
 //
-// i8 codes: their magnitude is multiplied with the input that has got their sign, and each pair (2 * 128 * 127 = 32512) is
-// widened at once.
+// i8 codes: their magnitude |w| is multiplied with the input x or, where w < 0, with ~x = -x - 1, which takes an exclusive
+// or with a mask; each pair (at most 2 * 128 * 128 downwards, 2 * 128 * 127 upwards) is widened at once. What is left to add
+// is the sum of |w| where w < 0, once for all rows. For one or two rows vpsignb is faster, which needs no mask and no sum, but
+// shares the multiplying pipes.
 #include <immintrin.h>
 
 #include "linear.h"
@@ -13,6 +15,7 @@ namespace tokenworks::cpu {
 namespace {
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 void quantise_block(const float* x, int8_t* codes, BlockFacts* facts) {
@@ -118,7 +121,28 @@ INLINE __m256i load_codes(const uint8_t* block, int group, int side) {
     return _mm256_shuffle_epi8(numbers, codes);
 }
 
-// Where the 16-bit sums of a block (or of the half of one) begin.
+constexpr int rows_at_once = 4;
+
+// What tells the signs of i8 codes: for few rows the codes themselves, for more a mask, all ones where they are negative.
+template <int rows>
+INLINE __m256i load_signs(const uint8_t* block, int group, int side) {
+    const __m256i codes = load(block + group * 64 + side * 32);
+    return rows < rows_at_once ? codes : _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
+}
+
+// Where the sums of i8 codes begin: at the magnitudes that masks leave to add, of eight features.
+template <Layout layout, int rows>
+INLINE __m256i load_begin(const uint8_t* block, int part, int side) {
+    constexpr int groups = row_of(layout).block / 4;
+    __m256i sums = _mm256_setzero_si256();
+    if constexpr (rows < rows_at_once) return sums;
+    UNROLL for (int g = part * groups; g < (part + 1) * groups; g++)
+        sums = _mm256_sub_epi16(
+            sums, _mm256_maddubs_epi16(load_codes<layout>(block, g, side), load_signs<rows>(block, g, side)));
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+// Where the sums of a block (or of the half of one) begin, if they are of 16 bits.
 template <Layout layout>
 INLINE __m256i begin(const BlockFacts& facts, int part) {
     if constexpr (layout == Layout::q4) return _mm256_set1_epi32(facts.minus_8);
@@ -128,10 +152,11 @@ INLINE __m256i begin(const BlockFacts& facts, int part) {
 }
 
 // A block's products with `at_once` rows, whose codes and facts lie one behind the other, added to out [at_once, 16].
-// codes(group, side) and scales(part, side) read the weights; scales of part `parts` are minimums.
+// codes(group, side) and scales(part, side) read the weights, and so do, of i8 codes, signs(group, side) and
+// begins(part, side); scales of part `parts` are minimums.
 template <int at_once, Layout layout>
-INLINE void add_block(const uint8_t* block, const int8_t* x, const BlockFacts* facts, float* out, const auto& codes,
-                      const auto& scales) {
+INLINE void add_block(const int8_t* x, const BlockFacts* facts, float* out, const auto& codes, const auto& signs,
+                      const auto& begins, const auto& scales) {
     constexpr LayoutRow row = row_of(layout);
     constexpr bool wide = row.codes == Codes::i8;
     constexpr int parts = 32 / row.block;
@@ -139,20 +164,27 @@ INLINE void add_block(const uint8_t* block, const int8_t* x, const BlockFacts* f
     const __m256i ones = _mm256_set1_epi16(1);
     UNROLL for (int p = 0; p < parts; p++) {
         __m256i sums[at_once][2];
-        UNROLL for (int r = 0; r < at_once; r++) sums[r][0] = sums[r][1] = begin<layout>(facts[r], p);
+        UNROLL for (int r = 0; r < at_once; r++)
+            UNROLL for (int side = 0; side < 2; side++)
+                if constexpr (wide)
+                    sums[r][side] = begins(p, side);
+                else
+                    sums[r][side] = begin<layout>(facts[r], p);
         UNROLL for (int g = p * 8 / parts; g < (p + 1) * 8 / parts; g++) {
-            __m256i weights[2] = {codes(g, 0), codes(g, 1)}, signs[2];
+            __m256i weights[2] = {codes(g, 0), codes(g, 1)}, sign[2];
             UNROLL for (int side = 0; side < 2; side++) {
                 in_register(weights[side]);
-                if constexpr (wide) signs[side] = load(block + g * 64 + side * 32);
+                if constexpr (wide) sign[side] = signs(g, side);
+                if constexpr (wide && at_once == rows_at_once) in_register(sign[side]);
             }
             UNROLL for (int r = 0; r < at_once; r++) {
                 const __m256i inputs = four(x + r * 32, g);
                 UNROLL for (int side = 0; side < 2; side++) {
                     __m256i& sum = sums[r][side];
                     if constexpr (wide) {
-                        const __m256i pairs =
-                            _mm256_maddubs_epi16(weights[side], _mm256_sign_epi8(inputs, signs[side]));
+                        const __m256i signed_inputs = at_once < rows_at_once ? _mm256_sign_epi8(inputs, sign[side])
+                                                                             : _mm256_xor_si256(inputs, sign[side]);
+                        const __m256i pairs = _mm256_maddubs_epi16(weights[side], signed_inputs);
                         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
                     } else {
                         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights[side], inputs));
@@ -182,35 +214,61 @@ INLINE void add_block(const uint8_t* block, const int8_t* x, const BlockFacts* f
     }
 }
 
+// A block unpacked, for tiles of many rows.
+template <Layout layout>
+struct Unpacked {
+    static constexpr LayoutRow row = row_of(layout);
+    static constexpr bool wide = row.codes == Codes::i8;
+    static constexpr int parts = 32 / row.block, scale_rows = parts + row.minimums;
+    alignas(64) uint8_t codes[8][64], signs[wide ? 8 : 1][64];
+    alignas(64) int32_t begins[wide ? parts : 1][16];
+    alignas(64) float scales[scale_rows][16];
+
+    INLINE_MEMBER explicit Unpacked(const uint8_t* block) {
+        const auto put = [](void* at, int side, __m256i value) {
+            _mm256_store_si256(static_cast<__m256i*>(at) + side, value);
+        };
+        UNROLL for (int side = 0; side < 2; side++) {
+            UNROLL for (int g = 0; g < 8; g++) {
+                put(codes[g], side, load_codes<layout>(block, g, side));
+                if constexpr (wide) put(signs[g], side, load_signs<rows_at_once>(block, g, side));
+            }
+            if constexpr (wide)
+                UNROLL for (int p = 0; p < parts; p++)
+                    put(begins[p], side, load_begin<layout, rows_at_once>(block, p, side));
+            if constexpr (row.scales != Scales::none)
+                UNROLL for (int p = 0; p < scale_rows; p++)
+                    _mm256_store_ps(scales[p] + side * 8, load_scales<layout>(block + code_bytes(layout), p, side));
+        }
+    }
+};
+
+// An unpacked block's products with `height` rows.
+template <int height, Layout layout>
+INLINE void add_unpacked(const Unpacked<layout>& block, const int8_t* x, const BlockFacts* facts, float* out) {
+    const auto get = [](const void* at, int side) { return load(static_cast<const uint8_t*>(at) + side * 32); };
+    for (int r = 0; r < height; r += rows_at_once)
+        add_block<rows_at_once, layout>(
+            x + r * 32, facts + r, out + r * panel_width, [&](int g, int side) { return get(block.codes[g], side); },
+            [&](int g, int side) { return get(block.signs[g], side); },
+            [&](int part, int side) { return get(block.begins[part], side); },
+            [&](int part, int side) { return _mm256_load_ps(block.scales[part] + side * 8); });
+}
+
 template <int height, Layout layout>
 INLINE void blocks(const PackedMatrix& shape, const uint8_t* panel, const int8_t* x, const BlockFacts* facts,
                    const Fetch& fetch, float* out) {
-    constexpr LayoutRow row = row_of(layout);
-    constexpr int at_once = 4, parts = 32 / row.block, scale_rows = parts + row.minimums;
     const uint8_t* soon = fetch.data;
     for (int64_t b = shape.in_features / 32; b > 0; b--) {
         for (int64_t at = 0; at < fetch.block_bytes; at += 64, soon += 64) __builtin_prefetch(soon, 0, 2);
-        const uint8_t* packed_scales = panel + code_bytes(layout);
-        const auto codes = [&](int g, int side) { return load_codes<layout>(panel, g, side); };
-        const auto scales = [&](int part, int side) { return load_scales<layout>(packed_scales, part, side); };
-        if constexpr (height <= at_once) {
-            add_block<height, layout>(panel, x, facts, out, codes, scales);
-        } else {
-            // Unpacked once for all rows.
-            alignas(64) uint8_t bytes[8][64];
-            alignas(64) float factors[scale_rows][16];
-            UNROLL for (int side = 0; side < 2; side++) {
-                UNROLL for (int g = 0; g < 8; g++)
-                    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes[g] + side * 32), codes(g, side));
-                if constexpr (row.scales != Scales::none)
-                    UNROLL for (int p = 0; p < scale_rows; p++) _mm256_store_ps(factors[p] + side * 8, scales(p, side));
-            }
-            for (int r = 0; r < height; r += at_once)
-                add_block<at_once, layout>(
-                    panel, x + r * 32, facts + r, out + r * panel_width,
-                    [&](int g, int side) { return load(bytes[g] + side * 32); },
-                    [&](int part, int side) { return _mm256_load_ps(factors[part] + side * 8); });
-        }
+        if constexpr (height <= rows_at_once)
+            add_block<height, layout>(
+                x, facts, out, [&](int g, int side) { return load_codes<layout>(panel, g, side); },
+                [&](int g, int side) { return load_signs<height>(panel, g, side); },
+                [&](int part, int side) { return load_begin<layout, height>(panel, part, side); },
+                [&](int part, int side) { return load_scales<layout>(panel + code_bytes(layout), part, side); });
+        else
+            add_unpacked<height>(Unpacked<layout>(panel), x, facts, out);
         panel += group_bytes(layout);
         x += height * 32;
         facts += height;
