@@ -15,8 +15,8 @@ PROMPTS = (4, 20, 40, 128, 300)
 DECODES = (1, 2, 8, 32, 128)
 """Sequences that have one token in a step that has a prompt as well."""
 
-LISTED = (0, 5, 20)
-"""Likeliest tokens that requests want to be told, as a rule."""
+LISTED = (0, 1, 2, 4, 8, 16, 20)
+"""Likeliest tokens that requests want to be told: up to 20, each kernel for as many as the next power of two."""
 
 
 def empty_step(lengths: Sequence[int]) -> StepBatch:
