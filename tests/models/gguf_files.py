@@ -36,9 +36,12 @@ def write_checkpoint(name: str, folder: Path) -> None:
 
 def write_gguf(folder: Path, name: str, path: Path, **changes: Any) -> None:
     """`changes`: layers, another number of them than there are; extra, tensors that are added; keys, metadata that is
-    added, changed, or with None left out; arch, another one; config, where it is not config_of(name)."""
+    added, changed, or with None left out; split, the most tensors of a file; arch, another one; config, where it is
+    not config_of(name)."""
     case, config = CASES[name], changes.get("config") or config_of(name)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[changes.get("arch", case.arch)])
+    writer = gguf.GGUFWriter(
+        path, gguf.MODEL_ARCH_NAMES[changes.get("arch", case.arch)], split_max_tensors=changes.get("split", 0)
+    )
     writer.add_context_length(256)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(changes.get("layers", config.num_hidden_layers))

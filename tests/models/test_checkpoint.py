@@ -14,6 +14,7 @@ from small_checkpoints import write_decoder
 
 from tokenworks.models.checkpoint import open_checkpoint
 from tokenworks.models.files.gguf import open_gguf
+from tokenworks.models.files.packed_store import place_of
 from tokenworks.protocol.errors import ModelError
 
 WEIGHTS = "model.safetensors"
@@ -166,6 +167,29 @@ def test_gguf_rope_divisors(written: Path, tmp_path: Path) -> None:
     write_gguf(written, "llama", tmp_path / "m.gguf", extra={"rope_freqs.weight": divisors})
     frequencies = open_checkpoint(tmp_path / "m.gguf").tensors["rope.global"].data.view(np.float32)
     np.testing.assert_allclose(frequencies, 10000.0 ** -np.array([0, 0.25, 0.5, 0.75]) / divisors, rtol=1e-6)
+
+
+def test_gguf_in_parts(written: Path, tmp_path: Path) -> None:
+    write_gguf(written, "llama", tmp_path / "whole.gguf")
+    write_gguf(written, "llama", tmp_path / "m.gguf", split=12)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    whole, joined = (open_checkpoint(path) for path in (tmp_path / "whole.gguf", parts[0]))
+    assert len(parts) == 3 and parts[0].name == "m-00001-of-00003.gguf"
+    assert joined.config == whole.config and set(joined.tensors) == set(whole.tensors)
+    for name in whole.tensors:
+        np.testing.assert_array_equal(joined.tensors[name].data, whole.tensors[name].data)
+    place = place_of(parts[0], 1)
+    assert place is not None and [Path(source.path) for source in place.sources] == parts
+    with pytest.raises(ModelError, match=r"name m-00001-of-00003\.gguf"):
+        open_checkpoint(parts[1])
+    parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ModelError, match="one of 3 files"):
+        open_checkpoint(tmp_path / "renamed.gguf")
+    (tmp_path / "renamed.gguf").rename(parts[0])
+    parts[2].unlink()
+    with pytest.raises(ModelError, match=r"m-00003-of-00003\.gguf: cannot be read"):
+        open_checkpoint(parts[0])
+    assert place_of(parts[0], 1) is None
 
 
 def test_gguf_files_that_do_not_fit(written: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ arrays are skipped when a file is opened and read when asked for.
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16
 TENSOR_TYPES = dict(enumerate(_TYPE_NAMES.split())) | {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 _MAX_RANK = 4
 _SCAN_BYTES = 1 << 20
+_PART = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _PAIRS_START = 24  # behind magic, version and the two counts
 
 
@@ -74,8 +76,38 @@ class GgufFile:
         return self.data[where.start : where.end].view(_SCALARS[where.kind].format).tolist()  # type: ignore[no-any-return]
 
 
+def part_paths(path: Path) -> list[Path]:
+    """The files of a model that llama.cpp's gguf-split divided, told by the name of one; of any other, itself alone."""
+    named = _PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    numbers = range(1, int(named["count"]) + 1)
+    return [path.with_name(f"{named['stem']}-{number:05d}-of-{named['count']}.gguf") for number in numbers]
+
+
 def open_gguf(path: Path) -> GgufFile:
-    """Maps a file and reads its header. Raises ModelError: not a GGUF file, truncated, an unknown tensor type."""
+    """Maps a file, and those that follow the first of several, and reads their headers.
+
+    Raises ModelError: not a GGUF file, truncated, an unknown tensor type, not the first part, a part missing.
+    """
+    file = _open_one(path)
+    count = file.metadata.get("split.count", 1)
+    tensors = dict(file.tensors)
+    if count not in (0, 1):
+        paths = part_paths(path)
+        if len(paths) != count or path != paths[0]:
+            first = "the first of them" if len(paths) != count else paths[0].name
+            raise ModelError(
+                f"{path} is one of {count} files of a model: name {first}, with all beside it under names that end in "
+                "-00001-of-00002.gguf and so on."
+            )
+        for part in paths[1:]:
+            tensors |= _open_one(part).tensors
+    return replace(file, tensors=_with_scales(path, tensors))
+
+
+def _open_one(path: Path) -> GgufFile:
+    """One file, the scales of its tensors not yet joined with them."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -104,7 +136,7 @@ def open_gguf(path: Path) -> GgufFile:
     if len(tensors) != tensor_count:
         raise ModelError(f"{path} is damaged: it describes a tensor twice.")
     pairs = data[_PAIRS_START:pairs_end]
-    return GgufFile(path, metadata, _with_scales(path, tensors), data, pairs, pair_count, alignment)
+    return GgufFile(path, metadata, tensors, data, pairs, pair_count, alignment)
 
 
 def _with_scales(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tokenworks.config import data_directory
 from tokenworks.kernels.backend import Source
 from tokenworks.kernels.cpu.packed_file import read_index
+from tokenworks.models.files.gguf import part_paths
 from tokenworks.protocol.clock import wall_time_s
 
 HEAD_BYTES = 256 << 10
@@ -92,7 +93,7 @@ def place_of(checkpoint: Path, limit_mb: int, dtype: str = "auto") -> PackedPlac
         return None
     path = checkpoint.resolve()
     kinds = ("*.json", "*.safetensors", "*.bin")
-    files = [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
+    files = part_paths(path) if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind))
     try:
         sources = tuple(_source(file) for file in files)
     except OSError:

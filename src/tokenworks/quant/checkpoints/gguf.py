@@ -13,7 +13,7 @@ import numpy as np
 from tokenworks.kernels.tensor import Tensor
 from tokenworks.models.architectures import GGUF_ARCHITECTURES
 from tokenworks.models.checkpoint import Checkpoint
-from tokenworks.models.files.gguf import TENSOR_TYPES, open_gguf
+from tokenworks.models.files.gguf import TENSOR_TYPES, open_gguf, part_paths
 from tokenworks.models.files.stacked import whole_of
 from tokenworks.protocol.errors import InvalidRequest
 from tokenworks.quant.checkpoints.pieces import by_tensor, whole
@@ -30,6 +30,8 @@ def write_gguf(path: Path, source: Checkpoint, quantised: Mapping[str, Quantised
         raise InvalidRequest(
             f"{source.path}: a GGUF file is written from a GGUF file only. Use --layout compressed-tensors."
         )
+    if len(part_paths(source.path)) > 1:
+        raise InvalidRequest(f"{source.path}: one GGUF file is written from one only. Use --layout compressed-tensors.")
     file = open_gguf(source.path)
     names = GGUF_ARCHITECTURES[str(file.metadata["general.architecture"])]().files
     tensors = dict(file.tensors)
