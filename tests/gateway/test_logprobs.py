@@ -34,3 +34,11 @@ def test_part_of_a_character_has_its_bytes() -> None:
     content = chat_logprobs(entries(ids), Vocabulary(tokenizer), False).content
     assert [item.bytes for item in content] == [[0xC3], [0xA9]]
     assert [item.token for item in content] == ["\ufffd", "\ufffd"]
+
+
+def test_of_tokens_that_look_alike_the_likeliest_is_shown() -> None:
+    tokenizer = byte_level()
+    first, second = tokenizer.encode("é").ids
+    entry = TokenLogprobs(first, -0.25, 1, ((first, -0.25), (second, -3.0)))
+    made = completion_logprobs([entry], Vocabulary(tokenizer), False, offset=0)
+    assert made.top_logprobs == [{"\ufffd": made.token_logprobs[0]}] == [{"\ufffd": -0.25}]

@@ -63,7 +63,9 @@ def completion_logprobs(
     if first_id is not None:
         add(first_id, None, None)
     for entry in entries:
-        top = {_name(vocabulary, token_id, as_ids): logprob for token_id, logprob in entry.top}
-        top.setdefault(_name(vocabulary, entry.token_id, as_ids), entry.logprob)
+        top: dict[str, float] = {}
+        for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
+            # Parts of characters share a name. The likeliest keeps it: harnesses compare the greatest with the token's.
+            top.setdefault(_name(vocabulary, token_id, as_ids), logprob)
         add(entry.token_id, entry.logprob, top)
     return result
