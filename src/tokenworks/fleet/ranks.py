@@ -67,8 +67,8 @@ class Ranks:
         if status == 0:  # as it ends when this process does
             return
         if status != UNUSABLE_STATUS:  # then it has said itself what is wrong with the model
-            sys.stderr.write(f"Rank {rank} of {self.count} (tensor_parallel) {describe_exit(status)}.\n")
-            sys.stderr.flush()
+            # Not to sys.stderr: PyTorch's excepthook swaps it for a string while it calls ours.
+            os.write(2, f"Rank {rank} of {self.count} (tensor_parallel) {describe_exit(status)}.\n".encode())
             status = LOST_STATUS
         os._exit(status)  # the main thread may wait for the lost one in a call that nothing interrupts
 
