@@ -123,22 +123,35 @@ int segments_of(const AttendArgs& args) {
     return (positions + segment - 1) / segment;
 }
 
-int tasks_of(const AttendArgs& args, int rows_in_task) {
-    int blocks = 0;
-    for (int s = 0; s < args.sequences; s++)
-        blocks += (args.row_starts[s + 1] - args.row_starts[s] + rows_in_task - 1) / rows_in_task;
-    return blocks * args.kv_heads;
+// What a step's tasks come to, in (row, segment) pairs of a KV head.
+struct Load {
+    int tasks;
+    int64_t whole, longest;  // all tasks; the longest of them
+};
+
+Load load_of(const AttendArgs& args, int rows_in_task) {
+    Load load{};
+    for (int s = 0; s < args.sequences; s++) {
+        const int begin = args.row_starts[s], rows = args.row_starts[s + 1] - begin;
+        const int64_t segments = ((args.cache.k ? args.positions[begin] : 0) + rows + segment - 1) / segment;
+        load.tasks += (rows + rows_in_task - 1) / rows_in_task * args.kv_heads;
+        load.whole += rows * segments * args.kv_heads;
+        const int64_t task = (rows < rows_in_task ? rows : rows_in_task) * segments;
+        load.longest = task > load.longest ? task : load.longest;
+    }
+    return load;
 }
 
 template <typename Path>
 void attend_by(const AttendArgs& args, Share& share) {
-    // Enough rows to make loading K and V cheap; enough pieces of work to go round.
+    // Enough rows to make loading K and V cheap; enough pieces of work to go round, none much longer than the others.
     const int segments = segments_of(args), pieces = 8 * share.parts;
     int rows = attend_task_rows(args.heads, args.kv_heads);
-    const bool split = tasks_of(args, rows) < pieces && segments > 1 &&
+    const Load load = load_of(args, rows);
+    const bool split = load.whole < pieces * load.longest && segments > 1 &&
                        int64_t{args.rows} * args.heads * segments <= args.partials;
     const int parts_of_task = split ? segments : 1;
-    while (rows > 4 && tasks_of(args, rows) * parts_of_task < pieces) rows /= 2;
+    while (rows > 4 && load_of(args, rows).tasks * parts_of_task < pieces) rows /= 2;
     const int all_rows = rows * group_of(args), wide = whole_panels(value_size(args));
     float* memory = args.scratch + share.part * attend_thread_floats(args.heads, args.kv_heads, args.head_size);
     const Partial total = partial_at(memory, all_rows, wide);
